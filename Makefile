@@ -1,0 +1,28 @@
+# `make quickstart` and `make test` set up everything they need and then do one thing.
+VENV := .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+
+.PHONY: quickstart test lint demo-model
+
+quickstart: $(READY)
+	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite true
+
+test: $(READY)
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# Trains the embedded demo model again and puts it into the package.
+demo-model: $(READY)
+	$(RUN) -m lightning_kfac.data.demo
+	$(RUN) train.py fit --config configs/demo_model.yaml --overwrite true
+	cp runs/demo_model/model/* lightning_kfac/assets/demo/
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $(READY)

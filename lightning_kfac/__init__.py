@@ -1,0 +1,20 @@
+"""Collect the K-FAC curvature of a language model, edit its weights in the curvature basis, measure both."""
+
+from lightning_kfac.collect import collect_factors
+from lightning_kfac.editor import EditConfig, EditReport, KFACEditor
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
+from lightning_kfac.math.selection import select_components, select_products
+
+__all__ = [
+    "EditConfig",
+    "EditReport",
+    "InputError",
+    "KFACEditor",
+    "KroneckerFactors",
+    "collect_factors",
+    "load_factors",
+    "save_factors",
+    "select_components",
+    "select_products",
+]

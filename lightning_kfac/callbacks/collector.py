@@ -1,0 +1,112 @@
+"""CurvatureCollector: carries batches to the capture and writes the factors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+
+from lightning_kfac.batch import TokenBatch
+from lightning_kfac.capture import CurvatureCapture
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors import KroneckerFactors, save_factors
+from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.targets import Blocks, resolve_targets
+
+
+class CurvatureCollector(Callback):
+    """Accumulates A and G of the chosen layers during ``fit``, sums them over ranks and saves them.
+
+    Args:
+        blocks: Transformer blocks by index, negative from the end, or ``all``.
+        projections: Any of gate, up, down, q, k, v, o.
+        modules: Instead of both: regular expressions on dotted names.
+
+    Attributes:
+        factors: By dotted layer name, on every rank, after the last batch.
+        metadata: What ``factors/metadata.json`` says beside the layers.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks = "all",
+        projections: Sequence[str] = ("gate", "up", "down"),
+        modules: Sequence[str] | None = None,
+    ):
+        self.blocks, self.projections, self.modules = blocks, projections, modules
+        self.factors: dict[str, KroneckerFactors] | None = None
+        self.metadata: dict = {}
+        self._capture: CurvatureCapture | None = None
+
+    def targets(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The tracked layers by dotted name; raises ``InputError`` for what does not exist."""
+        return resolve_targets(model, self.blocks, self.projections, self.modules)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not pl_module.frozen:
+            raise InputError("CurvatureCollector needs a frozen model: leave model.training out")
+        if trainer.accumulate_grad_batches != 1:
+            raise InputError("trainer.accumulate_grad_batches must be 1: Lightning would divide the loss by it")
+        if trainer.max_epochs != 1:
+            raise InputError("trainer.max_epochs must be 1: set data.max_tokens to collect on more or less text")
+        plugin = trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.precision == "16-mixed":
+            raise InputError(
+                "trainer.precision 16-mixed scales the loss, and G by its square; use bf16-mixed or 32-true"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers = self.targets(pl_module.model)
+        self.metadata = {
+            "model": pl_module.model_name or "random weights",
+            "fingerprint": weights_fingerprint(pl_module.model, layers),
+            "tokenizer": trainer.datamodule.tokenizer_name,
+            "corpus": trainer.datamodule.corpus.label,
+            "labels": pl_module.labels,
+            "precision": f"{next(pl_module.model.parameters()).dtype}".removeprefix("torch."),
+            "seed": pl_module.seed,
+            "world_size": trainer.world_size,
+        }
+        self._capture = CurvatureCapture(layers)
+        self._capture.__enter__()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
+        self._capture.valid = TokenBatch.from_dict(batch).valid
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self._capture.check_finite(outputs["loss"], f"batch {batch_idx}")
+        if trainer.is_last_batch:  # before the evaluation, so that it can fail without losing the factors
+            self._finish(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.factors is None:
+            self._finish(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def _finish(self, trainer: Trainer) -> None:
+        self._capture.reduce(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
+        self.factors = self._capture.factors()
+        self._release()
+        self.metadata["n_tokens"] = next(iter(self.factors.values())).n_tokens
+        if trainer.is_global_zero:
+            save_factors(self.factors, Path(trainer.default_root_dir) / "factors", self.metadata)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({"collect/n_tokens": self.metadata["n_tokens"]}, trainer.global_step)
+
+    def _release(self) -> None:
+        if self._capture is not None:
+            self._capture.__exit__()
+            self._capture = None
+
+
+def find_collector(trainer: Trainer) -> CurvatureCollector:
+    """The trainer's collector, which an edit needs before it in the list of callbacks."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, CurvatureCollector):
+            return callback
+    raise InputError("EditCallback needs a CurvatureCollector before it in trainer.callbacks")

@@ -1,0 +1,107 @@
+"""RunReport: results.jsonl, the table of before and after, and example continuations."""
+
+import math
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_kfac.callbacks.edit import EditCallback
+from lightning_kfac.data.datamodule import MEMORIZED
+from lightning_kfac.progress import console
+from lightning_kfac.run_folder import RunFolder
+from lightning_kfac.tables import Example, comparison_table, examples_markdown, examples_table
+
+EXAMPLES = 3
+
+
+class RunReport(Callback):
+    """Records every evaluation of a run and shows at the end what changed.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.evaluations: dict[str, dict] = {}
+        self.continuations: dict[str, dict[int, list[int]]] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stage = pl_module.stage
+        self.evaluations[stage] = pl_module.results
+        self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
+        if trainer.is_global_zero:
+            row = {"stage": stage, **{k: _plain(v) for k, v in pl_module.results.items()}}
+            row["edit"] = _edit_row(trainer) if stage == "edited" else None
+            self.folder.append_result(row | {"model": pl_module.model_name})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        if self.evaluations:
+            console.print(comparison_table(self.evaluations))
+        if self.continuations.get("edited"):
+            examples = self._examples(trainer)
+            console.print(examples_table(examples))
+            if isinstance(trainer.logger, TensorBoardLogger):
+                writer = trainer.logger.experiment
+                writer.add_text("continuations", examples_markdown(examples), trainer.global_step)
+        self._log_hyperparameters(trainer, pl_module)
+
+    def on_validate_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.evaluations:
+            console.print(comparison_table(self.evaluations))
+
+    def _examples(self, trainer: Trainer) -> list[Example]:
+        """Sequences that this rank decoded before and after; first those that the edit changed."""
+        before, after = self.continuations["baseline"], self.continuations["edited"]
+        sequences = trainer.datamodule.sequences(MEMORIZED)
+        changed = [i for i in sorted(after) if before.get(i) == list(sequences[i].suffix) != after[i]]
+        rest = [i for i in sorted(after) if i not in changed]
+        decode = trainer.datamodule.tokenizer.decode
+        return [
+            Example(decode(sequences[i].prefix), decode(sequences[i].suffix), decode(before[i]), decode(after[i]))
+            for i in [*changed, *rest][:EXAMPLES]
+        ]
+
+    def _log_hyperparameters(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(trainer.logger, TensorBoardLogger) or not self.evaluations:
+            return
+        settings = {
+            "model": pl_module.model_name,
+            "labels": pl_module.labels,
+            "corpus": trainer.datamodule.corpus.label,
+            "max_tokens": trainer.datamodule.max_tokens,
+            "seq_len": trainer.datamodule.seq_len,
+            "seed": pl_module.seed,
+        }
+        last = list(self.evaluations)[-1]
+        edit = _edit_row(trainer) or {}
+        settings |= {f"edit/{key}": str(value) for key, value in edit.items() if value is not None}
+        metrics = {f"hp/{key}": value for key, value in self.evaluations[last].items() if value is not None}
+        trainer.logger.log_hyperparams({k: v for k, v in settings.items() if v is not None}, metrics)
+        trainer.logger.save()
+
+
+def _edit_row(trainer: Trainer) -> dict | None:
+    """The field ``edit`` of a result."""
+    report = next((c.report for c in trainer.callbacks if isinstance(c, EditCallback)), None)
+    if report is None:
+        return None
+    config = report.config
+    return {
+        "formula": config.formula,
+        "rho": config.rho,
+        "blocks": config.blocks,
+        "projections": config.projections,
+        "alpha": None,
+        "mix": None,
+        "mode": config.mode,
+        "fraction_kept": report.fraction_kept,
+        "relative_change": report.relative_change,
+    }
+
+
+def _plain(value: float | int | None) -> float | int | None:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,199 @@
+"""Where text comes from: the embedded corpus, local files, or a data set on the Hugging Face hub."""
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_kfac.errors import InputError
+
+# Names of the original tool.
+ALIASES = {"olmo": "allenai/olmo-mix-1124", "dolmo": "allenai/dolmino-mix-1124"}
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+SUFFIXES = (*JSON_LINES, ".parquet", ".txt", ".md")
+COMPRESSION = (".gz", ".zst")
+# A mixture keeps its sources in separate files; reading this many in turn samples them all.
+FILES_IN_TURN = 16
+
+
+@dataclass
+class Corpus:
+    """A source of documents.
+
+    Args:
+        embedded: Use the text that ships with Python: language reference and docstrings.
+        source: A file or folder of text, JSONL or Parquet, or a data set of the Hugging Face hub
+            (``olmo`` and ``dolmo`` stand for the OLMo-2 mixes).
+        subset: Configuration name of a hub data set.
+        split: Split of a hub data set; of the embedded corpus ``train``, ``heldout`` or ``all``.
+        text_field: Field of JSONL and Parquet records that holds the text.
+    """
+
+    embedded: bool = False
+    source: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+
+    def __post_init__(self):
+        if self.embedded == bool(self.source):
+            raise InputError("corpus: give either `embedded: true` or a `source` (file, folder or hub data set)")
+        if self.embedded and self.split not in ("train", "heldout", "all"):
+            raise InputError(f"corpus: the embedded corpus has the splits train, heldout and all, not {self.split!r}")
+        self.source = ALIASES.get(self.source, self.source)
+
+    @classmethod
+    def parse(cls, value: "str | Corpus") -> "Corpus":
+        """Accepts the short forms of the command line: ``embedded``, a path, or a hub name."""
+        if isinstance(value, Corpus):
+            return value
+        return cls(embedded=True) if value == "embedded" else cls(source=value)
+
+    @property
+    def label(self) -> str:
+        """How metadata and messages name this corpus."""
+        if self.embedded:
+            return f"embedded:{self.split}"
+        return ":".join(part for part in (self.source, self.subset, self.split) if part)
+
+    def state(self) -> list:
+        """What may change behind an unchanged name: the Python version, or files' sizes and times."""
+        if self.embedded:
+            return list(sys.version_info[:3])
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _local_files(self.source)]
+
+    def check(self) -> None:
+        """Raises ``InputError`` where a local source can already be seen to be unusable."""
+        if not self.embedded and (local := _local_files(self.source)):
+            next(_documents_of_file(str(local[0]), self.text_field), None)
+
+    def documents(self) -> Iterator[str]:
+        """Yields texts: all of the embedded corpus, or a stream over the source's files.
+
+        Several files are read in turn, in an order that is shuffled once with a fixed seed, so that
+        the beginning of the stream is a sample of the whole mixture.
+        """
+        if self.embedded:
+            yield from _embedded_texts(self.split)
+            return
+        files = [str(path) for path in _local_files(self.source)] or self._hub_files()
+        if not files:
+            yield from self._hub_stream()
+            return
+        random.Random(0).shuffle(files)
+        yield from _in_turn([_documents_of_file(file, self.text_field) for file in files])
+
+    def _hub_files(self) -> list[str]:
+        """The JSONL and Parquet files of a hub data set; empty if it is made of something else.
+
+        Each file is streamed by itself: mixtures such as the OLMo-2 ones have files whose columns
+        differ, which one stream over all of them refuses.
+        """
+        from datasets import load_dataset_builder
+
+        try:
+            data_files = load_dataset_builder(self.source, self.subset).config.data_files or {}
+        except Exception as error:
+            raise InputError(f"corpus {self.source}: {_first_line(error)}") from error
+        files = [str(file) for file in data_files.get(self.split, [])]
+        return files if all(_kind(file) in (*JSON_LINES, ".parquet") for file in files) else []
+
+    def _hub_stream(self) -> Iterator[str]:
+        from datasets import load_dataset
+
+        try:
+            rows = load_dataset(self.source, self.subset, split=self.split, streaming=True)
+        except Exception as error:
+            raise InputError(f"corpus {self.source}: {_first_line(error)}") from error
+        for row in rows:
+            yield _text_of(row, self.text_field, self.source)
+
+
+def _embedded_texts(split: str) -> Iterator[str]:
+    from lightning_kfac.data.demo import planted_documents
+    from lightning_kfac.data.embedded import embedded_documents, split_documents
+
+    excluded = planted_documents()
+    yield from (document.text for document in split_documents(embedded_documents(), split, excluded))
+
+
+def _local_files(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        if _kind(path.name) not in SUFFIXES:
+            raise InputError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)} (or .gz, .zst)")
+        return [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p.name) in SUFFIXES)
+        if not files:
+            raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file")
+        return files
+    if _kind(source) in SUFFIXES or source.startswith(("/", "./", "../", "~")):
+        raise InputError(f"{path}: no such file or folder")
+    return []
+
+
+def _kind(name: str) -> str:
+    path = Path(name)
+    return (path.with_suffix("") if path.suffix in COMPRESSION else path).suffix
+
+
+def _documents_of_file(file: str, text_field: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    kind = _kind(file)
+    if kind == ".parquet":
+        options = {"path": "parquet", "columns": [text_field]}
+    else:
+        # JSONL is read line by line: records of one file may differ in their columns.
+        options = {"path": "text", "sample_by": "line" if kind in JSON_LINES else "document"}
+    try:
+        rows = load_dataset(**options, data_files=[file], split="train", streaming=True)
+        for number, row in enumerate(rows, start=1):
+            if kind in JSON_LINES:
+                if not row["text"].strip():
+                    continue
+                row = _parse_json(row["text"], f"{file}, line {number}")
+            else:
+                text_field = "text" if kind != ".parquet" else text_field
+            yield _text_of(row, text_field, f"{file}, record {number}")
+    except InputError:
+        raise
+    except Exception as error:  # the readers below raise a dozen types for a damaged file
+        raise InputError(f"{file}: cannot be read: {_first_line(error)}") from error
+
+
+def _parse_json(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _text_of(row: dict, field: str, where: str) -> str:
+    text = row.get(field)
+    if not isinstance(text, str):
+        raise InputError(f"{where}: no text in field {field!r}; fields here: {', '.join(row)}")
+    return text
+
+
+def _in_turn(sources: list[Iterator[str]]) -> Iterator[str]:
+    active, waiting = sources[:FILES_IN_TURN], sources[FILES_IN_TURN:]
+    while active:
+        for source in list(active):
+            text = next(source, None)
+            if text is not None:
+                yield text
+            elif waiting:
+                active[active.index(source)] = waiting.pop(0)
+            else:
+                active.remove(source)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,222 @@
+"""The LightningDataModule: corpus, held-out text and memorized sets."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.loading import TokenRows, row_loader, sequence_loader
+from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
+from lightning_kfac.data.packing import row_offsets, tokenize_documents
+from lightning_kfac.errors import InputError
+from lightning_kfac.loading import load_tokenizer
+from lightning_kfac.progress import track_count
+
+WINDOW_PREFIX, WINDOW_SUFFIX = 64, 48
+HELDOUT = "heldout"
+MEMORIZED = "memorized"
+
+
+class TextData(LightningDataModule):
+    """Text to collect curvature on, text to measure perplexity on, sequences to measure recitation on.
+
+    Args:
+        corpus: ``embedded``, a file or folder (text, JSONL, Parquet), a hub data set name, or a
+            mapping with the fields of ``Corpus``. Documents are joined with the EOS token and packed.
+        max_tokens: Token budget of the corpus; null takes all of it.
+        seq_len: Tokens a row.
+        batch_size: Rows a batch, on each rank.
+        heldout: Text for perplexity and nDCG, like ``corpus``; null measures neither.
+        heldout_tokens: Token budget of the held-out text.
+        memorized: JSONL file of memorized sequences (``demo:FILE`` names an embedded one).
+        sets: Further memorized sets, name to file; their metrics carry the name as a prefix.
+        eval_batch_size: Rows a batch in evaluation.
+        tokenizer: Hub name or folder; by default the model's own.
+        planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
+        exposures: How often each planted row appears.
+        shuffle: Shuffle the rows (training; a collection does not need it).
+    """
+
+    def __init__(
+        self,
+        corpus: str | Corpus = "embedded",
+        max_tokens: int | None = None,
+        seq_len: int = 512,
+        batch_size: int = 8,
+        heldout: str | Corpus | None = None,
+        heldout_tokens: int = 100_000,
+        memorized: str | None = None,
+        sets: dict[str, str] | None = None,
+        eval_batch_size: int = 64,
+        tokenizer: str | None = None,
+        planted: list[str] | None = None,
+        exposures: int = 1,
+        shuffle: bool = False,
+    ):
+        super().__init__()
+        self.corpus = Corpus.parse(corpus)
+        self.heldout = None if heldout is None else Corpus.parse(heldout)
+        if heldout == "embedded":
+            self.heldout = Corpus(embedded=True, split="heldout")
+        self.max_tokens, self.heldout_tokens, self.seq_len = max_tokens, heldout_tokens, seq_len
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.memorized_files = ({MEMORIZED: memorized} if memorized else {}) | (sets or {})
+        self.tokenizer_name = tokenizer
+        self.planted_files, self.exposures, self.shuffle = planted or [], exposures, shuffle
+        for name, value in (("max_tokens", max_tokens), ("seq_len", seq_len), ("batch_size", batch_size)):
+            if value is not None and value < (2 if name != "batch_size" else 1):
+                raise InputError(f"data.{name} is {value}; it must be positive, and a row needs two tokens")
+        if HELDOUT in self.memorized_files:
+            raise InputError(f"data.sets: the name {HELDOUT!r} stands for the held-out text; choose another")
+        self._tokenizer = None
+        self._sequences: dict[str, list[MemorizedSequence]] | None = None
+        self._tokens: dict[str, np.ndarray] = {}
+
+    # -- checks, before anything expensive ---------------------------------------------------------
+
+    def check(self, vocab_size: int, max_positions: int | None) -> None:
+        """Reads what is cheap to read and raises ``InputError`` for what cannot work.
+
+        Args:
+            vocab_size: Token ids must lie below it.
+            max_positions: Longest row that the model takes, if it has a limit.
+        """
+        if max_positions is not None and self.seq_len > max_positions:
+            raise InputError(f"data.seq_len is {self.seq_len}, but the model takes at most {max_positions} positions")
+        self.load_sequences(vocab_size)
+        for corpus in (self.corpus, self.heldout):
+            if corpus is not None:
+                corpus.check()
+
+    def load_sequences(self, vocab_size: int) -> dict[str, list[MemorizedSequence]]:
+        """The memorized sets by name, checked."""
+        if self._sequences is None:
+            self._sequences = {
+                name: load_memorized(file, self.tokenizer, vocab_size) for name, file in self.memorized_files.items()
+            }
+        return self._sequences
+
+    def sequences(self, name: str) -> list[MemorizedSequence]:
+        """A memorized set that ``load_sequences`` has read."""
+        return self._sequences[name]
+
+    @property
+    def tokenizer(self):
+        """The tokenizer, loaded at first use."""
+        if self._tokenizer is None:
+            if self.tokenizer_name is None:
+                raise InputError("data.tokenizer is not set, and the model has no folder or hub name to take it from")
+            self._tokenizer = load_tokenizer(self.tokenizer_name)
+        return self._tokenizer
+
+    # -- Lightning -----------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Tokenizes each text once into the run folder (one process a node)."""
+        if not self._only_validating():
+            self._tokenize("corpus", self.corpus, self.max_tokens)
+        if self.heldout is not None:
+            self._tokenize(HELDOUT, self.heldout, self.heldout_tokens)
+
+    def setup(self, stage: str) -> None:
+        """Maps the tokenized text into memory and reads the memorized sets (every process)."""
+        self.load_sequences(self.trainer.lightning_module.vocab_size)
+        if not self._only_validating():
+            self._tokens["corpus"] = self._tokenize("corpus", self.corpus, self.max_tokens)
+        if self.heldout is not None:
+            self._tokens[HELDOUT] = self._tokenize(HELDOUT, self.heldout, self.heldout_tokens)
+
+    @property
+    def validation_names(self) -> list[str]:
+        """Names of the validation loaders, in order: memorized sets, then the held-out text."""
+        return [*self.memorized_files, *([HELDOUT] if self.heldout is not None else [])]
+
+    def train_dataloader(self) -> DataLoader:
+        """Packed rows of the corpus, for training with the planted rows among them."""
+        rows = self._rows("corpus")
+        for file in self.planted_files:
+            rows = _with_planted(rows, load_memorized(file, self.tokenizer, self._vocab_size), self.exposures)
+        return row_loader(rows, self.batch_size, *self._rank, shuffle_seed=0 if self.shuffle else None)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader for each of ``validation_names``."""
+        loaders = [sequence_loader(s, self.eval_batch_size, *self._rank) for s in self._sequences.values()]
+        if self.heldout is not None:
+            loaders.append(row_loader(self._rows(HELDOUT), self.batch_size, *self._rank))
+        return loaders
+
+    def predict_dataloader(self) -> DataLoader:
+        """Windows of prefix and suffix over the corpus, one after the other."""
+        tokens = self._tokens["corpus"]
+        starts = range(0, len(tokens) - WINDOW_PREFIX - WINDOW_SUFFIX + 1, WINDOW_PREFIX + WINDOW_SUFFIX)
+        if not starts:
+            raise InputError(f"the corpus is shorter than one window of {WINDOW_PREFIX} + {WINDOW_SUFFIX} tokens")
+        return sequence_loader(Windows(tokens, starts), self.eval_batch_size, *self._rank)
+
+    def _rows(self, name: str) -> TokenRows:
+        tokens = self._tokens[name]
+        return TokenRows(tokens, row_offsets(len(tokens), self.seq_len))
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        return self.trainer.global_rank, self.trainer.world_size
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.trainer.lightning_module.vocab_size
+
+    def _only_validating(self) -> bool:
+        return self.trainer.state.fn == "validate"
+
+    def _tokenize(self, name: str, corpus: Corpus, max_tokens: int | None) -> np.ndarray:
+        identity = (corpus, corpus.state(), max_tokens, _tokenizer_key(self.tokenizer))
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        path = Path(self.trainer.default_root_dir) / "data" / f"{name}-{key}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with track_count(f"tokenize {corpus.label}", "tokens", total=max_tokens) as advance_to:
+                tokens = tokenize_documents(corpus.documents(), self.tokenizer, max_tokens, advance_to)
+            if max_tokens is not None and len(tokens) < max_tokens:
+                print(f"{corpus.label} has {len(tokens):,} tokens, fewer than the {max_tokens:,} asked for")
+            partial = path.with_suffix(f".part{os.getpid()}")
+            with open(partial, "wb") as file:
+                np.save(file, tokens)
+            partial.replace(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+class Windows(Sequence[MemorizedSequence]):
+    """Windows of a corpus in the form of a memorized set.
+
+    Args:
+        tokens: int32 [n_tokens].
+        starts: First position of each window.
+    """
+
+    def __init__(self, tokens: np.ndarray, starts: Sequence[int]):
+        self.tokens, self.starts = tokens, starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> MemorizedSequence:
+        ids = self.tokens[self.starts[index] :][: WINDOW_PREFIX + WINDOW_SUFFIX].tolist()
+        return MemorizedSequence(ids[:WINDOW_PREFIX], ids[WINDOW_PREFIX:])
+
+
+def _with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: int) -> TokenRows:
+    extra = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in planted] * exposures
+    lengths = np.array([len(row) for row in extra])
+    offsets = np.concatenate([rows.offsets, rows.offsets[-1] + lengths.cumsum()])
+    return TokenRows(np.concatenate([rows.tokens, *extra]), offsets)
+
+
+def _tokenizer_key(tokenizer) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{text}{tokenizer.eos_token_id}".encode()).hexdigest()

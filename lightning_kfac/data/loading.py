@@ -1,0 +1,117 @@
+"""Token rows and memorized sequences as data loaders, shared out over ranks without duplicates."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_kfac.data.memorized import MemorizedSequence
+from lightning_kfac.math.loss import IGNORED
+
+FILLER = -1
+
+
+class ShardedBatches(Sampler[list[int]]):
+    """Batches of row numbers for one rank.
+
+    Rank r takes rows r, r + W, r + 2 W, ... of the (possibly shuffled) order. All ranks yield the
+    same number of batches of the same size, because Lightning's loops wait for each other; where rows
+    run out, ``FILLER`` stands, which loaders turn into rows of weight 0.
+    """
+
+    def __init__(self, n_rows: int, batch_size: int, rank: int, world_size: int, shuffle_seed: int | None = None):
+        self.n_rows, self.batch_size, self.rank, self.world_size = n_rows, batch_size, rank, world_size
+        self.shuffle_seed = shuffle_seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch; it changes the shuffle."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(self.n_rows / self.world_size) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = np.arange(self.n_rows)
+        if self.shuffle_seed is not None:
+            np.random.default_rng((self.shuffle_seed, self.epoch)).shuffle(rows)
+        per_rank = math.ceil(self.n_rows / self.world_size)
+        mine = np.full(per_rank, FILLER)
+        taken = rows[self.rank :: self.world_size]
+        mine[: len(taken)] = taken
+        for start in range(0, per_rank, self.batch_size):
+            yield mine[start : start + self.batch_size].tolist()
+
+
+@dataclass(frozen=True)
+class TokenRows(Dataset):
+    """Rows cut from one array of tokens.
+
+    Attributes:
+        tokens: int32 [n_tokens].
+        offsets: int64 [n_rows + 1], where rows begin and end.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        row = max(index, 0)
+        ids = self.tokens[self.offsets[row] : self.offsets[row + 1]]
+        return index, torch.from_numpy(ids.astype(np.int64))
+
+
+def collate_rows(rows: list[tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Right-pads rows into a batch; a filler row keeps its tokens but has no label that counts."""
+    index = torch.tensor([i for i, _ in rows])
+    ids = pad_sequence([row for _, row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for _, row in rows], batch_first=True)
+    labels = ids.masked_fill((mask == 0) | (index == FILLER)[:, None], IGNORED)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels,
+        "sample_index": index.clamp(min=0),
+    }
+
+
+class SequenceDataset(Dataset):
+    """Memorized sequences by number; ``FILLER`` gives the first, marked as filler."""
+
+    def __init__(self, sequences: Sequence[MemorizedSequence]):
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> tuple[int, MemorizedSequence]:
+        return index, self.sequences[max(index, 0)]
+
+
+def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, list]:
+    """Token lists as they are (decoding pads them); filler rows are dropped."""
+    kept = [(i, s) for i, s in rows if i != FILLER]
+    return {
+        "index": [i for i, _ in kept],
+        "prefix": [list(s.prefix) for _, s in kept],
+        "suffix": [list(s.suffix) for _, s in kept],
+    }
+
+
+def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> DataLoader:
+    """Token rows in batches for one rank."""
+    sampler = ShardedBatches(len(rows), batch_size, rank, world, shuffle_seed)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate_rows)
+
+
+def sequence_loader(sequences: Sequence[MemorizedSequence], batch_size: int, rank: int, world: int) -> DataLoader:
+    """Memorized sequences in batches for one rank."""
+    sampler = ShardedBatches(len(sequences), batch_size, rank, world)
+    return DataLoader(SequenceDataset(sequences), batch_sampler=sampler, collate_fn=collate_sequences)

@@ -1,0 +1,152 @@
+"""Kronecker factors, and the folder they are kept in.
+
+A folder holds ``metadata.json`` and one safetensors file a layer. Only upper triangles are stored; an
+A that several layers share is stored once, and metadata says where.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.math.covariance import pack_upper, unpack_upper
+
+FORMAT = 1
+METADATA = "metadata.json"
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """Curvature of one layer: its Fisher is approximated by G (x) A.
+
+    Attributes:
+        A: float32 [d_in, d_in], mean of a a^T over valid positions.
+        G: float32 [d_out, d_out], mean of g g^T over valid positions.
+        n_tokens: Number of valid positions.
+
+    Example:
+        >>> import torch
+        >>> factors = KroneckerFactors(torch.eye(3), torch.eye(2), n_tokens=10)
+        >>> factors.shape
+        (2, 3)
+    """
+
+    A: Tensor
+    G: Tensor
+    n_tokens: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in), the shape of the layer's weight."""
+        return len(self.G), len(self.A)
+
+
+@dataclass(frozen=True)
+class FactorFolder(Mapping[str, KroneckerFactors]):
+    """Factors on disk, read layer by layer when asked for.
+
+    Attributes:
+        path: The folder.
+        metadata: Contents of ``metadata.json``.
+    """
+
+    path: Path
+    metadata: dict = field(repr=False)
+
+    def __getitem__(self, name: str) -> KroneckerFactors:
+        entry = self.metadata["layers"][name]
+        A = self._triangle(entry["A"], entry["d_in"])
+        return KroneckerFactors(A, self._triangle(entry["G"], entry["d_out"]), entry["n_tokens"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metadata["layers"])
+
+    def __len__(self) -> int:
+        return len(self.metadata["layers"])
+
+    def shared_A(self, name: str) -> str:
+        """Identifies the A of a layer; layers that share it have the same."""
+        return self.metadata["layers"][name]["A"]
+
+    def _triangle(self, place: str, size: int) -> Tensor:
+        file, _, key = place.partition(":")
+        path = self.path / Path(file).name  # never a path outside the folder
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                packed = tensors.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); the factors are damaged, collect them again") from None
+        if packed.shape != (size * (size + 1) // 2,):
+            raise InputError(f"{path}: {key} has {packed.numel()} numbers, not a triangle of size {size}")
+        return unpack_upper(packed, size)
+
+
+def save_factors(factors: Mapping[str, KroneckerFactors], path: str | Path, metadata: Mapping | None = None) -> None:
+    """Writes factors to a folder, which appears under its name only when it is complete.
+
+    Args:
+        factors: By dotted layer name.
+        path: The folder; an older one of this name is replaced.
+        metadata: Further fields for ``metadata.json``.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = tempfile.mkdtemp()
+        >>> save_factors({"fc": KroneckerFactors(torch.eye(3), torch.eye(2), 10)}, f"{folder}/factors")
+        >>> load_factors(f"{folder}/factors")["fc"].n_tokens
+        10
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    places: dict[int, str] = {}
+    layers = {}
+    for number, (name, layer) in enumerate(factors.items()):
+        file = f"layer_{number:04d}.safetensors"
+        tensors = {"G": pack_upper(layer.G.float())}
+        if id(layer.A) not in places:
+            places[id(layer.A)] = f"{file}:A"
+            tensors["A"] = pack_upper(layer.A.float())
+        save_file(tensors, partial / file, metadata={"layer": name})
+        d_out, d_in = layer.shape
+        layers[name] = {
+            "A": places[id(layer.A)],
+            "G": f"{file}:G",
+            "d_in": d_in,
+            "d_out": d_out,
+            "n_tokens": layer.n_tokens,
+        }
+    contents = {"format": FORMAT, "version": version("lightning-kfac"), **(metadata or {}), "layers": layers}
+    (partial / METADATA).write_text(json.dumps(contents, indent=2), "utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    partial.replace(path)
+
+
+def load_factors(path: str | Path) -> FactorFolder:
+    """Opens a factor folder; the tensors are read when a layer is asked for.
+
+    Returns:
+        A mapping from dotted layer names to ``KroneckerFactors``, with ``.metadata``.
+
+    Raises:
+        InputError: Not a factor folder, or one of another format.
+    """
+    path = Path(path)
+    try:
+        metadata = json.loads((path / METADATA).read_text("utf-8"))
+        known, layers = metadata["format"], metadata["layers"]
+    except FileNotFoundError:
+        raise InputError(f"{path}: not a factor folder: it has no {METADATA}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / METADATA}: cannot be read ({error!r}); the factors are damaged") from None
+    if known != FORMAT or not isinstance(layers, dict):
+        raise InputError(f"{path}: factor format {known!r}; this version reads format {FORMAT}")
+    return FactorFolder(path, metadata)

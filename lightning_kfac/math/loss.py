@@ -1,0 +1,96 @@
+"""The loss whose curvature is measured: summed token cross-entropy, with gold or sampled labels.
+
+Shapes: B rows, T positions, V vocabulary entries. Position t predicts token t + 1.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+# Tokens whose float64 softmax is held at once while sampling.
+SAMPLING_SLICE = 1024
+
+
+def valid_positions(attend: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Positions that carry loss: t and t + 1 are real tokens and label t + 1 is not -100.
+
+    Args:
+        attend: bool [B, T], True where the token is real.
+        labels: int64 [B, T] in the Hugging Face convention (unshifted), or None.
+
+    Returns:
+        bool [B, T]; the last position is never valid.
+    """
+    valid = torch.zeros_like(attend)
+    valid[:, :-1] = attend[:, :-1] & attend[:, 1:]
+    if labels is not None:
+        valid[:, :-1] &= labels[:, 1:] != IGNORED
+    return valid
+
+
+def next_tokens(tokens: Tensor) -> Tensor:
+    """Targets of every position: ``tokens`` shifted by one; the last column is -100. int64 [B, T]."""
+    return F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Sum over valid positions of -log softmax(logits)[target], computed in float32 or better.
+
+    A sum and not a mean: with a mean, tokens of a ragged last batch would weigh more in G.
+
+    Args:
+        logits: [B, T, V].
+        targets: int64 [B, T].
+        valid: bool [B, T].
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    targets = targets.masked_fill(~valid, IGNORED)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def uniforms(seed: int, sample_index: Tensor, position: Tensor, draw: int = 0) -> Tensor:
+    """One uniform number in [0, 1) for every token, fixed by (seed, sample, position, draw) alone.
+
+    The counter-based generator Philox (Salmon et al., SC 2011) is keyed by (seed, sample index),
+    with the draw number in its counter; position p takes the p-th number. So the numbers depend
+    neither on the batch size, nor on padding, nor on the number of ranks.
+
+    Args:
+        sample_index: int64 [B], global row numbers.
+        position: int64 [B, T], index among the row's real tokens; negative entries are clamped to 0.
+
+    Returns:
+        float64 [B, T] on the CPU.
+    """
+    position = position.cpu().clamp(min=0)
+    rows = []
+    for index, row in zip(sample_index.tolist(), position, strict=True):
+        bits = np.random.Philox(key=np.array([seed, index], dtype=np.uint64), counter=[0, 0, 0, draw])
+        stream = np.random.Generator(bits).random(int(row.max()) + 1)
+        rows.append(torch.from_numpy(stream)[row])
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
+    """Draws y ~ softmax(logits) by inverting the cumulative distribution in float64.
+
+    Args:
+        logits: [..., V].
+        u: float64 [...], uniform in [0, 1).
+
+    Returns:
+        int64 [...]: the smallest k with cdf_k > u * cdf_last.
+    """
+    flat, shape = logits.flatten(0, -2), logits.shape[:-1]
+    u = u.to(logits.device).flatten()
+    drawn = []
+    for start in range(0, len(flat), SAMPLING_SLICE):
+        part = slice(start, start + SAMPLING_SLICE)
+        cdf = flat[part].double().softmax(-1).cumsum(-1)
+        threshold = u[part, None] * cdf[:, -1:]
+        drawn.append(torch.searchsorted(cdf, threshold, right=True).squeeze(-1))
+    # Rounding can put u * cdf_last on cdf_last itself; the last class is then the right one.
+    return torch.cat(drawn).clamp(max=logits.shape[-1] - 1).view(shape)

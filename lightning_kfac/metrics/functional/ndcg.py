@@ -1,0 +1,44 @@
+"""nDCG@k of one model's next-token ranking against another's."""
+
+import torch
+from torch import Tensor
+
+
+def top_tokens(logits: Tensor, k: int = 10) -> Tensor:
+    """The k highest tokens of each position in descending order, ties by the lowest token id.
+
+    Args:
+        logits: [..., V], ranked in float32.
+
+    Returns:
+        int64 [..., k].
+    """
+    # torch.topk leaves ties open. So rank unique integers instead: a float's bits, mapped so that
+    # they order like the floats (and -0.0 equals 0.0), above the reversed token id.
+    bits = (logits.float() + 0.0).view(torch.int32)
+    ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
+    vocabulary = logits.shape[-1]
+    reversed_id = torch.arange(vocabulary - 1, -1, -1, device=logits.device)
+    keys = (ordered << 32) | reversed_id
+    return keys.topk(min(k, vocabulary), dim=-1).indices
+
+
+def ndcg(ranking: Tensor, reference: Tensor) -> Tensor:
+    """nDCG@k of each position, in float64.
+
+    The i-th token of ``reference`` (i = 0, 1, ...) has relevance k - i, every other token 0; the
+    token ranked r-th (r = 1, 2, ...) is discounted by 1 / log2(r + 1); the sum is divided by that of
+    the ideal ranking (Jarvelin and Kekalainen, 2002, with linear gain).
+
+    Args:
+        ranking: int64 [..., k], the judged model's top tokens.
+        reference: int64 [..., k], the reference model's top tokens.
+
+    Returns:
+        float64 [...]; exactly 1 where the two rankings are equal.
+    """
+    k = reference.shape[-1]
+    relevance = torch.arange(k, 0, -1, dtype=torch.float64, device=reference.device)
+    discount = torch.arange(2, k + 2, dtype=torch.float64, device=reference.device).log2().reciprocal()
+    gained = ((ranking[..., :, None] == reference[..., None, :]) * relevance).sum(-1)
+    return (gained * discount).sum(-1) / (relevance * discount).sum()

@@ -1,0 +1,175 @@
+"""The LightningModule: a causal language model, frozen for collection or trained in the ordinary way."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.batch import TokenBatch
+from lightning_kfac.data.datamodule import HELDOUT
+from lightning_kfac.decoding import greedy_continuations
+from lightning_kfac.editor import EDIT_FILE
+from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation import Evaluation
+from lightning_kfac.loading import Dtype, end_of_text_ids, load_config, load_model
+from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
+
+
+@dataclass
+class Training:
+    """Ordinary language-model training, for making a demo model.
+
+    Args:
+        lr: Peak learning rate of Muon (matrices) and AdamW (the rest), cosine to 10 %.
+        weight_decay: Of Muon.
+        warmup: Steps of linear warm-up.
+    """
+
+    lr: float = 4e-3
+    weight_decay: float = 0.1
+    warmup: int = 20
+
+
+class CausalLM(LightningModule):
+    """Loss and evaluation of a causal language model.
+
+    Without ``training`` every parameter is frozen and ``fit`` is a curvature collection: the loss is
+    the summed cross-entropy over valid positions, the optimizer does nothing, and no weight changes.
+
+    Args:
+        model_name: Hub name, local folder, or ``demo`` for the embedded model.
+        architecture: Instead of a name: a model config with ``model_type``; weights start random.
+        dtype: Of the weights; ``auto`` is the checkpoint's own (float16 becomes float32).
+        labels: ``sampled`` from the model's predictions (true Fisher), or ``gold`` from the corpus
+            (empirical Fisher).
+        seed: Keys the sampled labels and random initial weights.
+        training: Train the model instead of collecting curvature.
+        trust_remote_code: Let the model's repository run its own code.
+
+    Attributes:
+        stage: Name of the next evaluation, ``baseline`` or ``edited``.
+        results: Figures of the latest evaluation.
+    """
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        dtype: Dtype = "auto",
+        labels: Literal["sampled", "gold"] = "sampled",
+        seed: int = 0,
+        training: Training | None = None,
+        trust_remote_code: bool = False,
+    ):
+        super().__init__()
+        if seed < 0:
+            raise InputError(f"the seed must not be negative, got {seed}")
+        self.model_name, self.architecture, self.dtype_name = model_name, architecture, dtype
+        self.labels, self.seed, self.training_settings = labels, seed, training
+        self.trust_remote_code = trust_remote_code
+        self.config = load_config(model_name, architecture, trust_remote_code)
+        self.model: nn.Module | None = None
+        self.stage = "baseline"
+        self.results: dict[str, float | int] = {}
+        self.evaluation: Evaluation | None = None
+        # An edited checkpoint is no reference for itself.
+        self.reference: list[Tensor] | Literal["self"] | None = "self"
+        if model_name is not None and (resolve_path(model_name) / EDIT_FILE).is_file():
+            self.stage, self.reference = "edited", None
+
+    # -- the model -----------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model's embedding takes."""
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest row that the model takes; None where the config names no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def frozen(self) -> bool:
+        """True for a collection, False for training."""
+        return self.training_settings is None
+
+    def configure_model(self) -> None:
+        """Loads the weights (Lightning calls this in every process, after the data are there)."""
+        if self.model is None:
+            torch.manual_seed(self.seed)
+            self.model = load_model(
+                self.model_name,
+                self.dtype_name,
+                architecture=self.architecture,
+                trust_remote_code=self.trust_remote_code,
+            )
+            self.model.requires_grad_(not self.frozen)
+            self.model.train(not self.frozen)
+
+    def train(self, mode: bool = True) -> "CausalLM":
+        """Keeps a frozen model in eval mode: dropout would change its curvature."""
+        super().train(mode)
+        if self.frozen and self.model is not None:
+            self.model.eval()
+        return self
+
+    # -- fit -----------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The summed Fisher loss of a frozen model, or the mean loss of one in training."""
+        tokens = TokenBatch.from_dict(batch)
+        n_tokens = tokens.valid.sum()
+        if self.frozen:
+            loss = tokens.fisher_loss(self.model, self.labels, self.seed)
+            self.log("collect/loss_per_token", loss.detach() / n_tokens.clamp(min=1))
+            return loss
+        loss = tokens.fisher_loss(self.model, "gold", self.seed) / n_tokens.clamp(min=1)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        """Nothing to optimize in a collection; Muon and AdamW in training."""
+        if self.frozen:
+            return NoOptimizer()
+        settings = self.training_settings
+        steps = int(self.trainer.estimated_stepping_batches)
+        return training_optimizers(self.model, settings.lr, settings.weight_decay, settings.warmup, steps)
+
+    # -- evaluation ----------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        sets = [name for name in self.trainer.datamodule.validation_names if name != HELDOUT]
+        self.evaluation = Evaluation(sets, end_of_text_ids(self.model), self.reference).to(self.device)
+
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """One batch of a memorized set or of the held-out text, told apart by the loader's name."""
+        name = self.trainer.datamodule.validation_names[dataloader_idx]
+        if name == HELDOUT:
+            self.evaluation.add_text(self.model, TokenBatch.from_dict(batch))
+        else:
+            self.evaluation.add_sequences(name, self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.results = self.evaluation.results()
+        if self.reference == "self":
+            self.reference = self.evaluation.rankings
+        figures = {f"val/{self.stage}/{name}": value for name, value in self.results.items() if value is not None}
+        self.log_dict(figures)
+
+    # -- mining --------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: dict, batch_idx: int) -> list[dict]:
+        """The windows of the batch that the model recites word for word, as rows of a memorized set."""
+        lengths = [len(suffix) for suffix in batch["suffix"]]
+        end_of_text = end_of_text_ids(self.model)
+        continuations = greedy_continuations(self.model, batch["prefix"], lengths, end_of_text)
+        windows = zip(batch["index"], batch["prefix"], batch["suffix"], continuations, strict=True)
+        return [
+            {"offset": index * (len(prefix) + len(gold)), "prefix_ids": prefix, "suffix_ids": gold}
+            for index, prefix, gold, continuation in windows
+            if continuation == gold
+        ]

@@ -1,0 +1,85 @@
+"""Progress with a rate and an ETA: a live bar on a terminal, a plain line every few seconds in a log."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 10.0
+console = Console(highlight=False, emoji=False, soft_wrap=True)
+
+
+class RateColumn(ProgressColumn):
+    """Units a second since the start."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.completed / task.elapsed if task.elapsed else 0.0
+        return Text(f"{rate:,.0f} {task.fields['unit']}/s")
+
+
+@contextmanager
+def track_count(description: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Shows progress while the block runs; yields a function that takes the number of units done.
+
+    Only rank 0 shows anything.
+
+    Example:
+        >>> with track_count("count", "numbers", total=3) as advance_to:
+        ...     for i in range(3):
+        ...         advance_to(i + 1)  # doctest: +SKIP
+    """
+    if getattr(rank_zero_only, "rank", 0) not in (None, 0):
+        yield lambda done: None
+    elif console.is_terminal:
+        with _bar() as bar:
+            task = bar.add_task(description, total=total, unit=unit)
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        yield _line_printer(description, unit, total)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}"),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _line_printer(description: str, unit: str, total: int | None) -> Callable[[int], None]:
+    start = printed = time.monotonic()
+    finished = False
+
+    def advance_to(done: int) -> None:
+        nonlocal printed, finished
+        now = time.monotonic()
+        if finished or (now - printed < SECONDS_BETWEEN_LINES and done != total):
+            return
+        printed, finished = now, done == total
+        rate = done / max(now - start, 1e-9)
+        eta = f", ETA {format_seconds((total - done) / rate)}" if total and rate and done < total else ""
+        of = f" of {total:,}" if total else ""
+        console.print(f"{description}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s, {format_seconds(now - start)}{eta}")
+
+    return advance_to
+
+
+def format_seconds(seconds: float) -> str:
+    """``75.2`` -> ``1:15``.
+
+    Example:
+        >>> format_seconds(75.2)
+        '1:15'
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
