@@ -1,0 +1,72 @@
+"""Shared models and data. Each process computes on one thread: two of them share two cores here."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightning_kfac.loading import load_model
+
+torch.set_num_threads(1)
+
+VOCAB = 61
+ARCHITECTURES = {
+    "olmo2": {
+        "model_type": "olmo2",
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    },
+    "llama": {  # grouped-query attention
+        "model_type": "llama",
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "gpt2": {"model_type": "gpt2", "n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 64, "n_inner": 40},
+}
+COMMON = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+
+
+def build_model(family: str, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
+    """A small model with weights large enough that its predictions are not uniform."""
+    settings = ARCHITECTURES[family] | COMMON | changes
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.15)
+    torch.set_rng_state(generator_state)
+    return model.to(dtype)
+
+
+@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+def any_model(request) -> nn.Module:
+    """OLMo-2, Llama with grouped-query attention, GPT-2; tests must leave it unchanged."""
+    return build_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> nn.Module:
+    """The embedded model; tests must leave it unchanged."""
+    return load_model("demo", "float32")
+
+
+@pytest.fixture
+def rows() -> list[list[int]]:
+    """Rows of different lengths; token 0 is a real end-of-text token that shares the pad id."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [12, 7, 12, 3, 9, 12, 5]
+    made = [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+    made[0][4] = made[4][8] = 0
+    return made
