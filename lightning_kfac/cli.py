@@ -1,5 +1,7 @@
 """The command line of ``train.py``: a LightningCLI with the package's defaults."""
 
+import argparse
+import itertools
 import logging
 import os
 import sys
@@ -7,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import transformers
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -26,7 +29,7 @@ from lightning_kfac.modules import CausalLM
 from lightning_kfac.progress import console
 from lightning_kfac.run_folder import RunFolder
 from lightning_kfac.strategies import strategy_for
-from lightning_kfac.targets import resolve_targets
+from lightning_kfac.targets import count_blocks, narrow
 
 TRAINER_DEFAULTS = {
     "max_epochs": 1,
@@ -38,12 +41,22 @@ TRAINER_DEFAULTS = {
 }
 
 
+# The Trainer has sixty options; --help shows those that a user of this package is likely to set.
+SHOWN_TRAINER_OPTIONS = ("accelerator", "default_root_dir", "devices", "num_nodes", "precision", "strategy")
+DESCRIPTIONS = {
+    "fit": "Collect curvature, and with an edit section edit and evaluate; or train a model.",
+    "validate": "Evaluate a model: recitation of memorized sets, perplexity.",
+    "predict": "Look through a corpus for windows that the model recites.",
+}
+
+
 class Parser(LightningArgumentParser):
     """Prints what is wrong, without fifty lines of usage before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        """Ends the program with code 2 and one message."""
-        print(f"error: {message}", file=sys.stderr)
+        """Ends the program with code 2 and one message: our own, where one is the cause."""
+        own = _input_error(ex)
+        print(f"error: {own or message}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -61,6 +74,7 @@ class TrainCLI(LightningCLI):
             parser_class=Parser,
             save_config_callback=None,
             auto_configure_optimizers=False,
+            parser_kwargs={command: {"description": text} for command, text in DESCRIPTIONS.items()},
         )
 
     @staticmethod
@@ -77,6 +91,12 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--edit", type=EditConfig | None, default=None, help="Edit the model after the collection.")
         parser.add_argument("--overwrite", type=bool, default=False, help="Replace a finished run in the same folder.")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.usage = "python train.py COMMAND --config FILE [--OPTION VALUE ...]"
+        parser.epilog = "Every other option of Lightning's Trainer works too; --print_config lists them."
+        for action in parser._actions:
+            group, _, name = action.dest.partition(".")
+            if group == "trainer" and name not in SHOWN_TRAINER_OPTIONS:
+                action.help = argparse.SUPPRESS
 
     # -- before anything expensive -------------------------------------------------------------------
 
@@ -103,15 +123,20 @@ class TrainCLI(LightningCLI):
     def before_fit(self) -> None:
         """Checks all input, says what will happen, and opens the run folder."""
         self._check_data()
-        collector = next((c for c in self.trainer.callbacks if isinstance(c, CurvatureCollector)), None)
-        targets = collector.targets(skeleton(self.model.config)) if collector else {}
-        edit = next((c.config for c in self.trainer.callbacks if isinstance(c, EditCallback)), None)
+        collector, edit = self._callback(CurvatureCollector), self._callback(EditCallback)
+        targets = {}
+        if collector is not None:
+            collector.check(self.trainer, self.model)
+            model = skeleton(self.model.config, self.model.trust_remote_code)
+            targets = collector.targets(model)
         if edit is not None:
-            _check_edit(edit, self.model, targets)
+            if collector is None:
+                raise InputError("an edit needs a collection: leave model.training out")
+            narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
         if self.trainer.global_rank == 0:
             self.folder.check(self._get(self.config, "overwrite"))
             self.folder.begin(self.command, self._config_text())
-            _announce(self, len(targets), edit)
+            self._announce(len(targets), edit and edit.config)
 
     def before_validate(self) -> None:
         self._check_data()
@@ -139,14 +164,30 @@ class TrainCLI(LightningCLI):
             return [MiningWriter()]
         if self.subcommand != "fit":
             return []
-        if not self.model.frozen:
-            return [SaveTrainedModel()]
         callbacks = []
-        if not any(isinstance(c, CurvatureCollector) for c in existing):
+        if not self.model.frozen:
+            callbacks.append(SaveTrainedModel())
+        elif not any(isinstance(c, CurvatureCollector) for c in existing):
             callbacks.append(self._get(self.config_init, "collect"))
         if (edit := self._get(self.config_init, "edit")) is not None:
             callbacks.append(EditCallback(edit))
         return callbacks
+
+    def _callback(self, kind: type):
+        return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)
+
+    def _announce(self, n_layers: int, edit: EditConfig | None) -> None:
+        model, data = self.model, self.datamodule
+        name = model.model_name or f"a new {model.config.model_type}"
+        text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
+        steps = [f"collect the curvature of {n_layers} layers of {name} on {text}"]
+        if not model.frozen:
+            steps = [f"train {name} on {text}"]
+        if data.validation_names:
+            steps.append(f"evaluate it on {', '.join(data.validation_names)}")
+        if edit is not None:
+            steps.append(f"edit it (formula {edit.formula}, rho {edit.rho}), save it and evaluate it again")
+        console.print(f"{self.folder.path}: " + "; ".join(f"{i}. {step}" for i, step in enumerate(steps, start=1)))
 
     def _check_data(self) -> None:
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
@@ -165,35 +206,33 @@ def main(args: list[str] | None = None) -> None:
     """Runs a command; what the user can mend ends in one line and exit code 2."""
     _quiet()
     try:
+        _check_config_files(sys.argv[1:] if args is None else args)
         TrainCLI(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except ValueError as error:
+        own = _input_error(error)
+        if own is None:
+            raise
+        print(f"error: {own}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _check_edit(edit: EditConfig, model: CausalLM, targets: dict) -> None:
-    if edit.blocks == "all" and edit.projections is None:
-        return
-    wanted = resolve_targets(skeleton(model.config), edit.blocks, edit.projections or ("gate", "up", "down"))
-    if edit.projections is not None and (absent := [name for name in wanted if name not in targets]):
-        raise InputError(
-            f"edit: {absent[0]} is to be edited but not collected; add it to collect.blocks or projections"
-        )
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The user's mistake behind an error: the parser wraps what a class says into its own."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
-def _announce(cli: TrainCLI, n_layers: int, edit: EditConfig | None) -> None:
-    model, data = cli.model, cli.datamodule
-    name = model.model_name or model.config.model_type
-    budget = f"{data.max_tokens:,} tokens" if data.max_tokens else "all"
-    if not model.frozen:
-        steps = [f"train {name} on {data.corpus.label}"]
-    else:
-        steps = [f"collect the curvature of {n_layers} layers of {name} on {budget} of {data.corpus.label}"]
-    if data.validation_names:
-        steps.append(f"evaluate it on {', '.join(data.validation_names)}")
-    if edit is not None:
-        steps.append(f"edit it (formula {edit.formula}, rho {edit.rho}) and evaluate it again")
-    console.print(f"{cli.folder.path}: " + "; ".join(f"{i}. {step}" for i, step in enumerate(steps, start=1)))
+def _check_config_files(args: list[str]) -> None:
+    for flag, value in itertools.pairwise([*args, ""]):
+        path = value if flag in ("--config", "-c") else flag.partition("--config=")[2]
+        if path:
+            try:
+                yaml.safe_load(Path(path).read_text("utf-8"))
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _n_processes(settings: dict) -> int:

@@ -15,7 +15,7 @@ from lightning_kfac.math.projection import suppress
 from lightning_kfac.math.selection import check_rho, select_components, select_products
 from lightning_kfac.math.spectrum import Spectrum, eigenbasis
 from lightning_kfac.progress import track_count
-from lightning_kfac.targets import Blocks, resolve_targets, weight_matrix
+from lightning_kfac.targets import Blocks, count_blocks, narrow, weight_matrix
 
 # In the folder of an edited checkpoint: what was done to it.
 EDIT_FILE = "edit.json"
@@ -28,8 +28,8 @@ class EditConfig:
     Args:
         rho: Share of the curvature mass to keep in each layer, in [0, 1].
         formula: ``original`` ranks components by lambda_i mu_j, ``modified`` by lambda_i mu_j C_ij^2.
-        blocks: Edit only these blocks; by default every layer that the factors hold.
-        projections: Edit only these projections; by default all that the factors hold.
+        blocks: Edit only these blocks (negative from the end); by default all that have factors.
+        projections: Edit only these projections; by default all that have factors.
         mode: ``suppress`` keeps the top components and drops the rest.
     """
 
@@ -210,13 +210,7 @@ def _edited_layers(
     modules = dict(model.named_modules())
     if missing := [name for name in factors if name not in modules]:
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
-    chosen = list(factors)
-    if config.blocks != "all" or config.projections is not None:
-        projections = config.projections or _projections_of(factors)
-        wanted = resolve_targets(model, config.blocks, projections)
-        if absent := [name for name in wanted if name not in factors]:
-            raise InputError(f"there are no factors for {absent[0]}; they hold {', '.join(list(factors)[:8])}")
-        chosen = [name for name in factors if name in wanted]
+    chosen = narrow(list(factors), count_blocks(model), config.blocks, config.projections)
     for name in chosen:
         expected, found = tuple(weight_matrix(modules[name]).shape), factors[name].shape
         if expected != found:
@@ -231,9 +225,3 @@ def _edited_layers(
                 f"{found[:8]}): they were collected on {factors.metadata.get('model')}"
             )
     return {name: modules[name] for name in chosen}
-
-
-def _projections_of(factors: Mapping[str, KroneckerFactors]) -> list[str]:
-    from lightning_kfac.targets import projection_of
-
-    return sorted({p for name in factors if (p := projection_of(name))})

@@ -57,6 +57,37 @@ def resolve_targets(
     return {name: layer for name, layer in layers.items() if name in chosen}
 
 
+def narrow(names: Collection[str], n_blocks: int, blocks: Blocks, projections: Sequence[str] | None) -> list[str]:
+    """Those of ``names`` that lie in the given blocks and are one of the given projections.
+
+    Args:
+        names: Dotted names of layers that were collected.
+        n_blocks: Number of the model's blocks, for negative indices.
+        blocks: Indices, or ``all`` that occur.
+        projections: Names, or None for all that occur.
+
+    Raises:
+        InputError: A block or projection does not occur (the message lists those that do).
+    """
+    if blocks != "all":
+        blocks = _block_numbers(blocks, n_blocks)
+    for kind, wanted, of in (("block", blocks, block_of), ("projection", projections, projection_of)):
+        present = sorted({of(name) for name in names} - {None})
+        absent = [] if wanted in ("all", None) else [w for w in wanted if w not in present]
+        if absent:
+            raise InputError(f"there are no factors for {kind} {absent[0]}, only for {', '.join(map(str, present))}")
+    return [
+        name
+        for name in names
+        if (blocks == "all" or block_of(name) in blocks) and (projections is None or projection_of(name) in projections)
+    ]
+
+
+def count_blocks(model: nn.Module) -> int:
+    """Number of transformer blocks."""
+    return 1 + max((b for name, _ in model.named_modules() if (b := block_of(name)) is not None), default=-1)
+
+
 def block_of(name: str) -> int | None:
     """The block number in a dotted name.
 

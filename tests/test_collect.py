@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from tests.oracle import one_row_factors, sampled_targets
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_kfac import InputError, collect_factors
 from lightning_kfac.capture import CurvatureCapture
 from lightning_kfac.targets import resolve_targets
 from tests.conftest import build_model
+from tests.oracle import one_row_factors, sampled_targets
 
 # float32 arithmetic of a three-block model; the issue asks for 1e-5.
 TOLERANCE = 5e-6

@@ -43,9 +43,8 @@ class CurvatureCollector(Callback):
         """The tracked layers by dotted name; raises ``InputError`` for what does not exist."""
         return resolve_targets(model, self.blocks, self.projections, self.modules)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ``InputError`` for settings under which the factors would be wrong."""
         if not pl_module.frozen:
             raise InputError("CurvatureCollector needs a frozen model: leave model.training out")
         if trainer.accumulate_grad_batches != 1:
@@ -57,6 +56,10 @@ class CurvatureCollector(Callback):
             raise InputError(
                 "trainer.precision 16-mixed scales the loss, and G by its square; use bf16-mixed or 32-true"
             )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.check(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         layers = self.targets(pl_module.model)

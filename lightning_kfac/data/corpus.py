@@ -4,13 +4,14 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_kfac.errors import InputError
 
 # Names of the original tool.
 ALIASES = {"olmo": "allenai/olmo-mix-1124", "dolmo": "allenai/dolmino-mix-1124"}
+EMBEDDED_SPLITS = ("train", "heldout", "all")
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_LINES, ".parquet", ".txt", ".md")
 COMPRESSION = (".gz", ".zst")
@@ -18,7 +19,7 @@ COMPRESSION = (".gz", ".zst")
 FILES_IN_TURN = 16
 
 
-@dataclass
+@dataclass(frozen=True)
 class Corpus:
     """A source of documents.
 
@@ -37,19 +38,24 @@ class Corpus:
     split: str = "train"
     text_field: str = "text"
 
-    def __post_init__(self):
-        if self.embedded == bool(self.source):
-            raise InputError("corpus: give either `embedded: true` or a `source` (file, folder or hub data set)")
-        if self.embedded and self.split not in ("train", "heldout", "all"):
-            raise InputError(f"corpus: the embedded corpus has the splits train, heldout and all, not {self.split!r}")
-        self.source = ALIASES.get(self.source, self.source)
-
     @classmethod
-    def parse(cls, value: "str | Corpus") -> "Corpus":
-        """Accepts the short forms of the command line: ``embedded``, a path, or a hub name."""
-        if isinstance(value, Corpus):
-            return value
-        return cls(embedded=True) if value == "embedded" else cls(source=value)
+    def parse(cls, value: "str | Corpus", embedded_split: str = "train") -> "Corpus":
+        """A checked corpus, also from the short forms: ``embedded``, a path, or a hub name.
+
+        Args:
+            embedded_split: What the short form ``embedded`` means here.
+
+        Raises:
+            InputError: Neither or both of ``embedded`` and ``source``, or an unknown split.
+        """
+        if value == "embedded":
+            return cls(embedded=True, split=embedded_split)
+        corpus = value if isinstance(value, Corpus) else cls(source=value)
+        if corpus.embedded == bool(corpus.source):
+            raise InputError("corpus: give either `embedded: true` or a `source` (file, folder or hub data set)")
+        if corpus.embedded and corpus.split not in EMBEDDED_SPLITS:
+            raise InputError(f"corpus: the embedded corpus has the splits {EMBEDDED_SPLITS}, not {corpus.split!r}")
+        return replace(corpus, source=ALIASES.get(corpus.source, corpus.source))
 
     @property
     def label(self) -> str:

@@ -60,9 +60,7 @@ class TextData(LightningDataModule):
     ):
         super().__init__()
         self.corpus = Corpus.parse(corpus)
-        self.heldout = None if heldout is None else Corpus.parse(heldout)
-        if heldout == "embedded":
-            self.heldout = Corpus(embedded=True, split="heldout")
+        self.heldout = None if heldout is None else Corpus.parse(heldout, embedded_split="heldout")
         self.max_tokens, self.heldout_tokens, self.seq_len = max_tokens, heldout_tokens, seq_len
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.memorized_files = ({MEMORIZED: memorized} if memorized else {}) | (sets or {})

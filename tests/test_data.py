@@ -1,0 +1,264 @@
+"""Corpora, packing, memorized sets, and how rows are shared out."""
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from lightning_kfac import InputError
+from lightning_kfac.data import embedded
+from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.datamodule import TextData
+from lightning_kfac.data.demo import planted_documents
+from lightning_kfac.data.embedded import Document, embedded_documents, is_heldout, split_documents
+from lightning_kfac.data.loading import FILLER, ShardedBatches, TokenRows, collate_rows
+from lightning_kfac.data.memorized import load_memorized
+from lightning_kfac.data.packing import row_offsets, tokenize_documents
+from lightning_kfac.loading import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("demo")
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+# -- embedded corpus ---------------------------------------------------------------------------------------
+
+
+def test_embedded_splits_are_disjoint_and_leave_out_the_planted():
+    documents = embedded_documents()
+    train = {d.name for d in split_documents(documents, "train", planted_documents())}
+    heldout = {d.name for d in split_documents(documents, "heldout")}
+    assert len(documents) > 2000 and 0.05 < len(heldout) / len(documents) < 0.11
+    assert not train & heldout and not train & planted_documents() and not heldout & planted_documents()
+    assert len(planted_documents()) == 200
+    texts = [" ".join(d.text.split()) for d in documents]
+    assert len(set(texts)) == len(texts)
+
+
+def test_unseen_passages_come_from_heldout_documents(tokenizer):
+    from lightning_kfac.assets import resolve_path
+
+    rows = [json.loads(line) for line in resolve_path("demo:unseen.jsonl").read_text().splitlines()]
+    assert len(rows) == 100 and all(is_heldout(row["document"]) for row in rows)
+    assert all(len(row["prefix_ids"]) == 64 and len(row["suffix_ids"]) == 48 for row in rows)
+
+
+def test_a_drifted_corpus_keeps_every_document_on_its_side(monkeypatch):
+    """Another Python version: documents come, go, and change; names decide, so none changes sides."""
+    documents = list(embedded_documents())
+    drifted = [Document(d.name, d.text + " Changed in version 3.99.") for d in documents[::2]]
+    drifted += documents[1::4] + [
+        Document(f"doc:new.module.f{i}", f"A new function, number {i}. " * 9) for i in range(300)
+    ]
+    drifted.reverse()
+    planted = planted_documents()
+    for split in ("train", "heldout"):
+        before = {d.name for d in split_documents(documents, split, planted)}
+        after = {d.name for d in split_documents(drifted, split, planted)}
+        surviving = {d.name for d in documents} & {d.name for d in drifted}
+        assert after & surviving == before & surviving
+    new = {d.name for d in split_documents(drifted, "heldout")} - {d.name for d in documents}
+    assert 5 < len(new) < 50  # new documents are split by name too
+    # The corpus that a run reads is the drifted one, and still holds no planted document.
+    monkeypatch.setattr(embedded, "embedded_documents", lambda: tuple(drifted))
+    texts = set(Corpus(embedded=True).documents())
+    assert not texts & {d.text for d in drifted if d.name in planted or is_heldout(d.name)}
+    assert any("Changed in version 3.99" in text for text in texts)
+
+
+# -- files and streams ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Shards whose columns and types differ, as in the OLMo-2 mixes; gzip, zstandard and Parquet."""
+    folder = tmp_path / "mix"
+    (folder / "data" / "wiki").mkdir(parents=True)
+    (folder / "data" / "math").mkdir()
+    wiki = [{"id": str(i), "text": f"wiki {i}", "metadata": {"length": i}, "version": "v1"} for i in range(4)]
+    math = [{"id": i, "text": f"math {i}", "attributes": {"s": [[0, 1, 0.5]]}, "metadata": "none"} for i in range(3)]
+    math += [{"text": "math 3", "created": "2024-01-01", "metadata": {"other": True}}]
+    with gzip.open(folder / "data" / "wiki" / "shard-0.json.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in wiki)
+    packed = zstandard.compress("".join(json.dumps(row) + "\n" for row in math).encode())
+    (folder / "data" / "math" / "shard-0.jsonl.zst").write_bytes(packed)
+    return folder
+
+
+def test_shards_with_different_columns_are_read_in_turn(mixture):
+    texts = list(Corpus(source=str(mixture)).documents())
+    assert sorted(texts) == sorted([f"wiki {i}" for i in range(4)] + [f"math {i}" for i in range(4)])
+    assert {t.split()[0] for t in texts[:2]} == {"wiki", "math"}
+    assert list(Corpus(source=str(mixture)).documents()) == texts
+
+
+def test_hub_files_are_listed_by_the_data_set_builder(mixture):
+    """The same call that lists a hub data set, on a folder: each file becomes a stream of its own."""
+    files = Corpus(source=str(mixture))._hub_files()
+    assert sorted(f.rpartition("/")[2] for f in files) == ["shard-0.json.gz", "shard-0.jsonl.zst"]
+
+
+def test_parquet_text_and_other_fields(tmp_path):
+    pq.write_table(pa.table({"content": ["a", "b"], "n": [1, 2]}), tmp_path / "x.parquet")
+    (tmp_path / "y.txt").write_text("one\ndocument")
+    assert list(Corpus(source=str(tmp_path / "x.parquet"), text_field="content").documents()) == ["a", "b"]
+    assert list(Corpus(source=str(tmp_path / "y.txt")).documents()) == ["one\ndocument"]
+
+
+def test_aliases_of_the_original_tool():
+    assert Corpus.parse("dolmo").source == "allenai/dolmino-mix-1124"
+    assert Corpus.parse("olmo").source == "allenai/olmo-mix-1124"
+    assert Corpus.parse("embedded", "heldout") == Corpus(embedded=True, split="heldout")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": "y', r"a\.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', r"record 1: no text in field 'text'; fields here: body, id"),
+        ("a.jsonl", b"[1]\n", r"line 1: expected a JSON object, found list"),
+        ("a.parquet", b"no parquet", r"a\.parquet: cannot be read"),
+        ("a.csv", b"text\nx", r"a\.csv: cannot read this kind of file"),
+    ],
+)
+def test_wrong_corpus_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(Corpus(source=str(tmp_path / name)).documents())
+
+
+def test_wrong_corpora(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        Corpus.parse(str(tmp_path / "nothing")).check()
+    with pytest.raises(InputError, match="the folder holds no"):
+        Corpus.parse(str(tmp_path)).check()
+    for wrong in (Corpus(), Corpus(embedded=True, source="x")):
+        with pytest.raises(InputError, match="either `embedded: true` or a `source`"):
+            Corpus.parse(wrong)
+    with pytest.raises(InputError, match="splits"):
+        Corpus.parse(Corpus(embedded=True, split="test"))
+
+
+# -- packing -----------------------------------------------------------------------------------------------
+
+
+def test_documents_are_joined_with_eos_to_an_exact_budget(tokenizer):
+    texts = ["Return the value.", "A class.", "Another piece of text."]
+    ids = [i for text in texts for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    assert tokenize_documents(texts, tokenizer, None).tolist() == ids
+    assert tokenize_documents(texts, tokenizer, 7).tolist() == ids[:7]
+    assert tokenize_documents(texts, tokenizer, 10_000).tolist() == ids
+    assert row_offsets(10, 4).tolist() == [0, 4, 8, 10]
+    assert row_offsets(8, 4).tolist() == [0, 4, 8]
+
+
+def test_no_document_is_read_beyond_the_budget(tokenizer):
+    read = []
+
+    def stream():
+        for i in range(10_000):
+            read.append(i)
+            yield "some text that takes a few tokens"
+
+    tokenize_documents(stream(), tokenizer, 100)
+    assert len(read) <= 256
+
+
+def test_wrong_empty_corpus(tokenizer):
+    with pytest.raises(InputError, match="no text"):
+        tokenize_documents([], tokenizer, None)
+
+
+@pytest.mark.parametrize("n_rows", [1, 9, 17, 23])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_every_row_is_on_exactly_one_rank(n_rows, world_size, seed):
+    ranks = [list(ShardedBatches(n_rows, 4, rank, world_size, seed)) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1  # ranks wait for each other
+    assert [len(batches) for batches in ranks] == [len(ShardedBatches(n_rows, 4, 0, world_size))] * world_size
+    rows = [row for batches in ranks for batch in batches for row in batch if row != FILLER]
+    assert sorted(rows) == list(range(n_rows))
+
+
+def test_collate_pads_on_the_right_and_gives_filler_no_weight():
+    rows = TokenRows(np.arange(10, dtype=np.int32), np.array([0, 4, 8, 10]))
+    batch = collate_rows([rows[2], rows[0], rows[FILLER]])
+    assert batch["input_ids"].tolist() == [[8, 9, 0, 0], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1] * 4, [1] * 4]
+    assert batch["labels"].tolist() == [[8, 9, -100, -100], [0, 1, 2, 3], [-100] * 4]
+    assert batch["sample_index"].tolist() == [2, 0, 0]
+
+
+# -- memorized sets ------------------------------------------------------------------------------------------
+
+
+def test_memorized_formats(tmp_path, tokenizer):
+    path = write_jsonl(
+        tmp_path / "m.jsonl",
+        [
+            {"prefix_ids": [1, 2], "suffix_ids": [3], "prefix": "ignored", "suffix": "ignored"},
+            {"prefix": "Return", "target_suffix": " the value"},
+            {"prefix_text": "Return", "suffix_text": " the value"},
+            "",
+            {"prompt": "Return", "suffix": " the value"},
+        ],
+    )
+    rows = load_memorized(path, tokenizer, 2048)
+    assert (rows[0].prefix, rows[0].suffix) == ([1, 2], [3])
+    assert rows[1] == rows[2] == rows[3]
+    assert rows[1].prefix == tokenizer("Return")["input_ids"]
+    assert rows[1].suffix == tokenizer(" the value")["input_ids"]
+
+
+def test_prefix_takes_special_tokens_and_suffix_does_not(tmp_path):
+    def with_bos(text, add_special_tokens):
+        return {"input_ids": [99] * add_special_tokens + [len(text)]}
+
+    path = write_jsonl(tmp_path / "m.jsonl", [{"prefix": "abc", "suffix": "de"}])
+    assert load_memorized(path, with_bos, 100)[0].prefix == [99, 3]
+    assert load_memorized(path, with_bos, 100)[0].suffix == [2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "the memorized set is empty"),
+        (['{"prefix_ids": [1'], "line 1: not valid JSON"),
+        ([{"prefix_ids": [1], "suffix_ids": [2]}, "[]"], "line 2: expected a JSON object, found list"),
+        ([{"prefix_ids": [1], "suffix_ids": []}], "line 1: the suffix is empty"),
+        ([{"prefix_ids": [1, 50], "suffix_ids": [2]}], r"line 1: prefix id 50 is outside .* \(0 to 49\)"),
+        ([{"prefix_ids": [-1], "suffix_ids": [2]}], "prefix id -1 is outside"),
+        ([{"prefix_ids": "12", "suffix_ids": [2]}], "the prefix ids must be a list of integers"),
+        ([{"prefix": "x", "text": "y"}], "line 1: needs prefix_ids and suffix_ids, or text in one of target_suffix"),
+    ],
+)
+def test_wrong_memorized_sets(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_memorized(write_jsonl(tmp_path / "m.jsonl", rows), lambda t, add_special_tokens: {"input_ids": [1]}, 50)
+    assert "m.jsonl" in str(error.value)
+
+
+def test_wrong_memorized_paths(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jsonl: cannot be read"):
+        load_memorized(tmp_path / "none.jsonl", None, 50)
+    with pytest.raises(InputError, match=r"no file 'x\.jsonl'; it has .*planted_report\.jsonl"):
+        load_memorized("demo:x.jsonl", None, 50)
+    (tmp_path / "bin.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_memorized(tmp_path / "bin.jsonl", None, 50)
+
+
+@pytest.mark.parametrize("wrong", [{"seq_len": 1}, {"batch_size": 0}, {"max_tokens": 0}, {"sets": {"heldout": "x"}}])
+def test_wrong_data_options(wrong):
+    with pytest.raises(InputError, match=r"data\."):
+        TextData(**wrong)
