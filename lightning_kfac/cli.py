@@ -193,7 +193,7 @@ class TrainCLI(LightningCLI):
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
 
     def _config_text(self) -> str:
-        return self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        return self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
 
     @staticmethod
     def _run_name(config) -> str:
@@ -256,6 +256,10 @@ def _quiet() -> None:
         ".*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*in eval mode at the start of training.*",
+        ".*smaller than the logging interval.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*custom batch sampler `ShardedBatches`.*",
     ):
         warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning
     transformers.utils.logging.disable_progress_bar()

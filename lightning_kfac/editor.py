@@ -31,6 +31,13 @@ class EditConfig:
         blocks: Edit only these blocks (negative from the end); by default all that have factors.
         projections: Edit only these projections; by default all that have factors.
         mode: ``suppress`` keeps the top components and drops the rest.
+
+    Raises:
+        InputError: rho is outside [0, 1], or a name is unknown.
+
+    Example:
+        >>> EditConfig(rho=0.7).formula
+        'original'
     """
 
     rho: float = 0.6
@@ -70,7 +77,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class EditReport:
-    """What the edit did, layer by layer."""
+    """What the edit did, layer by layer.
+
+    Example:
+        >>> layer = LayerReport("fc", 2, 8, 0.25, 0.7, 1.0, 0.8, 0.6)
+        >>> EditReport(EditConfig(rho=0.7), [layer]).fraction_kept
+        0.25
+    """
 
     config: EditConfig
     layers: list[LayerReport]

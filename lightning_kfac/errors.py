@@ -6,4 +6,8 @@ class InputError(ValueError):
 
     The message names the culprit and says what to do. The command line prints it as one line
     without a traceback; from Python it is an ordinary ``ValueError``.
+
+    Example:
+        >>> issubclass(InputError, ValueError)
+        True
     """

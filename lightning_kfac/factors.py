@@ -138,6 +138,14 @@ def load_factors(path: str | Path) -> FactorFolder:
 
     Raises:
         InputError: Not a factor folder, or one of another format.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = tempfile.mkdtemp() + "/factors"
+        >>> save_factors({"fc": KroneckerFactors(torch.eye(3), torch.eye(2), 10)}, path, {"corpus": "notes"})
+        >>> folder = load_factors(path)
+        >>> list(folder), folder["fc"].shape, folder.metadata["corpus"]
+        (['fc'], (2, 3), 'notes')
     """
     path = Path(path)
     try:

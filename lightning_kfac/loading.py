@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
@@ -29,8 +30,7 @@ def load_config(
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a Hugging Face model folder: it has no config.json")
-        if not any(path.glob("*.safetensors")):
-            raise InputError(f"{path}: the model folder has no weights (*.safetensors)")
+        _check_weights(path)
     elif _is_path(model_name):
         raise InputError(f"{model_name}: no such folder")
     try:
@@ -89,7 +89,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False):
     try:
         return AutoTokenizer.from_pretrained(_name(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"tokenizer {name}: {_first_line(error)}") from None
+        raise InputError(f"tokenizer {name}: {_first_line(error)} (--data.tokenizer names another)") from None
 
 
 def end_of_text_ids(model: nn.Module) -> frozenset[int]:
@@ -101,6 +101,19 @@ def end_of_text_ids(model: nn.Module) -> frozenset[int]:
     return frozenset()
 
 
+def _check_weights(folder: Path) -> None:
+    """Reads the headers of a folder's weight files, which also tells whether they are whole."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: the model folder has no weights (*.safetensors)")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file}: damaged or incomplete: {_first_line(error)}") from None
+
+
 def _name(name: str) -> str:
     return str(resolve_path(name))
 
@@ -110,4 +123,4 @@ def _is_path(name: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")

@@ -10,7 +10,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
+SHORTEST_SHOWN = 2.0
+# Results go to the standard output, progress to the standard error.
 console = Console(highlight=False, emoji=False, soft_wrap=True)
+progress_console = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 class RateColumn(ProgressColumn):
@@ -34,7 +37,7 @@ def track_count(description: str, unit: str, total: int | None = None) -> Iterat
     """
     if getattr(rank_zero_only, "rank", 0) not in (None, 0):
         yield lambda done: None
-    elif console.is_terminal:
+    elif progress_console.is_terminal:
         with _bar() as bar:
             task = bar.add_task(description, total=total, unit=unit)
             yield lambda done: bar.update(task, completed=done)
@@ -51,7 +54,7 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=console,
+        console=progress_console,
     )
 
 
@@ -62,13 +65,16 @@ def _line_printer(description: str, unit: str, total: int | None) -> Callable[[i
     def advance_to(done: int) -> None:
         nonlocal printed, finished
         now = time.monotonic()
-        if finished or (now - printed < SECONDS_BETWEEN_LINES and done != total):
+        last = done == total and now - start > SHORTEST_SHOWN
+        if finished or not (last or now - printed > SECONDS_BETWEEN_LINES):
             return
         printed, finished = now, done == total
         rate = done / max(now - start, 1e-9)
         eta = f", ETA {format_seconds((total - done) / rate)}" if total and rate and done < total else ""
         of = f" of {total:,}" if total else ""
-        console.print(f"{description}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s, {format_seconds(now - start)}{eta}")
+        progress_console.print(
+            f"{description}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s, {format_seconds(now - start)}{eta}"
+        )
 
     return advance_to
 

@@ -31,6 +31,15 @@ ARCHITECTURES = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
+    "qwen3": {  # a head width of its own
+        "model_type": "qwen3",
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
     "gpt2": {"model_type": "gpt2", "n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 64, "n_inner": 40},
 }
 COMMON = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}

@@ -26,6 +26,12 @@ class CurvatureCollector(Callback):
     Attributes:
         factors: By dotted layer name, on every rank, after the last batch.
         metadata: What ``factors/metadata.json`` says beside the layers.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model
+        >>> collector = CurvatureCollector(blocks=[-1], projections=["gate", "up"])
+        >>> list(collector.targets(load_model("demo")))
+        ['model.layers.5.mlp.gate_proj', 'model.layers.5.mlp.up_proj']
     """
 
     def __init__(

@@ -19,6 +19,22 @@ class EditCallback(Callback):
 
     Attributes:
         report: What the edit did, after the fit.
+
+    Example:
+        >>> import tempfile, lightning
+        >>> from lightning_kfac.callbacks import CurvatureCollector
+        >>> from lightning_kfac.data.datamodule import TextData
+        >>> from lightning_kfac.modules import CausalLM
+        >>> collector = CurvatureCollector(blocks=[3], projections=["up"])
+        >>> edit = EditCallback(EditConfig(rho=0.8))
+        >>> trainer = lightning.Trainer(
+        ...     max_epochs=1, callbacks=[collector, edit], default_root_dir=tempfile.mkdtemp(), accelerator="cpu",
+        ...     logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        ... )
+        >>> data = TextData(max_tokens=500, seq_len=100, tokenizer="demo")
+        >>> trainer.fit(CausalLM("demo"), data)
+        >>> edit.report.layers[0].mass_kept >= 0.8
+        True
     """
 
     def __init__(self, config: EditConfig):

@@ -1,0 +1,375 @@
+"""train.py as a user runs it: the main job, every shipped config, and wrong input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from lightning_kfac import load_factors
+from lightning_kfac.assets import DEMO
+from lightning_kfac.cli import main
+from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.loading import load_model, load_tokenizer
+from tests.conftest import build_model
+from tests.test_data import mixture, write_jsonl  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+FAMILIES = {
+    "olmo2_1b": ("olmo2", 16),
+    "olmo2_7b": ("olmo2", 32),
+    "llama3_8b": ("llama", 32),
+    "qwen3_8b": ("qwen3", 36),
+}
+
+
+def results(folder):
+    return [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
+
+
+def scalars(folder):
+    events = EventAccumulator(str(Path(folder) / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    return events, {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """The main job as `make quickstart` runs it, in another folder; returns the folder and what was printed."""
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    command = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml"]
+    done = subprocess.run(
+        [*command, "--trainer.default_root_dir", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Ten planted sequences."""
+    lines = (DEMO / "planted_report.jsonl").read_text().splitlines()[:10]
+    return write_jsonl(tmp_path / "few.jsonl", lines)
+
+
+def small(folder, few, **changes):
+    """Options that cut a run on the demo model down to seconds."""
+    options = {
+        "model.model_name": "demo",
+        "model.dtype": "float32",
+        "data.max_tokens": 600,
+        "data.seq_len": 64,
+        "data.heldout": "embedded",
+        "data.heldout_tokens": 400,
+        "data.memorized": few,
+        "collect.blocks": "[3]",
+        "collect.projections": "[up]",
+        "trainer.default_root_dir": folder,
+        "trainer.accelerator": "cpu",
+    } | changes
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+# -- the main job -----------------------------------------------------------------------------------------------
+
+
+def test_quickstart_reaches_its_figures(quickstart):
+    baseline, edited = results(quickstart[0])
+    assert (baseline["stage"], edited["stage"]) == ("baseline", "edited")
+    assert baseline["n_sequences"] == edited["n_sequences"] == 100
+    assert baseline["strict_acc"] >= 0.95 and baseline["unseen/strict_acc"] <= 0.02
+    assert baseline["ndcg@10"] == 1.0
+    assert edited["strict_acc"] <= 0.10
+    assert edited["perplexity"] <= 1.10 * baseline["perplexity"]
+    assert edited["ndcg@10"] >= 0.90
+    assert edited["edit"]["rho"] == 0.8 and 0 < edited["edit"]["fraction_kept"] < 0.5
+    assert baseline["edit"] is None and edited["model"] == "demo"
+
+
+def test_quickstart_prints_what_a_person_needs_in_order(quickstart):
+    folder, out = quickstart
+    order = [
+        "1. collect the curvature of 4 layers of demo on 100,000 tokens of embedded:train",
+        "collect curvature: 100,352 of 100,352 tokens",
+        "evaluate baseline model",
+        "evaluate edited model",
+        "Before and after",
+        "strict accuracy",
+        "nDCG@10",
+        "Continuations of memorized sequences",
+        "gold",
+        f"Outputs in {folder}/: factors/, edited/, results.jsonl, config.yaml",
+        f"tensorboard.main --logdir {folder}/tensorboard",
+    ]
+    places = [out.find(text) for text in order]
+    assert -1 not in places and places == sorted(places), (order, places, out)
+    assert "Traceback" not in out and "Warning" not in out
+
+
+def test_quickstart_leaves_a_loadable_edited_model(quickstart):
+    folder = quickstart[0]
+    edited = AutoModelForCausalLM.from_pretrained(folder / "edited", dtype=torch.float32)
+    source = load_model("demo", "float32")
+    changed = [n for n, p in edited.named_parameters() if not torch.equal(p, source.get_parameter(n))]
+    names = [f"model.layers.{b}.mlp.{p}_proj" for b in (3, 4) for p in ("gate", "up")]
+    assert sorted(changed) == sorted(f"{name}.weight" for name in names)
+    details = json.loads((folder / "edited" / "edit.json").read_text())
+    assert [layer["name"] for layer in details["layers"]] == names
+    assert (
+        load_tokenizer(str(folder / "edited"))("Return")["input_ids"] == load_tokenizer("demo")("Return")["input_ids"]
+    )
+
+
+def test_quickstart_writes_factors_with_their_story(quickstart):
+    factors = load_factors(quickstart[0] / "factors")
+    assert len(factors) == 4
+    metadata = factors.metadata
+    rows = -(-100_000 // 128)
+    assert metadata["n_tokens"] == 100_000 - rows  # each row's last token has no next one
+    expected = {"model": "demo", "tokenizer": "demo", "corpus": "embedded:train", "labels": "sampled"}
+    expected |= {"precision": "float32", "seed": 0, "world_size": 1, "format": 1}
+    assert {key: metadata[key] for key in expected} == expected
+    assert metadata["fingerprint"] == weights_fingerprint(load_model("demo", "float32"), factors)
+
+
+def test_quickstart_is_in_tensorboard(quickstart):
+    events, values = scalars(quickstart[0])
+    baseline, edited = results(quickstart[0])
+    for stage, row in (("baseline", baseline), ("edited", edited)):
+        for name in ("strict_acc", "loose_acc", "avg_levenshtein_norm", "perplexity", "ndcg@10", "unseen/strict_acc"):
+            assert values[f"val/{stage}/{name}"] == [pytest.approx(row[name], rel=1e-6)]
+    assert len(values["collect/loss_per_token"]) >= 4 and values["collect/n_tokens"][-1] == 99_218
+    assert "hp/strict_acc" in values
+    (text,) = events.Tensors("continuations/text_summary")
+    assert b"**after**" in text.tensor_proto.string_val[0]
+    assert "_hparams_/session_start_info" in str(events.summary_metadata)
+
+
+def test_saved_config_runs_again(quickstart, tmp_path, few):
+    saved = quickstart[0] / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["edit"]["rho"] == 0.8
+    main(["fit", "--config", str(saved), *small(tmp_path / "again", few, **{"data.sets": "null"})])
+    assert [row["stage"] for row in results(tmp_path / "again")] == ["baseline", "edited"]
+
+
+def test_validate_an_edited_checkpoint(quickstart, tmp_path):
+    folder, edited = tmp_path / "v", results(quickstart[0])[1]
+    options = small(folder, "demo:planted_report.jsonl", **{"model.model_name": quickstart[0] / "edited"})
+    options = [o for o in options if not o.startswith("--collect")]
+    main(["validate", *(o for o in options if o not in ("[3]", "[up]"))])
+    (row,) = results(folder)
+    assert row["stage"] == "edited" and row["ndcg@10"] is None
+    for name in ("strict_acc", "loose_acc", "avg_levenshtein_norm", "n_sequences"):
+        assert row[name] == edited[name]
+
+
+def test_predict_finds_a_planted_window(tmp_path, few):
+    tokenizer = load_tokenizer("demo")
+    planted = [json.loads(line) for line in few.read_text().splitlines()]
+    texts = [(row["prefix"] + row["suffix"], row["prefix_ids"] + row["suffix_ids"]) for row in planted]
+    whole = next(text for text, ids in texts if tokenizer(text)["input_ids"] == ids)
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": whole}, {"text": "x " * 300}])
+    folder = tmp_path / "mined"
+    options = ["--data.corpus", str(corpus), "--trainer.default_root_dir", str(folder)]
+    main(["predict", "--model.model_name", "demo", *options])
+    (found,) = [json.loads(line) for line in (folder / "memorized.jsonl").read_text().splitlines()]
+    assert found["offset"] == 0
+    assert found["prefix"] + found["suffix"] == whole
+
+
+# -- every shipped config ---------------------------------------------------------------------------------------
+
+
+def test_every_config_is_tested():
+    assert {p.stem for p in CONFIGS.glob("*.yaml")} == {"quickstart", "demo_model", *FAMILIES}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_large_model_configs_on_a_tiny_model(name, tmp_path, mixture):  # noqa: F811
+    """The same architecture and number of blocks, a few columns wide; local shards for the downloads."""
+    family, n_layers = FAMILIES[name]
+    model_folder = tmp_path / "model"
+    build_model(family, torch.bfloat16, num_hidden_layers=n_layers, vocab_size=2048).save_pretrained(model_folder)
+    load_tokenizer("demo").save_pretrained(model_folder)
+    pq.write_table(pa.table({"text": ["A held-out text. " * 20] * 3, "meta": [1, 2, 3]}), tmp_path / "pile.parquet")
+    rows = [{"prefix": "Return the", "target_suffix": " value of x"}, {"prefix": "A class", "target_suffix": " of y"}]
+    few = write_jsonl(tmp_path / "m.jsonl", rows)
+    config = CONFIGS / f"{name}.yaml"
+    sets = {key: str(few) for key in yaml.safe_load(config.read_text())["data"].get("sets", {})}
+    main([
+        "fit", "--config", str(config), "--model.model_name", str(model_folder),
+        "--data.corpus", str(mixture), "--data.heldout.source", str(tmp_path / "pile.parquet"),
+        "--data.memorized", str(few), "--data.sets", json.dumps(sets), "--data.max_tokens", "40",
+        "--data.seq_len", "16", "--data.heldout_tokens", "100",
+        "--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu",
+    ])  # fmt: skip
+    baseline, edited = results(tmp_path / "run")
+    assert edited["edit"]["rho"] == 0.6 and edited["perplexity"] > 1
+    assert set(sets) == {key.partition("/")[0] for key in baseline if "/" in key}
+    factors = load_factors(tmp_path / "run" / "factors")
+    assert factors.metadata["precision"] == "bfloat16" and len(factors) == 6
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "edited").dtype == torch.bfloat16
+
+
+def test_large_model_configs_name_the_right_corpus():
+    for name in FAMILIES:
+        data = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
+        assert Corpus.parse(data["corpus"]).source == "allenai/dolmino-mix-1124"
+        assert data["heldout"]["source"] == "NeelNanda/pile-10k" and data["max_tokens"] == 20_000_000
+
+
+def test_demo_model_config(tmp_path, few):
+    main([
+        "fit", "--config", str(CONFIGS / "demo_model.yaml"), "--data.max_tokens", "4000", "--data.planted", f"[{few}]",
+        "--data.exposures", "2", "--data.memorized", str(few), "--data.sets", "null", "--data.heldout_tokens", "500",
+        "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu",
+        "--trainer.default_root_dir", str(tmp_path / "run"),
+    ])  # fmt: skip
+    model = load_model(str(tmp_path / "run" / "model"))
+    shipped = load_model("demo")
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in shipped.named_parameters()}
+    _, values = scalars(tmp_path / "run")
+    assert values["train/loss"][-1] < values["train/loss"][0]
+    assert not (tmp_path / "run" / "factors").exists()
+
+
+# -- ranks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", ["sampled", "gold"])
+def test_two_ranks_give_the_factors_of_one(tmp_path, few, labels):
+    """1,133 tokens are 18 rows of 64, the last ragged: nine rows a rank in batches of two, so uneven."""
+    for n in (1, 2):
+        options = {"model.labels": labels, "data.max_tokens": 1133 - 64, "data.batch_size": 2, "edit.rho": 0.8}
+        options |= {"trainer.devices": n, "trainer.strategy": "ddp" if n > 1 else "auto"}
+        done = subprocess.run(
+            [sys.executable, "train.py", "fit", *small(tmp_path / str(n), few, **options)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (load_factors(tmp_path / n / "factors") for n in "12")
+    assert two.metadata["world_size"] == 2
+    for name in one:
+        assert one[name].n_tokens == two[name].n_tokens == 1069 - 17
+        for a, b in ((one[name].A, two[name].A), (one[name].G, two[name].G)):
+            assert (a - b).norm() / a.norm() < 1e-6
+    for a, b in zip(results(tmp_path / "1"), results(tmp_path / "2"), strict=True):
+        for key in ("strict_acc", "loose_acc", "n_sequences"):
+            assert a[key] == b[key]
+        for key in ("avg_levenshtein_norm", "perplexity", "ndcg@10"):
+            assert a[key] == pytest.approx(b[key], rel=1e-6)
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken_model(tmp_path):
+    """The demo model with one NaN weight in block 3."""
+    model = load_model("demo", "float32")
+    model.model.layers[3].mlp.up_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    load_tokenizer("demo").save_pretrained(tmp_path / "broken")
+    return tmp_path / "broken"
+
+
+def fails(capfd, args):
+    """Runs a command that must end with code 2; returns its message, which must be the only thing on stderr."""
+    with pytest.raises(SystemExit) as exit_:
+        main(args)
+    assert exit_.value.code == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"collect.blocks": "[9]"}, "block 9 does not exist; the model has blocks 0 to 5"),
+        ({"collect.projections": "[gates]"}, "unknown projection 'gates'; choose from gate"),
+        ({"collect.modules": "['.*nothing']"}, "matches no layer. Layers are named like model.layers.0"),
+        ({"edit.rho": "1.5"}, "rho is 1.5"),
+        ({"edit.rho": ".nan"}, "rho is nan"),
+        ({"edit.formula": "best"}, "formula"),
+        ({"edit.blocks": "[1]"}, "there are no factors for block 1, only for 3"),
+        ({"data.corpus": "none.jsonl"}, "none.jsonl: no such file"),
+        ({"data.memorized": "none.jsonl"}, "none.jsonl: cannot be read"),
+        ({"data.seq_len": "2000"}, "the model takes at most 1024 positions"),
+        ({"model.model_name": "./nothing"}, "./nothing: no such folder"),
+        ({"trainer.accumulate_grad_batches": "2"}, "accumulate_grad_batches must be 1"),
+        ({"trainer.max_epochs": "2"}, "max_epochs must be 1"),
+        ({"trainer.strategy": "ddp_spawn"}, "use --trainer.strategy ddp"),
+        ({"model.training.lr": "0.1", "edit.rho": "0.5"}, "an edit needs a collection"),
+        ({"mistake": "1"}, "mistake"),
+    ],
+)
+def test_wrong_options_end_before_any_work(tmp_path, few, capfd, changes, message):
+    folder = tmp_path / "run"
+    assert message in fails(capfd, ["fit", *small(folder, few, **changes)])
+    assert not folder.exists()
+
+
+def test_wrong_config_files(tmp_path, capfd):
+    assert "none.yaml: cannot be read" in fails(capfd, ["fit", "--config", str(tmp_path / "none.yaml")])
+    (tmp_path / "bad.yaml").write_text("model: [")
+    assert "bad.yaml: not valid YAML" in fails(capfd, ["fit", "--config", str(tmp_path / "bad.yaml")])
+    (tmp_path / "unknown.yaml").write_text("models: {model_name: demo}")
+    assert "models" in fails(capfd, ["fit", "--config", str(tmp_path / "unknown.yaml")])
+
+
+def test_wrong_model_folder(tmp_path, few, capfd):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (folder / "config.json").write_text((DEMO / "config.json").read_text())
+    options = small(tmp_path / "run", few, **{"model.model_name": folder})
+    assert "the model folder has no weights" in fails(capfd, ["fit", *options])
+    (folder / "model.safetensors").write_bytes(b"12345678")
+    assert "model.safetensors: damaged or incomplete" in fails(capfd, ["fit", *options])
+    whole = (DEMO / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "model.safetensors: damaged or incomplete" in fails(capfd, ["fit", *options])
+    (folder / "model.safetensors").write_bytes(whole)
+    assert f"tokenizer {folder}: " in fails(capfd, ["fit", *options])
+
+
+def test_finished_runs_are_not_overwritten_unasked(tmp_path, few, capfd):
+    args = ["fit", *small(tmp_path / "run", few)]
+    main(args)
+    known = (tmp_path / "run" / "factors" / "metadata.json").read_bytes()
+    assert "already holds a finished run; add --overwrite true" in fails(capfd, args)
+    assert (tmp_path / "run" / "factors" / "metadata.json").read_bytes() == known
+    main([*args, "--overwrite", "true"])
+    assert len(results(tmp_path / "run")) == 1
+
+
+def test_unfinished_runs_start_again(tmp_path, few, capfd, broken_model):
+    args = small(tmp_path / "run", few)
+    broken = small(tmp_path / "run", few, **{"model.model_name": broken_model})
+    message = fails(capfd, ["fit", *broken])
+    assert "batch 0: the gradient at model.layers.3.mlp.up_proj has NaN" in message
+    assert not (tmp_path / "run" / "factors").exists()
+    main(["fit", *args])
+    assert len(results(tmp_path / "run")) == 1
