@@ -1,12 +1,13 @@
 """Results as a person reads them."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
 
-ROWS = {
+METRICS = {
     "strict_acc": ("strict accuracy", "{:.3f}"),
     "loose_acc": ("loose accuracy", "{:.3f}"),
     "avg_levenshtein_norm": ("normalised Levenshtein", "{:.3f}"),
@@ -59,7 +60,7 @@ def examples_markdown(examples: list[Example]) -> str:
     parts = []
     for number, example in enumerate(examples, start=1):
         parts.append(f"### {number}\n")
-        parts += [f"**{name}**\n\n    {_one_line(text)}\n" for name, text in zip(Example._fields, example, strict=True)]
+        parts += [f"**{name}**\n\n> {_escaped(text)}\n" for name, text in zip(Example._fields, example, strict=True)]
     return "\n".join(parts)
 
 
@@ -68,13 +69,18 @@ def _sets(results: Mapping[str, object]) -> list[str]:
 
 
 def _add(table: Table, key: str, kind: str, evaluations: Mapping[str, Mapping]) -> None:
-    title, style = ROWS[kind]
+    title, style = METRICS[kind]
     values = [results.get(key) for results in evaluations.values()]
     table.add_row(f"  {title}", *(("n/a" if v is None else style.format(v)) for v in values))
 
 
 def _shown(text: str) -> str:
     return _one_line(text).replace("[", "\\[")
+
+
+def _escaped(text: str) -> str:
+    """As Markdown that shows the text itself."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", _one_line(text))
 
 
 def _one_line(text: str) -> str:

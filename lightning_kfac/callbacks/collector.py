@@ -84,6 +84,7 @@ class CurvatureCollector(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
         self._capture.valid = TokenBatch.from_dict(batch).valid
+        pl_module.log("collect/n_tokens_on_rank_0", self._capture.n_tokens.float(), reduce_fx="max")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._capture.check_finite(outputs["loss"], f"batch {batch_idx}")

@@ -9,7 +9,8 @@ from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.data.datamodule import MEMORIZED
 from lightning_kfac.progress import console
 from lightning_kfac.run_folder import RunFolder
-from lightning_kfac.tables import Example, comparison_table, examples_markdown, examples_table
+from lightning_kfac.tables import METRICS, Example, comparison_table, examples_markdown, examples_table
+from lightning_kfac.targets import block_of, projection_of
 
 EXAMPLES = 3
 
@@ -67,19 +68,21 @@ class RunReport(Callback):
     def _log_hyperparameters(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(trainer.logger, TensorBoardLogger) or not self.evaluations:
             return
+        data, edit = trainer.datamodule, _edit_row(trainer) or {}
         settings = {
             "model": pl_module.model_name,
             "labels": pl_module.labels,
-            "corpus": trainer.datamodule.corpus.label,
-            "max_tokens": trainer.datamodule.max_tokens,
-            "seq_len": trainer.datamodule.seq_len,
+            "corpus": data.corpus.label,
+            "max_tokens": data.max_tokens,
+            "seq_len": data.seq_len,
             "seed": pl_module.seed,
+            **{
+                f"edit/{key}": value if isinstance(value, float) else str(value) for key, value in edit.items() if value
+            },
         }
-        last = list(self.evaluations)[-1]
-        edit = _edit_row(trainer) or {}
-        settings |= {f"edit/{key}": str(value) for key, value in edit.items() if value is not None}
-        metrics = {f"hp/{key}": value for key, value in self.evaluations[last].items() if value is not None}
-        trainer.logger.log_hyperparams({k: v for k, v in settings.items() if v is not None}, metrics)
+        last = list(self.evaluations.values())[-1]
+        metrics = {f"hp/{key}": last[key] for key in METRICS if last.get(key) is not None}
+        trainer.logger.log_hyperparams({key: value for key, value in settings.items() if value is not None}, metrics)
         trainer.logger.save()
 
 
@@ -88,12 +91,12 @@ def _edit_row(trainer: Trainer) -> dict | None:
     report = next((c.report for c in trainer.callbacks if isinstance(c, EditCallback)), None)
     if report is None:
         return None
-    config = report.config
+    config, names = report.config, [layer.name for layer in report.layers]
     return {
         "formula": config.formula,
         "rho": config.rho,
-        "blocks": config.blocks,
-        "projections": config.projections,
+        "blocks": sorted({block for name in names if (block := block_of(name)) is not None}),
+        "projections": sorted({projection for name in names if (projection := projection_of(name))}),
         "alpha": None,
         "mix": None,
         "mode": config.mode,
