@@ -1,19 +1,14 @@
 """A batch of token rows, with its two masks made explicit."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.loss import (
-    IGNORED,
-    next_tokens,
-    sample_labels,
-    summed_cross_entropy,
-    uniforms,
-    valid_positions,
-)
+from lightning_kfac.math.loss import IGNORED, next_tokens, valid_positions
 
 
 @dataclass(frozen=True)
@@ -24,20 +19,27 @@ class TokenBatch:
         input_ids: int64 [B, T].
         attend: bool [B, T], True where the token is real. Never inferred from the pad id: a genuine
             end-of-text token may share it.
-        labels: int64 [B, T] in the Hugging Face convention (unshifted, -100 ignored).
+        targets: int64 [B, T], the label of each position (the next token), -100 where it has none that
+            counts: t or t + 1 is no real token, or its label is -100.
         sample_index: int64 [B], global row numbers; they key the sampled labels.
+        dense: Every position counts, so masks can be left out.
     """
 
     input_ids: Tensor
     attend: Tensor
-    labels: Tensor
+    targets: Tensor
     sample_index: Tensor
+    dense: bool = False
 
     @classmethod
     def from_dict(cls, batch: dict, first_index: int = 0) -> "TokenBatch":
-        """Reads ``input_ids`` and optionally ``attention_mask``, ``labels`` and ``sample_index``.
+        """Reads ``input_ids`` and optionally ``attention_mask``, ``labels``, ``sample_index``, ``dense``.
 
         Args:
+            batch: ``labels`` are in the Hugging Face convention (unshifted, -100 ignored). ``dense``
+                says that all tokens are real and all labels count; a batch with neither mask nor
+                labels is dense. The last token of dense rows, which has no next one, is then not run
+                through the model at all.
             first_index: Number of the first row where the batch has no ``sample_index``.
 
         Raises:
@@ -50,42 +52,44 @@ class TokenBatch:
         for name, field in (("attention_mask", mask), ("labels", labels)):
             if field is not None and field.shape != ids.shape:
                 raise InputError(f"batch: {name} has shape {list(field.shape)}, input_ids {list(ids.shape)}")
-        attend = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        if labels is None:
-            labels = ids.masked_fill(~attend, IGNORED)
         if index is None:
             index = torch.arange(first_index, first_index + len(ids), device=ids.device)
-        return cls(ids, attend, labels, index)
+        attend = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if batch.get("dense", mask is None and labels is None) and ids.shape[1] > 1:
+            return cls(ids[:, :-1], attend[:, :-1], ids[:, 1:], index, dense=True)
+        labels = ids.masked_fill(~attend, IGNORED) if labels is None else labels
+        targets = next_tokens(labels).masked_fill(~valid_positions(attend, labels), IGNORED)
+        return cls(ids, attend, targets, index)
 
     @property
     def valid(self) -> Tensor:
         """bool [B, T]: positions that count in the loss, in A, in G and in N."""
-        return valid_positions(self.attend, self.labels)
+        return self.targets != IGNORED
 
     @property
     def position_ids(self) -> Tensor:
         """int64 [B, T]: index among the row's real tokens, so that left padding changes nothing."""
         return (self.attend.long().cumsum(-1) - 1).clamp(min=0)
 
+    def model_inputs(self) -> dict:
+        """Arguments of the model's forward."""
+        inputs = {"input_ids": self.input_ids, "use_cache": False}
+        if not self.dense:
+            inputs |= {"attention_mask": self.attend.long(), "position_ids": self.position_ids}
+        return inputs
+
     def logits(self, model: nn.Module) -> Tensor:
         """Runs the model. [B, T, V] in the model's dtype."""
-        return model(
-            input_ids=self.input_ids,
-            attention_mask=self.attend.long(),
-            position_ids=self.position_ids,
-            use_cache=False,
-        ).logits
+        return model(**self.model_inputs()).logits
 
-    def fisher_loss(self, model: nn.Module, labels: str, seed: int) -> Tensor:
-        """Summed cross-entropy over the valid positions, a scalar tensor.
+    def gold_loss(self, model: nn.Module) -> Tensor:
+        """Summed cross-entropy against the next tokens, a scalar tensor with the whole graph behind it."""
+        logits = self.logits(model).float()
+        return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
-        Args:
-            labels: ``sampled`` draws them from the model's own predictions (true Fisher);
-                ``gold`` takes the corpus (empirical Fisher).
-        """
-        logits = self.logits(model)
-        if labels == "gold":
-            targets = next_tokens(self.labels)
-        else:
-            targets = sample_labels(logits, uniforms(seed, self.sample_index, self.position_ids))
-        return summed_cross_entropy(logits, targets, self.valid)
+    def split(self, rows: int) -> Iterator["TokenBatch"]:
+        """Parts of at most ``rows`` rows."""
+        for start in range(0, len(self.input_ids), rows):
+            part = slice(start, start + rows)
+            tensors = (self.input_ids, self.attend, self.targets, self.sample_index)
+            yield TokenBatch(*(t[part] for t in tensors), dense=self.dense)

@@ -1,10 +1,11 @@
 """Capturing A and G: hooks on the tracked layers while a summed loss is differentiated.
 
-Every layer is z[b, t] = W a[b, t]. A sums a a^T and G sums g g^T over valid (b, t), with
+Every layer is z[b, t] = W a[b, t]. A sums a a^T and G sums g g^T over the positions that count, with
 g = d loss / d z ("K-FAC expand": each position counts as a sample of its own).
 """
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,84 +13,166 @@ from torch import Tensor, nn
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors
 from lightning_kfac.math.covariance import SecondMoment
+from lightning_kfac.math.spectrum import Spectrum
 from lightning_kfac.targets import weight_matrix
 
 
+class LayerSums(Protocol):
+    """What is summed over the batches at one layer."""
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        """Adds one batch: a [B, T, d_in], g [B, T, d_out], zero at positions that do not count.
+
+        Args:
+            first_draw: False where only g is new: another draw of labels on the same forward pass.
+        """
+
+    def tensors(self) -> list[Tensor]:
+        """The sums as vectors, to be added over ranks."""
+
+    def load(self, tensors: list[Tensor]) -> None:
+        """Takes back what ``tensors`` gave."""
+
+    def trace(self) -> dict[str, Tensor]:
+        """Scalars that are finite only while everything that was added was: of the input, of the gradient."""
+
+
+class FactorSums:
+    """The sums of A and G. A layer that reads the same input as another has no A of its own."""
+
+    def __init__(self, layer: nn.Module):
+        d_out, d_in = weight_matrix(layer).shape
+        device = layer.weight.device
+        self.G = SecondMoment(d_out, device)
+        self.A: SecondMoment | None = SecondMoment(d_in, device)
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        self.G.add(g.flatten(0, -2))
+        if first_draw and self.A is not None:
+            self.A.add(a.flatten(0, -2))
+
+    def tensors(self) -> list[Tensor]:
+        return [moment.packed() for moment in (self.G, self.A) if moment is not None]
+
+    def load(self, tensors: list[Tensor]) -> None:
+        for moment, tensor in zip((self.G, self.A), tensors, strict=False):
+            moment.load_packed(tensor)
+
+    def trace(self) -> dict[str, Tensor]:
+        return {"gradient": self.G.trace()} | ({"input": self.A.trace()} if self.A is not None else {})
+
+
+class MomentSums:
+    """Second moments of the gradient in the curvature basis (EK-FAC: George et al., 2018).
+
+    Args:
+        G, A: Eigenbases of the layer's factors.
+        moments: ``token`` sums (U_G^T g_t)^2 (U_A^T a_t)^2^T over positions; ``sequence`` squares the
+            gradient of each row, summed over its positions.
+    """
+
+    def __init__(self, layer: nn.Module, G: Spectrum, A: Spectrum, moments: str):
+        device = layer.weight.device
+        self.U_G, self.U_A = G.vectors.float().to(device), A.vectors.float().to(device)
+        self.per_row = moments == "sequence"
+        self.total = torch.zeros(len(self.U_G), len(self.U_A), device=device)
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        a, g = a.float() @ self.U_A, g.float() @ self.U_G
+        if self.per_row:
+            for a_row, g_row in zip(a, g, strict=True):
+                self.total += (g_row.T @ a_row) ** 2
+        else:
+            self.total.addmm_((g**2).flatten(0, -2).T, (a**2).flatten(0, -2))
+
+    def tensors(self) -> list[Tensor]:
+        return [self.total]
+
+    def load(self, tensors: list[Tensor]) -> None:
+        (self.total,) = tensors
+
+    def trace(self) -> dict[str, Tensor]:
+        return {"gradient": self.total.sum()}
+
+
 class Tap(torch.autograd.Function):
-    """Identity on a layer's output that hands (input, output gradient) to a layer's sums.
+    """Identity on a layer's output that hands (input, output gradient) to the layer's sums.
 
     ``root`` is a leaf that requires grad and receives none. Through it the graph begins at the lowest
     tracked output, although no parameter is trainable: nothing below is stored or differentiated.
     """
 
     @staticmethod
-    def forward(ctx, output: Tensor, root: Tensor, a: Tensor, sums: "LayerSums") -> Tensor:
+    def forward(ctx, output: Tensor, root: Tensor, a: Tensor, capture: "CurvatureCapture", name: str) -> Tensor:
         ctx.save_for_backward(a)
-        ctx.sums = sums
+        ctx.capture, ctx.name, ctx.first_draw = capture, name, True
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (a,) = ctx.saved_tensors
-        ctx.sums.add(a, gradient)
-        return (gradient if ctx.needs_input_grad[0] else None), None, None, None
-
-
-class LayerSums:
-    """The running sums of one layer. A layer that reads the same input as another has no A of its own."""
-
-    def __init__(self, capture: "CurvatureCapture", d_out: int, device: torch.device):
-        self.capture = capture
-        self.G = SecondMoment(d_out, device)
-        self.A: SecondMoment | None = None
-
-    def add(self, a: Tensor, g: Tensor) -> None:
-        """Adds one batch: a [B, T, d_in], g [B, T, d_out]."""
-        dropped = ~self.capture.valid[..., None]
-        self.G.add(g.masked_fill(dropped, 0).flatten(0, -2))
-        if self.A is not None:
-            self.A.add(a.masked_fill(dropped, 0).flatten(0, -2))
+        ctx.capture.add(ctx.name, a, gradient, ctx.first_draw)
+        ctx.first_draw = False
+        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
 class CurvatureCapture:
-    """Collects the Kronecker factors of some layers of a model.
+    """Hooks on some layers of a model that sum curvature over batches.
 
-    Usage: enter the context; for each batch set ``valid``, run the model, and call ``backward()`` on
-    the summed loss; then read ``factors()``. Hooks do nothing where gradients are disabled, so the
+    Usage: enter the context; for each batch call ``begin``, run the model, and call ``backward()`` on
+    each summed loss; then read ``factors()``. Hooks do nothing where gradients are disabled, so the
     model can be evaluated in between. The model's parameters must not require grad.
 
     Args:
         layers: The tracked layers by dotted name.
-
-    Attributes:
-        valid: bool [B, T] of the current batch.
-        n_tokens: Valid positions so far, int64 scalar tensor on the device (so that no batch waits for it).
+        sums: Makes the sums of a layer from its name and module; by default those of A and G.
+        per_position_masks: Leave layers unmasked whose input is not one vector a position, instead of
+            refusing them: for models other than language models.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]):
-        self.layers = dict(layers)
-        self.device = next(iter(self.layers.values())).weight.device
-        self.sums = {
-            name: LayerSums(self, weight_matrix(layer).shape[0], layer.weight.device)
-            for name, layer in self.layers.items()
-        }
-        self.root = torch.zeros((), requires_grad=True, device=self.device)
-        self.n_tokens = torch.zeros((), dtype=torch.int64, device=self.device)
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        sums: Callable[[str, nn.Module], LayerSums] | None = None,
+        per_position_masks: bool = False,
+    ):
+        self.layers, self.per_position_masks = dict(layers), per_position_masks
+        make = sums or (lambda name, layer: FactorSums(layer))
+        self.sums = {name: make(name, layer) for name, layer in self.layers.items()}
+        device = next(iter(self.layers.values())).weight.device
+        self.root = torch.zeros((), requires_grad=True, device=device)
+        # On the device, so that no batch waits for it.
+        self.counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in self.layers}
+        self.leaders: dict[str, str] = {}
         self._valid: Tensor | None = None
-        self._leaders: dict[str, str] = {}
         self._inputs: dict[str, Tensor] = {}
         self._handles: list = []
 
-    @property
-    def valid(self) -> Tensor:
-        """bool [B, T], the positions of the current batch that count."""
-        return self._valid
+    def begin(self, valid: Tensor | None) -> None:
+        """Starts a batch.
 
-    @valid.setter
-    def valid(self, valid: Tensor) -> None:
+        Args:
+            valid: bool [B, T], the positions that count; None if all do.
+        """
         self._valid = valid
-        self.n_tokens += valid.sum()
         self._inputs.clear()
+
+    def add(self, name: str, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        """Adds what one layer saw, without the positions that do not count."""
+        valid = self._valid
+        if valid is not None and a.shape[:-1] != valid.shape:
+            if not self.per_position_masks:
+                raise InputError(
+                    f"{name} has an input of shape {list(a.shape)}, not one vector for each of "
+                    f"{list(valid.shape)} rows and positions; leave it out"
+                )
+            valid = None
+        if valid is not None:
+            dropped = ~valid[..., None]
+            a, g = a.masked_fill(dropped, 0), g.masked_fill(dropped, 0)
+        self.sums[name].add(a, g, first_draw)
+        if first_draw:
+            self.counts[name] += a[..., 0].numel() if valid is None else valid.sum()
 
     def __enter__(self) -> "CurvatureCapture":
         for name, layer in self.layers.items():
@@ -107,24 +190,28 @@ class CurvatureCapture:
 
         The one place that waits for the device; call it after the batch's backward.
         """
-        traces = [s.G.trace() for s in self.sums.values()]
-        traces += [s.A.trace() for s in self.sums.values() if s.A is not None]
-        if torch.stack([loss.detach(), *traces]).isfinite().all():
-            return
-        raise InputError(f"{where}: {self._not_finite()}; try dtype float32, or look at the model's weights")
+        traces = [trace for sums in self.sums.values() for trace in sums.trace().values()]
+        if not torch.stack([loss.detach().to(traces[0]), *traces]).isfinite().all():
+            raise InputError(f"{where}: {self._not_finite()}; try dtype float32, or look at the model's weights")
 
-    def factors(self) -> dict[str, KroneckerFactors]:
-        """Means over all valid positions.
+    def n_tokens(self) -> dict[str, int]:
+        """Positions that counted so far, by layer."""
+        return {name: int(count) for name, count in self.counts.items()}
+
+    def factors(self, mc_samples: int = 1) -> dict[str, KroneckerFactors]:
+        """Means over all positions that counted, for sums of A and G.
 
         Raises:
-            InputError: No batch had a valid position.
+            InputError: No position counted.
         """
-        n_tokens = int(self.n_tokens)
-        if not n_tokens:
+        counts = self.n_tokens()
+        if not any(counts.values()):
             raise InputError("no valid token: every position is padding, ignored, or without a next token")
-        shared = {name: s.A.sum() / n_tokens for name, s in self.sums.items() if s.A is not None}
+        shared = {name: s.A.sum() / counts[name] for name, s in self.sums.items() if s.A is not None}
         return {
-            name: KroneckerFactors(shared[self._leaders[name]], s.G.sum() / n_tokens, n_tokens)
+            name: KroneckerFactors(
+                shared[self.leaders.get(name, name)], s.G.sum() / (mc_samples * counts[name]), counts[name]
+            )
             for name, s in self.sums.items()
         }
 
@@ -134,40 +221,37 @@ class CurvatureCapture:
         Args:
             add_over_ranks: Sum all-reduce of a tensor.
         """
-        for layer in self.sums.values():
-            for moment in (layer.G, layer.A):
-                if moment is not None:
-                    moment.load_packed(add_over_ranks(moment.packed()))
-        self.n_tokens = add_over_ranks(self.n_tokens)
+        for name, sums in self.sums.items():
+            sums.load([add_over_ranks(tensor) for tensor in sums.tensors()])
+            self.counts[name] = add_over_ranks(self.counts[name])
 
     def _hook(self, name: str):
         def hook(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
-            a = args[0].detach()
-            self._assign_input(name, args[0])
-            return Tap.apply(output, self.root, a, self.sums[name])
+            self._note_input(name, args[0])
+            return Tap.apply(output, self.root, args[0].detach(), self, name)
 
         return hook
 
-    def _assign_input(self, name: str, a: Tensor) -> None:
+    @torch.compiler.disable
+    def _note_input(self, name: str, a: Tensor) -> None:
         """Notes in the first forward which layers read the same tensor; later ones must agree."""
-        if name not in self._leaders:
-            leader = next((n for n, seen in self._inputs.items() if seen is a), name)
-            self._leaders[name] = leader
-            if leader == name:
-                self.sums[name].A = SecondMoment(a.shape[-1], a.device)
-        elif (leader := self._leaders[name]) != name and self._inputs.get(leader) is not a:
+        if name not in self.leaders:
+            self.leaders[name] = next((n for n, seen in self._inputs.items() if seen is a), name)
+            if self.leaders[name] != name and isinstance(self.sums[name], FactorSums):
+                self.sums[name].A = None
+        elif (leader := self.leaders[name]) != name and self._inputs.get(leader) is not a:
             raise InputError(f"{name} shared its input with {leader} in the first batch, and no longer does")
-        if self._leaders[name] == name:
+        if self.leaders[name] == name:
             self._inputs[name] = a
 
     def _not_finite(self) -> str:
         """Says where the trouble began: the lowest layer with a bad input, else the highest with a bad gradient."""
         for name, sums in self.sums.items():
-            if sums.A is not None and not sums.A.trace().isfinite():
+            if (trace := sums.trace().get("input")) is not None and not trace.isfinite():
                 return f"the input of {name} has NaN or infinite values"
         for name, sums in reversed(self.sums.items()):
-            if not sums.G.trace().isfinite():
+            if not sums.trace()["gradient"].isfinite():
                 return f"the gradient at {name} has NaN or infinite values"
         return "the loss is NaN or infinite"

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.decoding import greedy_continuations
-from lightning_kfac.math.loss import next_tokens
 from lightning_kfac.metrics import NDCG, Memorization, Perplexity
 from lightning_kfac.metrics.functional import top_tokens
 
@@ -48,7 +47,7 @@ class Evaluation(nn.Module):
         """Scores one batch of held-out text."""
         logits = batch.logits(model)
         ranking = top_tokens(logits)
-        self.perplexity.update(logits, next_tokens(batch.labels), batch.valid)
+        self.perplexity.update(logits, batch.targets, batch.valid)
         if self.reference is not None:
             reference = ranking if self.reference == "self" else self.reference[len(self.rankings)].to(ranking)
             self.ndcg.update(ranking, reference, batch.valid)

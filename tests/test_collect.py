@@ -102,7 +102,7 @@ def test_shared_inputs_are_accumulated_once(rows):
     with CurvatureCapture(layers) as capture:
         model.requires_grad_(False)
         batch = padded(rows[:2])
-        capture.valid = batch["attention_mask"].bool()
+        capture.begin(batch["attention_mask"].bool())
         model(**batch).logits.sum().backward()
     holders = {name.rpartition(".")[2] for name, sums in capture.sums.items() if sums.A is not None}
     assert holders == {"q_proj", "o_proj", "gate_proj", "down_proj"}
@@ -119,7 +119,7 @@ def test_nothing_below_the_lowest_target_is_differentiated(rows):
     ]
     with CurvatureCapture(resolve_targets(model, [1], ["up"])) as capture:
         batch = padded(rows[:2])
-        capture.valid = batch["attention_mask"].bool()
+        capture.begin(batch["attention_mask"].bool())
         loss = model(**batch).logits.sum()
         loss.backward()
     for hook in hooks:

@@ -197,6 +197,9 @@ def test_collate_pads_on_the_right_and_gives_filler_no_weight():
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1] * 4, [1] * 4]
     assert batch["labels"].tolist() == [[8, 9, -100, -100], [0, 1, 2, 3], [-100] * 4]
     assert batch["sample_index"].tolist() == [2, 0, 0]
+    dense = collate_rows([rows[0], rows[1]])
+    assert dense["dense"] and dense["input_ids"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert set(dense) == {"input_ids", "sample_index", "dense"}
 
 
 # -- memorized sets ------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """The pure functions against slow and obvious computations."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,7 @@ from lightning_kfac import InputError, select_components, select_products
 from lightning_kfac.math.covariance import SecondMoment, mirror, pack_upper, unpack_upper
 from lightning_kfac.math.importance import modified, original
 from lightning_kfac.math.loss import (
-    next_tokens,
     sample_labels,
-    summed_cross_entropy,
     uniforms,
     valid_positions,
 )
@@ -72,19 +68,6 @@ def test_valid_positions():
     assert valid_positions(attend).tolist() == [[True, True, False, False], [False, True, True, False]]
     labels = torch.tensor([[5, 5, -100, 5], [5, 5, 5, 5]])
     assert valid_positions(attend, labels)[0].tolist() == [True, False, False, False]
-
-
-def test_summed_cross_entropy_is_a_loop():
-    logits = torch.randn(2, 4, 7, generator=generator(), dtype=torch.float64)
-    tokens = torch.randint(0, 7, (2, 4), generator=generator())
-    valid = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0]]).bool()
-    expected = 0.0
-    for b in range(2):
-        for t in range(4):
-            if valid[b, t]:
-                row = logits[b, t].tolist()
-                expected -= row[tokens[b, t + 1]] - math.log(sum(map(math.exp, row)))
-    assert summed_cross_entropy(logits, next_tokens(tokens), valid).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_uniforms_depend_on_sample_position_and_draw_only():

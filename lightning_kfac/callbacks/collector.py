@@ -7,11 +7,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
-from lightning_kfac.batch import TokenBatch
 from lightning_kfac.capture import CurvatureCapture
+from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, save_factors
 from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.plan import MemoryPlan, plan_memory
+from lightning_kfac.progress import console
 from lightning_kfac.targets import Blocks, resolve_targets
 
 
@@ -22,6 +24,9 @@ class CurvatureCollector(Callback):
         blocks: Transformer blocks by index, negative from the end, or ``all``.
         projections: Any of gate, up, down, q, k, v, o.
         modules: Instead of both: regular expressions on dotted names.
+        max_memory_gb: Cap on memory beside the weights, in GB; by default what is free. The text is read
+            in several passes where the factors of all layers do not fit.
+        layers_per_pass: Fixes the number of projections a pass.
 
     Attributes:
         factors: By dotted layer name, on every rank, after the last batch.
@@ -39,10 +44,15 @@ class CurvatureCollector(Callback):
         blocks: Blocks = "all",
         projections: Sequence[str] = ("gate", "up", "down"),
         modules: Sequence[str] | None = None,
+        max_memory_gb: float | None = None,
+        layers_per_pass: int | None = None,
     ):
         self.blocks, self.projections, self.modules = blocks, projections, modules
-        self.factors: dict[str, KroneckerFactors] | None = None
+        self.max_memory_gb, self.layers_per_pass = max_memory_gb, layers_per_pass
+        self.factors: dict[str, KroneckerFactors] = {}
         self.metadata: dict = {}
+        self.plan: MemoryPlan | None = None
+        self._layers: dict[str, nn.Module] = {}
         self._capture: CurvatureCapture | None = None
 
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -75,43 +85,64 @@ class CurvatureCollector(Callback):
             "tokenizer": trainer.datamodule.tokenizer_name,
             "corpus": trainer.datamodule.corpus.label,
             "labels": pl_module.labels,
+            "mc_samples": pl_module.fisher_loss.mc_samples,
             "precision": f"{next(pl_module.model.parameters()).dtype}".removeprefix("torch."),
             "seed": pl_module.seed,
             "world_size": trainer.world_size,
         }
-        self._capture = CurvatureCapture(layers)
-        self._capture.__enter__()
+        data = trainer.datamodule
+        self.plan = plan_memory(
+            pl_module.model,
+            layers,
+            pl_module.fisher_loss,
+            data.batch_size,
+            data.seq_len,
+            self.max_memory_gb,
+            self.layers_per_pass,
+        )
+        if trainer.is_global_zero:
+            console.print(f"plan: {self.plan}")
+        # One epoch a pass; the unedited model is evaluated once, after the last.
+        trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self.plan.passes)
+        self._layers = layers
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, batch_idx: int) -> None:
-        self._capture.valid = TokenBatch.from_dict(batch).valid
-        pl_module.log("collect/n_tokens_on_rank_0", self._capture.n_tokens.float(), reduce_fx="max")
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        names = self.plan.passes[trainer.current_epoch]
+        self._capture = CurvatureCapture({name: self._layers[name] for name in names})
+        self._capture.__enter__()
+        loss, plan = pl_module.fisher_loss, self.plan
+        pl_module.engine = CurvatureEngine(pl_module.model, self._capture, loss, plan.rows_at_once, plan.head_chunk)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self._capture.check_finite(outputs["loss"], f"batch {batch_idx}")
+        self._capture.check_finite(pl_module.batch_loss, f"batch {batch_idx}")
+        n_tokens = next(iter(self._capture.counts.values()))
+        pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
         if trainer.is_last_batch:  # before the evaluation, so that it can fail without losing the factors
-            self._finish(trainer)
+            self._finish_pass(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.factors is None:
-            self._finish(trainer)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._capture is not None:  # stopped early
+            self._finish_pass(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
+        self._release(pl_module)
 
-    def _finish(self, trainer: Trainer) -> None:
+    def _finish_pass(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._capture.reduce(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
-        self.factors = self._capture.factors()
-        self._release()
+        self.factors |= self._capture.factors(pl_module.fisher_loss.mc_samples)
+        self._release(pl_module)
+        if len(self.factors) < len(self._layers):
+            return
         self.metadata["n_tokens"] = next(iter(self.factors.values())).n_tokens
         if trainer.is_global_zero:
             save_factors(self.factors, Path(trainer.default_root_dir) / "factors", self.metadata)
         if trainer.logger is not None:
             trainer.logger.log_metrics({"collect/n_tokens": self.metadata["n_tokens"]}, trainer.global_step)
 
-    def _release(self) -> None:
+    def _release(self, pl_module: LightningModule) -> None:
         if self._capture is not None:
             self._capture.__exit__()
-            self._capture = None
+            self._capture = pl_module.engine = None
 
 
 def find_collector(trainer: Trainer) -> CurvatureCollector:

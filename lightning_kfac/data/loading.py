@@ -68,18 +68,19 @@ class TokenRows(Dataset):
         return index, torch.from_numpy(ids.astype(np.int64))
 
 
-def collate_rows(rows: list[tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Right-pads rows into a batch; a filler row keeps its tokens but has no label that counts."""
+def collate_rows(rows: list[tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor | bool]:
+    """Right-pads rows into a batch; a filler row keeps its tokens but has no label that counts.
+
+    Rows of one length without filler need no masks: the batch is then ``dense``.
+    """
     index = torch.tensor([i for i, _ in rows])
     ids = pad_sequence([row for _, row in rows], batch_first=True)
+    batch = {"input_ids": ids, "sample_index": index.clamp(min=0)}
+    filler = (index == FILLER)[:, None]
+    if not filler.any() and len({len(row) for _, row in rows}) == 1:
+        return batch | {"dense": True}
     mask = pad_sequence([torch.ones_like(row) for _, row in rows], batch_first=True)
-    labels = ids.masked_fill((mask == 0) | (index == FILLER)[:, None], IGNORED)
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": labels,
-        "sample_index": index.clamp(min=0),
-    }
+    return batch | {"attention_mask": mask, "labels": ids.masked_fill((mask == 0) | filler, IGNORED)}
 
 
 class SequenceDataset(Dataset):

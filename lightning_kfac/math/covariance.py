@@ -1,37 +1,38 @@
 """Sums of outer products, X^T X, added up over many batches."""
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-# Columns are worked off in this many panels; each needs only the rows above its last column, so
-# n panels cost (n + 1) / (2 n) of the full product.
-PANELS = 4
+# The upper triangle is worked off in panels of columns; n panels cost (n + 1) / (2 n) of the full
+# product and as much memory. Narrow panels are slow ones.
+MOST_PANELS, NARROWEST_PANEL = 8, 128
 # A float32 sum of thousands of terms loses digits: after this many batches the running sum moves to
 # a second accumulator, so that neither ever adds a small number to a very large one.
 BATCHES_TO_FLUSH = 64
 
 
 class SecondMoment:
-    """Running sum of X^T X in float32, of which only the upper triangle is computed.
+    """Running sum of X^T X in float32, of which only the upper triangle is computed and kept.
 
     Args:
         size: Number of features d.
-        device: Where the two [d, d] accumulators live.
+        device: Where the accumulators live.
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu"):
-        self._recent = torch.zeros(size, size, device=device)
-        self._settled: Tensor | None = None
+        self.size, self.device = size, device
+        self._panels = panel_edges(size)
+        self._recent = self._zeros()
+        self._settled: list[Tensor] | None = None
         self._batches = 0
 
     def add(self, x: Tensor) -> None:
-        """Adds ``x^T x`` for x [n, d], in float32 whatever the dtype of x."""
-        x = x.float()
-        size = x.shape[1]
-        for panel in range(PANELS):
-            first, last = panel * size // PANELS, (panel + 1) * size // PANELS
-            if first < last:
-                self._recent[:last, first:last].addmm_(x[:, :last].T, x[:, first:last])
+        """Adds ``x^T x`` for x [n, d], summed in float32 whatever the dtype of x."""
+        accumulate_upper(self._recent, self._panels, x)
         self._batches += 1
         if self._batches % BATCHES_TO_FLUSH == 0:
             self._settle()
@@ -39,29 +40,92 @@ class SecondMoment:
     def sum(self) -> Tensor:
         """The symmetric sum so far, float32 [d, d]."""
         self._settle()
-        return mirror(self._settled)
+        full = torch.zeros(self.size, self.size, device=self.device)
+        for (first, last), panel in zip(self._panels, self._settled, strict=True):
+            full[:last, first:last] = panel
+        return mirror(full)
 
     def packed(self) -> Tensor:
         """Upper triangle of the sum as a vector [d (d + 1) / 2]: what travels between ranks."""
-        self._settle()
-        return pack_upper(self._settled)
+        return pack_upper(self.sum())
 
     def load_packed(self, packed: Tensor) -> None:
         """Replaces the sum."""
-        self._recent.zero_()
-        self._settled = unpack_upper(packed.to(self._recent), len(self._recent))
+        full = unpack_upper(packed, self.size)
+        self._settled = [full[:last, first:last].clone() for first, last in self._panels]
+        for panel in self._recent:
+            panel.zero_()
 
     def trace(self) -> Tensor:
         """Trace of the sum, a scalar tensor on the device: not finite once any feature was not."""
-        trace = self._recent.diagonal().sum()
-        return trace if self._settled is None else trace + self._settled.diagonal().sum()
+        panels = self._recent + (self._settled or [])
+        edges = self._panels * (len(panels) // len(self._panels))
+        return sum(panel.diagonal(-first).sum() for (first, _), panel in zip(edges, panels, strict=True))
 
     def _settle(self) -> None:
-        if self._settled is None:
-            self._settled = self._recent.clone()
-        else:
-            self._settled += self._recent
-        self._recent.zero_()
+        self._settled = self._settled or self._zeros()
+        for settled, recent in zip(self._settled, self._recent, strict=True):
+            settled += recent
+            recent.zero_()
+
+    def _zeros(self) -> list[Tensor]:
+        return [torch.zeros(last, last - first, device=self.device) for first, last in self._panels]
+
+
+def accumulator_numbers(size: int) -> int:
+    """How many float32 numbers a ``SecondMoment`` of this size holds at most."""
+    return 2 * sum(last * (last - first) for first, last in panel_edges(size))
+
+
+def panel_edges(size: int) -> list[tuple[int, int]]:
+    """First and last column of each panel."""
+    count = max(1, min(MOST_PANELS, size // NARROWEST_PANEL))
+    return [(i * size // count, (i + 1) * size // count) for i in range(count)]
+
+
+def accumulate_upper(panels: list[Tensor], edges: list[tuple[int, int]], x: Tensor) -> None:
+    """panel += x[:, :last]^T x[:, first:last] for each panel: exact products, float32 sums.
+
+    Products of two bfloat16 numbers are exact in float32, and the matrix units of CUDA devices and of
+    CPUs with AMX multiply them so; any other CPU gets a float32 copy and BLAS's symmetric product.
+    """
+    if x.dtype == torch.bfloat16 and x.is_cuda:
+        for (first, last), panel in zip(edges, panels, strict=True):
+            panel += torch.mm(x[:, :last].T, x[:, first:last], out_dtype=torch.float32)
+    elif x.dtype == torch.bfloat16 and has_amx():
+        with _cpu_products("bf16"):
+            _add_panels(panels, edges, x.float())
+    elif x.is_cpu:
+        # numpy hands x.T @ x to BLAS syrk, which computes one triangle; torch has no such product.
+        x = x.detach().float().numpy()
+        product = torch.from_numpy(x.T @ x)
+        for (first, last), panel in zip(edges, panels, strict=True):
+            panel += product[:last, first:last]
+    else:
+        _add_panels(panels, edges, x.float())
+
+
+def _add_panels(panels: list[Tensor], edges: list[tuple[int, int]], x: Tensor) -> None:
+    for (first, last), panel in zip(edges, panels, strict=True):
+        panel.addmm_(x[:, :last].T, x[:, first:last])
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices on matrix units of its own."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+@contextmanager
+def _cpu_products(precision: str) -> Iterator[None]:
+    """Sets how oneDNN multiplies float32 matrices, for the whole process, and puts it back."""
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = precision
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def mirror(upper: Tensor) -> Tensor:

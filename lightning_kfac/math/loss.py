@@ -1,4 +1,4 @@
-"""The loss whose curvature is measured: summed token cross-entropy, with gold or sampled labels.
+"""Which positions carry loss, and with which labels: gold or sampled.
 
 Shapes: B rows, T positions, V vocabulary entries. Position t predicts token t + 1.
 """
@@ -33,21 +33,6 @@ def valid_positions(attend: Tensor, labels: Tensor | None = None) -> Tensor:
 def next_tokens(tokens: Tensor) -> Tensor:
     """Targets of every position: ``tokens`` shifted by one; the last column is -100. int64 [B, T]."""
     return F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
-
-
-def summed_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Sum over valid positions of -log softmax(logits)[target], computed in float32 or better.
-
-    A sum and not a mean: with a mean, tokens of a ragged last batch would weigh more in G.
-
-    Args:
-        logits: [B, T, V].
-        targets: int64 [B, T].
-        valid: bool [B, T].
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    targets = targets.masked_fill(~valid, IGNORED)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def uniforms(seed: int, sample_index: Tensor, position: Tensor, draw: int = 0) -> Tensor:

@@ -12,8 +12,10 @@ from lightning_kfac.batch import TokenBatch
 from lightning_kfac.data.datamodule import HELDOUT
 from lightning_kfac.decoding import greedy_continuations
 from lightning_kfac.editor import EDIT_FILE
+from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation import Evaluation
+from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.loading import Dtype, end_of_text_ids, load_config, load_model
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
 
@@ -45,6 +47,7 @@ class CausalLM(LightningModule):
         dtype: Of the weights; ``auto`` is the checkpoint's own (float16 becomes float32).
         labels: ``sampled`` from the model's predictions (true Fisher), or ``gold`` from the corpus
             (empirical Fisher).
+        mc_samples: Draws of labels a forward pass.
         seed: Keys the sampled labels and random initial weights.
         training: Train the model instead of collecting curvature.
         trust_remote_code: Let the model's repository run its own code.
@@ -52,6 +55,8 @@ class CausalLM(LightningModule):
     Attributes:
         stage: Name of the next evaluation, ``baseline`` or ``edited``.
         results: Figures of the latest evaluation.
+        engine: What runs a batch of a collection; set by ``CurvatureCollector``.
+        batch_loss: Summed loss of the latest batch of a collection.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class CausalLM(LightningModule):
         architecture: dict[str, Any] | None = None,
         dtype: Dtype = "auto",
         labels: Literal["sampled", "gold"] = "sampled",
+        mc_samples: int = 1,
         seed: int = 0,
         training: Training | None = None,
         trust_remote_code: bool = False,
@@ -69,9 +75,12 @@ class CausalLM(LightningModule):
             raise InputError(f"the seed must not be negative, got {seed}")
         self.model_name, self.architecture, self.dtype_name = model_name, architecture, dtype
         self.labels, self.seed, self.training_settings = labels, seed, training
+        self.fisher_loss = FisherLoss(labels, seed, mc_samples)
         self.trust_remote_code = trust_remote_code
         self.config = load_config(model_name, architecture, trust_remote_code)
         self.model: nn.Module | None = None
+        self.engine: CurvatureEngine | None = None
+        self.batch_loss: Tensor | None = None
         self.stage = "baseline"
         self.results: dict[str, float | int] = {}
         self.evaluation: Evaluation | None = None
@@ -120,15 +129,15 @@ class CausalLM(LightningModule):
     # -- fit -----------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The summed Fisher loss of a frozen model, or the mean loss of one in training."""
+        """One batch: of a collection, up to its last backward; or of a training, the mean loss."""
         tokens = TokenBatch.from_dict(batch)
-        n_tokens = tokens.valid.sum()
+        n_tokens = tokens.valid.sum().clamp(min=1)
         if self.frozen:
-            loss = tokens.fisher_loss(self.model, self.labels, self.seed)
-            self.log("collect/loss_per_token", loss.detach() / n_tokens.clamp(min=1))
+            loss, self.batch_loss = self.engine.run(tokens)
+            self.log("collect/loss_per_token", self.batch_loss / n_tokens)
             return loss
-        loss = tokens.fisher_loss(self.model, "gold", self.seed) / n_tokens.clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        loss = tokens.gold_loss(self.model) / n_tokens
+        self.log("train/loss", loss.detach())
         return loss
 
     def configure_optimizers(self):

@@ -1,0 +1,182 @@
+"""What a collection will need in memory, and how to cut it so that it fits."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_kfac.batch import TokenBatch
+from lightning_kfac.capture import CurvatureCapture, LayerSums
+from lightning_kfac.errors import InputError
+from lightning_kfac.fisher import FisherLoss
+from lightning_kfac.head import is_plain_head
+from lightning_kfac.math.covariance import accumulator_numbers
+from lightning_kfac.targets import weight_matrix
+
+# Share of the free memory that a plan may use: estimates are estimates.
+USABLE = 0.85
+# Enough tokens to keep matrix products busy; more only costs memory.
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
+HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+# One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
+BYTES_PER_LOGIT = 28
+PROBE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a collection is cut.
+
+    Attributes:
+        passes: Layer names collected together, one tuple for each pass over the text.
+        rows_at_once: Rows whose activations exist at once.
+        head_chunk: Tokens whose logits exist at once; None where the model's own logits are needed.
+        factor_bytes: Accumulators of the largest pass.
+        activation_bytes: Activations of ``rows_at_once`` rows (measured on a few tokens, extrapolated).
+        head_bytes: One slice of logits.
+    """
+
+    passes: tuple[tuple[str, ...], ...]
+    rows_at_once: int
+    head_chunk: int | None
+    factor_bytes: int
+    activation_bytes: int
+    head_bytes: int
+
+    def __str__(self) -> str:
+        layers = sum(map(len, self.passes))
+        passes = "1 pass" if len(self.passes) == 1 else f"{len(self.passes)} passes"
+        return (
+            f"{layers} projection{'s' * (layers != 1)}, {passes}, {_bytes(self.factor_bytes)} of factors, "
+            f"{_bytes(self.activation_bytes)} of activations ({self.rows_at_once} rows at once), "
+            f"{_bytes(self.head_bytes)} of logits"
+        )
+
+
+def plan_memory(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    loss: FisherLoss,
+    rows: int,
+    seq_len: int,
+    max_memory_gb: float | None = None,
+    layers_per_pass: int | None = None,
+) -> MemoryPlan:
+    """Chooses passes, rows at once and head chunk before the first batch.
+
+    Args:
+        model: Already on its device; weights are in memory, so only what comes on top counts.
+        layers: The tracked layers by name.
+        loss: What will be differentiated.
+        rows, seq_len: Shape of a full batch.
+        max_memory_gb: Cap on what comes on top, in GB (10^9 bytes); by default 85 % of what is free.
+        layers_per_pass: Fixes the number of projections a pass, as the original tool does.
+
+    Raises:
+        InputError: Not even one row and one projection a pass fit; says what would.
+    """
+    device = next(iter(layers.values())).weight.device
+    budget = int(max_memory_gb * 1e9) if max_memory_gb is not None else int(USABLE * free_memory(device))
+    chunk, head_bytes = _head(model, layers, device, rows * seq_len)
+    row_bytes, leaders = _probe(model, layers, loss, chunk, seq_len)
+    for_factors = budget - head_bytes - row_bytes
+    passes = _cut(layers, leaders, for_factors, layers_per_pass)
+    factor_bytes = max(_factor_bytes(layers, leaders, names) for names in passes)
+    if factor_bytes > for_factors:
+        raise InputError(
+            f"the collection does not fit into {_bytes(budget)}: with one row at once and "
+            f"{layers_per_pass or 1} projections a pass it needs {_bytes(factor_bytes + head_bytes + row_bytes)}; "
+            "free memory, raise max_memory_gb, shorten the rows or choose fewer layers"
+        )
+    fitting = (budget - head_bytes - factor_bytes) // max(row_bytes, 1)
+    useful = -(-TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cuda"]) // seq_len)
+    rows_at_once = max(1, min(rows, useful, fitting))
+    return MemoryPlan(passes, rows_at_once, chunk, factor_bytes, row_bytes * rows_at_once, head_bytes)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _head(
+    model: nn.Module, layers: Mapping[str, nn.Module], device: torch.device, tokens: int
+) -> tuple[int | None, int]:
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if model.get_output_embeddings() in layers.values() or not is_plain_head(model):
+        return None, tokens * vocabulary * BYTES_PER_LOGIT
+    most = HEAD_BYTES.get(device.type, HEAD_BYTES["cuda"]) // (vocabulary * BYTES_PER_LOGIT)
+    chunk = max(1, min(tokens, most))
+    return chunk, chunk * vocabulary * BYTES_PER_LOGIT
+
+
+class _NoSums(LayerSums):
+    """Sums nothing: for a trial run."""
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None: ...
+
+
+def _probe(
+    model: nn.Module, layers: Mapping[str, nn.Module], loss: FisherLoss, chunk: int | None, seq_len: int
+) -> tuple[int, dict[str, str]]:
+    """Bytes that autograd keeps for one row, and which layers share an input, from a run on a few tokens."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(iter(layers.values())).weight.device
+    tokens = max(2, min(PROBE_TOKENS, seq_len))
+    batch = TokenBatch.from_dict({"input_ids": torch.zeros(1, tokens, dtype=torch.long, device=device)})
+    with CurvatureCapture(layers, lambda name, layer: _NoSums()) as capture, torch.enable_grad():
+        capture.begin(None)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            next(iter(loss.draws(model, batch, chunk)))
+    # The widest gradients live beside what is kept.
+    widest = max(max(weight_matrix(layer).shape) for layer in layers.values())
+    transient = 6 * widest * next(iter(layers.values())).weight.element_size()
+    return (sum(kept.values()) // (tokens - 1) + transient) * seq_len, capture.leaders
+
+
+def _cut(
+    layers: Mapping[str, nn.Module], leaders: dict[str, str], budget: int, layers_per_pass: int | None
+) -> tuple[tuple[str, ...], ...]:
+    """Passes over the layers in model order; without a fixed number, as few as fit the budget."""
+    names = list(layers)
+    if layers_per_pass is not None:
+        if layers_per_pass < 1:
+            raise InputError(f"collect.layers_per_pass is {layers_per_pass}; it must be at least 1")
+        return tuple(tuple(names[i : i + layers_per_pass]) for i in range(0, len(names), layers_per_pass))
+    passes: list[list[str]] = [[]]
+    for name in names:
+        if passes[-1] and _factor_bytes(layers, leaders, [*passes[-1], name]) > budget:
+            passes.append([])
+        passes[-1].append(name)
+    return tuple(map(tuple, passes))
+
+
+def _factor_bytes(layers: Mapping[str, nn.Module], leaders: dict[str, str], names: list[str]) -> int:
+    total, inputs = 0, set()
+    for name in names:
+        d_out, d_in = weight_matrix(layers[name]).shape
+        total += accumulator_numbers(d_out)
+        if leaders[name] not in inputs:
+            inputs.add(leaders[name])
+            total += accumulator_numbers(d_in)
+    return 4 * total
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
