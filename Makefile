@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 .PHONY: quickstart test lint demo-model
 
 quickstart: $(READY)
-	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite true
+	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
 
 test: $(READY)
 	$(RUN) -m pytest
@@ -19,7 +19,7 @@ lint: $(READY)
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)
 	$(RUN) -m lightning_kfac.data.demo
-	$(RUN) train.py fit --config configs/demo_model.yaml --overwrite true
+	$(RUN) train.py fit --config configs/demo_model.yaml --overwrite
 	cp runs/demo_model/model/* lightning_kfac/assets/demo/
 
 $(READY): pyproject.toml constraints.txt

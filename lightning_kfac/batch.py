@@ -1,7 +1,7 @@
 """A batch of token rows, with its two masks made explicit."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class TokenBatch:
             counts: t or t + 1 is no real token, or its label is -100.
         sample_index: int64 [B], global row numbers; they key the sampled labels.
         dense: Every position counts, so masks can be left out.
+        uniforms: float64 [B, draws, T], what draws the sampled labels.
     """
 
     input_ids: Tensor
@@ -30,6 +31,7 @@ class TokenBatch:
     targets: Tensor
     sample_index: Tensor
     dense: bool = False
+    uniforms: Tensor | None = None
 
     @classmethod
     def from_dict(cls, batch: dict, first_index: int = 0) -> "TokenBatch":
@@ -91,5 +93,12 @@ class TokenBatch:
         """Parts of at most ``rows`` rows."""
         for start in range(0, len(self.input_ids), rows):
             part = slice(start, start + rows)
-            tensors = (self.input_ids, self.attend, self.targets, self.sample_index)
-            yield TokenBatch(*(t[part] for t in tensors), dense=self.dense)
+            yield self._map(lambda tensor, part=part: tensor[part])
+
+    def to(self, *args, **kwargs) -> "TokenBatch":
+        """The batch on another device, as ``Tensor.to``."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "TokenBatch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})

@@ -106,7 +106,10 @@ class Tap(torch.autograd.Function):
     def forward(ctx, output: Tensor, root: Tensor, a: Tensor, capture: "CurvatureCapture", name: str) -> Tensor:
         ctx.save_for_backward(a)
         ctx.capture, ctx.name, ctx.first_draw = capture, name, True
-        return output.view_as(output)
+        if output._is_view():  # GPT-2's Conv1D ends in a view
+            return output.view_as(output)
+        ctx.mark_dirty(output)  # no view, so that a model may add to it in place, as Falcon does
+        return output
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -160,7 +163,7 @@ class CurvatureCapture:
     def add(self, name: str, a: Tensor, g: Tensor, first_draw: bool) -> None:
         """Adds what one layer saw, without the positions that do not count."""
         valid = self._valid
-        if valid is not None and a.shape[:-1] != valid.shape:
+        if valid is not None and a[..., 0].numel() != valid.numel():
             if not self.per_position_masks:
                 raise InputError(
                     f"{name} has an input of shape {list(a.shape)}, not one vector for each of "
@@ -168,7 +171,7 @@ class CurvatureCapture:
                 )
             valid = None
         if valid is not None:
-            dropped = ~valid[..., None]
+            dropped = ~valid.reshape(a.shape[:-1])[..., None]  # some models flatten rows and positions
             a, g = a.masked_fill(dropped, 0), g.masked_fill(dropped, 0)
         self.sums[name].add(a, g, first_draw)
         if first_draw:

@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_kfac.assets import resolve_path
 from lightning_kfac.callbacks import (
     CurvatureCollector,
     EditCallback,
@@ -21,8 +22,9 @@ from lightning_kfac.callbacks import (
     RunReport,
     SaveTrainedModel,
 )
+from lightning_kfac.callbacks.mining import MINED
 from lightning_kfac.data.datamodule import TextData
-from lightning_kfac.editor import EditConfig
+from lightning_kfac.editor import EditConfig, check_untied
 from lightning_kfac.errors import InputError
 from lightning_kfac.loading import skeleton
 from lightning_kfac.modules import CausalLM
@@ -89,14 +91,19 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CurvatureCollector, "collect")
         parser.add_argument("--edit", type=EditConfig | None, default=None, help="Edit the model after the collection.")
-        parser.add_argument("--overwrite", type=bool, default=False, help="Replace a finished run in the same folder.")
+        parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.usage = "python train.py COMMAND --config FILE [--OPTION VALUE ...]"
-        parser.epilog = "Every other option of Lightning's Trainer works too; --print_config lists them."
+        parser.epilog = (
+            "--edit.rho, --edit.formula, --edit.blocks, --edit.projections and --edit.mode are explained by "
+            "--edit.help. Every other option of Lightning's Trainer works too; --print_config lists them."
+        )
         for action in parser._actions:
             group, _, name = action.dest.partition(".")
             if group == "trainer" and name not in SHOWN_TRAINER_OPTIONS:
                 action.help = argparse.SUPPRESS
+            if action.dest == "trainer.default_root_dir":
+                action.help = "Folder of the run. (default: runs/NAME, after the config file or the model)"
 
     # -- before anything expensive -------------------------------------------------------------------
 
@@ -112,10 +119,11 @@ class TrainCLI(LightningCLI):
         self.folder = RunFolder(settings["default_root_dir"])
         if settings["logger"] is None:
             kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name="tensorboard", version="")
-        kwargs["strategy"] = strategy_for(settings["strategy"], _n_processes(settings))
+        kwargs["strategy"] = strategy_for(settings)
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
-        kwargs["callbacks"] = [*self._callbacks(own), *own, RunReport(self.folder)]
+        report = RunReport(self.folder, self.command, self._config_text())
+        kwargs["callbacks"] = [*self._callbacks(own), *own, report]
         if settings["enable_progress_bar"] is not False:
             kwargs["callbacks"].append(RunProgress())
         return super().instantiate_trainer(**kwargs)
@@ -132,17 +140,28 @@ class TrainCLI(LightningCLI):
         if edit is not None:
             if collector is None:
                 raise InputError("an edit needs a collection: leave model.training out")
+            check_untied(model, targets)
             narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
         if self.trainer.global_rank == 0:
-            self.folder.check(self._get(self.config, "overwrite"))
-            self.folder.begin(self.command, self._config_text())
+            self.folder.check(self._get(self.config, "overwrite"), self._inputs())
             self._announce(len(targets), edit and edit.config)
 
     def before_validate(self) -> None:
+        """Checks all input."""
         self._check_data()
+        if not self.datamodule.validation_names:
+            raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
+
+    def validate(self, **kwargs) -> None:
+        """Evaluates without the Trainer's own table; ours is printed by RunReport."""
+        self.trainer.validate(verbose=False, **kwargs)
 
     def before_predict(self) -> None:
+        """Checks all input."""
         self._check_data()
+        found = self.folder.path / MINED
+        if found.exists() and not self._get(self.config, "overwrite"):
+            raise InputError(f"{found} is already there; add --overwrite to replace it")
 
     def after_fit(self) -> None:
         """Closes the run folder and says where everything is."""
@@ -188,6 +207,12 @@ class TrainCLI(LightningCLI):
         if edit is not None:
             steps.append(f"edit it (formula {edit.formula}, rho {edit.rho}), save it and evaluate it again")
         console.print(f"{self.folder.path}: " + "; ".join(f"{i}. {step}" for i, step in enumerate(steps, start=1)))
+
+    def _inputs(self) -> list[str | Path | None]:
+        """Paths that the run reads."""
+        data, model = self.datamodule, self.model
+        corpora = [corpus.source for corpus in (data.corpus, data.heldout) if corpus is not None]
+        return [resolve_path(path) for path in (model.model_name, *corpora, *data.memorized_files.values()) if path]
 
     def _check_data(self) -> None:
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
@@ -235,11 +260,6 @@ def _check_config_files(args: list[str]) -> None:
                 raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _n_processes(settings: dict) -> int:
-    devices, nodes = settings["devices"], settings["num_nodes"]
-    return (len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1) * nodes
-
-
 def _python() -> str:
     """How this interpreter is best called: relative where it lies below the working folder."""
     path = Path(sys.executable)
@@ -259,6 +279,8 @@ def _quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*custom batch sampler `ShardedBatches`.*",
+        ".*overridden `on_before_batch_transfer`.*",
+        ".*recommended to use `self.log.*sync_dist=True`.*",
     ):
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning

@@ -161,12 +161,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 def _run(engine: CurvatureEngine, batches: Iterable[dict]) -> None:
     device = next(engine.model.parameters()).device
+    vocabulary = engine.model.get_input_embeddings().weight.shape[0]
     rows = 0
     for number, batch in enumerate(batches):
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        tokens = TokenBatch.from_dict(moved, first_index=rows)
+        tokens = engine.loss.prepare(batch, first_index=rows)
         rows += len(tokens.input_ids)
-        last, total = engine.run(tokens)
+        if batch["input_ids"].is_cpu and (largest := int(batch["input_ids"].max())) >= vocabulary:
+            raise InputError(f"batch {number}: id {largest} is outside the model's vocabulary (0 to {vocabulary - 1})")
+        last, total = engine.run(tokens.to(device))
         last.backward()
         engine.capture.check_finite(total, f"batch {number}")
 

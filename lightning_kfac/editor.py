@@ -1,6 +1,6 @@
 """Editing a model's weights in the curvature basis."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -215,6 +215,16 @@ def _select(C: Tensor, lambda_G: Tensor, mu_A: Tensor, config: EditConfig) -> tu
     return keep, (importance[keep].sum() / total).item() if total else 1.0
 
 
+def check_untied(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises ``InputError`` for a layer whose weight is also another layer's, such as a tied head."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name in names:
+        if others := [o for o in owners[id(model.get_submodule(name).weight)] if o != f"{name}.weight"]:
+            raise InputError(f"{name} shares its weight with {others[0]}: an edit would change both; leave it out")
+
+
 def _edited_layers(
     model: nn.Module, factors: Mapping[str, KroneckerFactors], config: EditConfig
 ) -> dict[str, nn.Module]:
@@ -224,6 +234,7 @@ def _edited_layers(
     if missing := [name for name in factors if name not in modules]:
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
     chosen = narrow(list(factors), count_blocks(model), config.blocks, config.projections)
+    check_untied(model, chosen)
     for name in chosen:
         expected, found = tuple(weight_matrix(modules[name]).shape), factors[name].shape
         if expected != found:

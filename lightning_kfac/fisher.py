@@ -1,7 +1,7 @@
 """The loss whose curvature is collected, for one batch of tokens."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -38,10 +38,20 @@ class FisherLoss:
         if self.mc_samples < 1 or (self.mc_samples > 1 and self.labels == "gold"):
             raise InputError(f"mc_samples is {self.mc_samples}: at least 1, and gold labels have one draw only")
 
+    def prepare(self, batch: dict, first_index: int = 0) -> TokenBatch:
+        """A batch on the CPU with the numbers that draw its labels, so that no device waits for them."""
+        tokens = TokenBatch.from_dict(batch, first_index)
+        if self.labels == "gold":
+            return tokens
+        index, positions = tokens.sample_index, tokens.position_ids
+        u = torch.stack([uniforms(self.seed, index, positions, draw) for draw in range(self.mc_samples)], dim=1)
+        return replace(tokens, uniforms=u)
+
     def draws(self, model: nn.Module, tokens: TokenBatch, head_chunk: int | None) -> Iterator[Tensor]:
         """One loss for each draw of labels, all on one forward pass: scalar tensors to differentiate.
 
         Args:
+            tokens: As ``prepare`` made them.
             head_chunk: Tokens whose logits exist at once; None takes the logits from the model whole.
         """
         targets = tokens.targets.flatten()
@@ -61,6 +71,6 @@ class FisherLoss:
     def _labels(self, tokens: TokenBatch, targets: Tensor, draw: int) -> Labels:
         if self.labels == "gold":
             return lambda logits, part: targets[part]
-        u = uniforms(self.seed, tokens.sample_index, tokens.position_ids, draw).flatten().to(targets.device)
+        u = tokens.uniforms[:, draw].flatten()
         ignored = targets == IGNORED
         return lambda logits, part: sample_labels(logits, u[part]).masked_fill(ignored[part], IGNORED)

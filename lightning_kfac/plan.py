@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_kfac.batch import TokenBatch
 from lightning_kfac.capture import CurvatureCapture, LayerSums
 from lightning_kfac.errors import InputError
 from lightning_kfac.fisher import FisherLoss
@@ -139,7 +138,7 @@ def _probe(
 
     device = next(iter(layers.values())).weight.device
     tokens = max(2, min(PROBE_TOKENS, seq_len))
-    batch = TokenBatch.from_dict({"input_ids": torch.zeros(1, tokens, dtype=torch.long, device=device)})
+    batch = loss.prepare({"input_ids": torch.zeros(1, tokens, dtype=torch.long)}).to(device)
     with CurvatureCapture(layers, lambda name, layer: _NoSums()) as capture, torch.enable_grad():
         capture.begin(None)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 METRICS = {
     "strict_acc": ("strict accuracy", "{:.3f}"),
@@ -51,7 +52,7 @@ def examples_table(examples: list[Example]) -> Table:
         table.add_column(name, overflow="fold")
     for example in examples:
         for name, text in zip(Example._fields, example, strict=True):
-            table.add_row(name, _shown(text), end_section=name == "after")
+            table.add_row(name, Text(_one_line(text)), end_section=name == "after")
     return table
 
 
@@ -72,10 +73,6 @@ def _add(table: Table, key: str, kind: str, evaluations: Mapping[str, Mapping]) 
     title, style = METRICS[kind]
     values = [results.get(key) for results in evaluations.values()]
     table.add_row(f"  {title}", *(("n/a" if v is None else style.format(v)) for v in values))
-
-
-def _shown(text: str) -> str:
-    return _one_line(text).replace("[", "\\[")
 
 
 def _escaped(text: str) -> str:

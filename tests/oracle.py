@@ -25,7 +25,7 @@ def one_row_factors(model: nn.Module, names: list[str], rows: list[list[int]], t
 
         def remember(layer, args, output, seen=seen):
             output.retain_grad()
-            seen[layer] = (args[0].detach()[0], output)
+            seen[layer] = (args[0].detach().flatten(0, -2), output)
 
         handles = [layers[n].register_forward_hook(remember) for n in names]
         logits = model(input_ids=torch.tensor([row])).logits[0]
@@ -38,7 +38,8 @@ def one_row_factors(model: nn.Module, names: list[str], rows: list[list[int]], t
             A, G, n = sums.get(name, (0, 0, 0))
             for t in range(len(labels)):
                 A = A + torch.outer(a[t], a[t])
-                G = G + torch.outer(output.grad[0, t], output.grad[0, t])
+                g = output.grad.flatten(0, -2)[t]
+                G = G + torch.outer(g, g)
             sums[name] = (A, G, n + len(labels))
     return {name: (A / n, G / n, n) for name, (A, G, n) in sums.items()}
 

@@ -108,9 +108,7 @@ def test_quickstart_prints_what_a_person_needs_in_order(quickstart):
     folder, out = quickstart
     order = [
         "1. collect the curvature of 4 layers of demo on 100,000 tokens of embedded:train",
-        "collect curvature: 100,352 of 100,352 tokens",
-        "evaluate baseline model",
-        "evaluate edited model",
+        "plan: 4 projections, 1 pass,",
         "Before and after",
         "strict accuracy",
         "nDCG@10",
@@ -191,6 +189,8 @@ def test_predict_finds_a_planted_window(tmp_path, few):
     folder = tmp_path / "mined"
     options = ["--data.corpus", str(corpus), "--trainer.default_root_dir", str(folder)]
     main(["predict", "--model.model_name", "demo", *options])
+    with pytest.raises(SystemExit):  # a second run must not replace it unasked
+        main(["predict", "--model.model_name", "demo", *options])
     (found,) = [json.loads(line) for line in (folder / "memorized.jsonl").read_text().splitlines()]
     assert found["offset"] == 0
     assert found["prefix"] + found["suffix"] == whole
@@ -257,9 +257,9 @@ def test_demo_model_config(tmp_path, few):
 
 @pytest.mark.parametrize("labels", ["sampled", "gold"])
 def test_two_ranks_give_the_factors_of_one(tmp_path, few, labels):
-    """1,133 tokens are 18 rows of 64, the last ragged: nine rows a rank in batches of two, so uneven."""
+    """1,069 tokens are 17 rows of 64, the last ragged: nine rows and eight, in batches of two."""
     for n in (1, 2):
-        options = {"model.labels": labels, "data.max_tokens": 1133 - 64, "data.batch_size": 2, "edit.rho": 0.8}
+        options = {"model.labels": labels, "data.max_tokens": 1069, "data.batch_size": 2, "edit.rho": 0.8}
         options |= {"trainer.devices": n, "trainer.strategy": "ddp" if n > 1 else "auto"}
         done = subprocess.run(
             [sys.executable, "train.py", "fit", *small(tmp_path / str(n), few, **options)],
@@ -284,6 +284,54 @@ def test_two_ranks_give_the_factors_of_one(tmp_path, few, labels):
             assert a[key] == pytest.approx(b[key], rel=1e-6)
 
 
+# -- more ways to run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(tmp_path, few, precision):
+    main(["fit", *small(tmp_path, few, **{"trainer.precision": precision})])
+    layer = load_factors(tmp_path / "factors")["model.layers.3.mlp.up_proj"]
+    main(["fit", *small(tmp_path / "exact", few)])
+    exact = load_factors(tmp_path / "exact" / "factors")["model.layers.3.mlp.up_proj"]
+    assert layer.A.dtype == torch.float32
+    # A has no sampled labels in it; bfloat16 rounds the activations to 8 bits.
+    assert (layer.A - exact.A).norm() / exact.A.norm() < (1e-5 if precision == "64-true" else 2e-2)
+
+
+def test_several_passes_give_the_factors_of_one(tmp_path, few):
+    settings = {"collect.blocks": "[2, 3]", "collect.projections": "[gate, up]", "edit.rho": "0.8"}
+    main(["fit", *small(tmp_path / "1", few, **settings)])
+    main(["fit", *small(tmp_path / "3", few, **settings, **{"collect.layers_per_pass": 3})])
+    one, three = (load_factors(tmp_path / n / "factors") for n in "13")
+    assert list(one) == list(three) and len(one) == 4
+    for name in one:
+        assert torch.equal(one[name].A, three[name].A) and torch.equal(one[name].G, three[name].G)
+    assert [row["stage"] for row in results(tmp_path / "3")] == ["baseline", "edited"]
+    assert results(tmp_path / "1")[1]["perplexity"] == results(tmp_path / "3")[1]["perplexity"]
+
+
+def test_a_fit_cut_short_still_has_its_baseline(tmp_path, few):
+    main(["fit", *small(tmp_path, few, **{"trainer.max_steps": "1", "data.batch_size": "2", "edit.rho": "0.8"})])
+    baseline, edited = results(tmp_path)
+    assert (baseline["stage"], baseline["ndcg@10"]) == ("baseline", 1.0) and edited["ndcg@10"] < 1
+    assert load_factors(tmp_path / "factors").metadata["n_tokens"] == 2 * 63
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.txt", "Title: some plain text about nothing.\n" * 40),
+        ("one.jsonl", json.dumps({"text": "only one line " * 60})),
+    ],
+)
+def test_files_as_corpus(tmp_path, few, name, content):
+    (tmp_path / name).write_text(content)
+    options = {"data.corpus": tmp_path / name, "data.heldout": tmp_path / name, "data.max_tokens": 100}
+    main(["fit", *small(tmp_path / "run", few, **options)])
+    assert load_factors(tmp_path / "run" / "factors").metadata["n_tokens"] == 98
+    assert results(tmp_path / "run")[0]["perplexity"] > 1
+
+
 # -- wrong input ------------------------------------------------------------------------------------------------
 
 
@@ -298,13 +346,15 @@ def broken_model(tmp_path):
 
 
 def fails(capfd, args):
-    """Runs a command that must end with code 2; returns its message, which must be the only thing on stderr."""
+    """Runs a command that must end with code 2; returns its message, the only thing beside progress on stderr."""
+    capfd.readouterr()
     with pytest.raises(SystemExit) as exit_:
         main(args)
     assert exit_.value.code == 2
     error = capfd.readouterr().err
-    assert error.startswith("error: ") and "Traceback" not in error
-    return error
+    progress, _, message = error.rpartition("error: ")
+    assert message and all(line.startswith("plan: ") for line in progress.splitlines()), error
+    return message
 
 
 @pytest.mark.parametrize(
@@ -326,6 +376,14 @@ def fails(capfd, args):
         ({"trainer.strategy": "ddp_spawn"}, "use --trainer.strategy ddp"),
         ({"model.training.lr": "0.1", "edit.rho": "0.5"}, "an edit needs a collection"),
         ({"mistake": "1"}, "mistake"),
+        ({"data.eval_batch_size": "0"}, "data.eval_batch_size is 0; it must be at least 1"),
+        ({"data.heldout_tokens": "-5"}, "data.heldout_tokens is -5"),
+        ({"data.corpus.fail": "1"}, "corpus"),
+        ({"trainer.precision": "16-true"}, "float16 gradients overflow"),
+        ({"trainer.devices": "0"}, "trainer: "),
+        ({"trainer.strategy": "dddp"}, "trainer: "),
+        ({"trainer.accelerator": "gpu"}, "trainer: "),
+        ({"collect.modules": "[lm_head]", "edit.rho": "0.5"}, "lm_head shares its weight with model.embed_tokens"),
     ],
 )
 def test_wrong_options_end_before_any_work(tmp_path, few, capfd, changes, message):
@@ -361,10 +419,71 @@ def test_finished_runs_are_not_overwritten_unasked(tmp_path, few, capfd):
     args = ["fit", *small(tmp_path / "run", few)]
     main(args)
     known = (tmp_path / "run" / "factors" / "metadata.json").read_bytes()
-    assert "already holds a finished run; add --overwrite true" in fails(capfd, args)
+    assert "already holds a finished run; add --overwrite" in fails(capfd, args)
     assert (tmp_path / "run" / "factors" / "metadata.json").read_bytes() == known
-    main([*args, "--overwrite", "true"])
+    main([*args, "--overwrite"])
     assert len(results(tmp_path / "run")) == 1
+
+
+def test_foreign_folders_are_left_alone(tmp_path, few, capfd):
+    """A model that somebody keeps in `model/` of the folder is not an output of ours."""
+    folder = tmp_path / "mine"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "notes").write_text("mine")
+    assert "no run of this program wrote it" in fails(capfd, ["fit", *small(folder, few)])
+    assert (folder / "model" / "notes").read_text() == "mine"
+
+
+def test_a_run_does_not_eat_its_own_input(tmp_path, few, capfd):
+    main(["fit", *small(tmp_path / "run", few, **{"edit.rho": "0.8"})])
+    again = small(tmp_path / "run", few, **{"model.model_name": tmp_path / "run" / "edited"})
+    assert "lies in the folder that this run would replace" in fails(capfd, ["fit", *again, "--overwrite"])
+
+
+def test_an_earlier_run_outlives_a_failing_one(tmp_path, few, capfd, broken_model):
+    args = small(tmp_path / "run", few)
+    main(["fit", *args])
+    known = (tmp_path / "run" / "factors" / "metadata.json").read_bytes()
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "a text"}\n{"text": "anoth')
+    wrong = small(tmp_path / "run", few, **{"data.corpus": corpus})
+    assert "corpus.jsonl, line 2: not valid JSON" in fails(capfd, ["fit", *wrong, "--overwrite"])
+    assert (tmp_path / "run" / "factors" / "metadata.json").read_bytes() == known
+    broken = small(tmp_path / "run", few, **{"model.model_name": broken_model})
+    assert "NaN" in fails(capfd, ["fit", *broken, "--overwrite"])
+    assert (tmp_path / "run" / "previous" / "factors" / "metadata.json").read_bytes() == known
+
+
+def test_wrong_corpora_are_named(tmp_path, few, capfd):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "empty.jsonl: has no text" in fails(
+        capfd, ["fit", *small(tmp_path / "run", few, **{"data.corpus": tmp_path / "empty.jsonl"})]
+    )
+    narrow = build_model("olmo2")  # 61 token ids; the demo's tokenizer has 2,048
+    narrow.save_pretrained(tmp_path / "narrow")
+    options = {"model.model_name": tmp_path / "narrow", "data.tokenizer": "demo", "data.memorized": "null"}
+    options["collect.blocks"] = "[1]"
+    message = fails(capfd, ["fit", *small(tmp_path / "run", few, **options)])
+    assert "vocabulary ends at 60; set data.tokenizer" in message
+
+
+def test_torchrun_with_too_few_devices_is_refused(tmp_path, few):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    done = subprocess.run(
+        [*command, "train.py", "fit", *small(tmp_path / "run", few, **{"trainer.devices": 1})],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0 and "torchrun started 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_evaluate(capfd):
+    assert "nothing to evaluate on" in fails(capfd, ["validate", "--model.model_name", "demo"])
 
 
 def test_unfinished_runs_start_again(tmp_path, few, capfd, broken_model):

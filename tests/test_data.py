@@ -104,7 +104,7 @@ def test_shards_with_different_columns_are_read_in_turn(mixture):
 
 def test_hub_files_are_listed_by_the_data_set_builder(mixture):
     """The same call that lists a hub data set, on a folder: each file becomes a stream of its own."""
-    files = Corpus(source=str(mixture))._hub_files()
+    files = Corpus.parse(str(mixture))._hub_files()
     assert sorted(f.rpartition("/")[2] for f in files) == ["shard-0.json.gz", "shard-0.jsonl.zst"]
 
 

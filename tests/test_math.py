@@ -37,7 +37,6 @@ def test_second_moment_is_x_transposed_x(size):
 
 
 def test_second_moment_stays_exact_over_4096_batches():
-    # The accumulator's own error: integers below 2^12, whose products and batch sums are exact.
     moment, exact = SecondMoment(6), torch.zeros(6, 6, dtype=torch.float64)
     for i in range(4096):
         x = torch.rand(8, 6, generator=generator(i)) + 0.5  # all positive: the sum only grows

@@ -8,13 +8,17 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from lightning_kfac.capture import CurvatureCapture
+from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, save_factors
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.plan import MemoryPlan, plan_memory
-from lightning_kfac.progress import console
+from lightning_kfac.progress import progress_console
 from lightning_kfac.targets import Blocks, resolve_targets
+
+# How often the sums are looked at: a look waits for the device.
+BATCHES_TO_CHECK = 8
 
 
 class CurvatureCollector(Callback):
@@ -68,9 +72,12 @@ class CurvatureCollector(Callback):
         if trainer.max_epochs != 1:
             raise InputError("trainer.max_epochs must be 1: set data.max_tokens to collect on more or less text")
         plugin = trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.precision == "16-mixed":
+        if plugin.precision in ("16-true", "16-mixed") and not (
+            isinstance(plugin, MixedPrecision) and plugin.scaler is None
+        ):
             raise InputError(
-                "trainer.precision 16-mixed scales the loss, and G by its square; use bf16-mixed or 32-true"
+                f"trainer.precision {plugin.precision}: float16 gradients overflow, and scaling the loss scales G by "
+                "its square; use bf16-mixed, bf16-true or 32-true"
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -78,43 +85,36 @@ class CurvatureCollector(Callback):
             self.check(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        layers = self.targets(pl_module.model)
+        self._layers = self.targets(pl_module.model)
+        data, precision = trainer.datamodule, str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
+        if isinstance(trainer.precision_plugin, MixedPrecision):
+            precision += f" ({trainer.precision_plugin.precision})"
         self.metadata = {
             "model": pl_module.model_name or "random weights",
-            "fingerprint": weights_fingerprint(pl_module.model, layers),
-            "tokenizer": trainer.datamodule.tokenizer_name,
-            "corpus": trainer.datamodule.corpus.label,
+            "fingerprint": weights_fingerprint(pl_module.model, self._layers),
+            "tokenizer": getattr(data, "tokenizer_name", None),
+            "corpus": data.corpus.label if isinstance(data, TextData) else None,
             "labels": pl_module.labels,
             "mc_samples": pl_module.fisher_loss.mc_samples,
-            "precision": f"{next(pl_module.model.parameters()).dtype}".removeprefix("torch."),
+            "precision": precision,
             "seed": pl_module.seed,
             "world_size": trainer.world_size,
         }
-        data = trainer.datamodule
-        self.plan = plan_memory(
-            pl_module.model,
-            layers,
-            pl_module.fisher_loss,
-            data.batch_size,
-            data.seq_len,
-            self.max_memory_gb,
-            self.layers_per_pass,
-        )
-        if trainer.is_global_zero:
-            console.print(f"plan: {self.plan}")
-        # One epoch a pass; the unedited model is evaluated once, after the last.
-        trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self.plan.passes)
-        self._layers = layers
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        names = self.plan.passes[trainer.current_epoch]
-        self._capture = CurvatureCapture({name: self._layers[name] for name in names})
-        self._capture.__enter__()
-        loss, plan = pl_module.fisher_loss, self.plan
-        pl_module.engine = CurvatureEngine(pl_module.model, self._capture, loss, plan.rows_at_once, plan.head_chunk)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        if self.plan is None:
+            self._make_plan(trainer, pl_module, *batch.input_ids.shape)
+        if self._capture is None:
+            names = self.plan.passes[trainer.current_epoch]
+            self._capture = CurvatureCapture({name: self._layers[name] for name in names})
+            self._capture.__enter__()
+            pl_module.engine = CurvatureEngine(
+                pl_module.model, self._capture, pl_module.fisher_loss, self.plan.rows_at_once, self.plan.head_chunk
+            )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self._capture.check_finite(pl_module.batch_loss, f"batch {batch_idx}")
+        if batch_idx % BATCHES_TO_CHECK == 0 or trainer.is_last_batch:
+            self._capture.check_finite(pl_module.batch_loss, f"batch {batch_idx}")
         n_tokens = next(iter(self._capture.counts.values()))
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
         if trainer.is_last_batch:  # before the evaluation, so that it can fail without losing the factors
@@ -127,7 +127,23 @@ class CurvatureCollector(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release(pl_module)
 
+    def _make_plan(self, trainer: Trainer, pl_module: LightningModule, rows: int, seq_len: int) -> None:
+        self.plan = plan_memory(
+            pl_module.model,
+            self._layers,
+            pl_module.fisher_loss,
+            rows,
+            seq_len,
+            self.max_memory_gb,
+            self.layers_per_pass,
+        )
+        if trainer.is_global_zero:
+            progress_console.print(f"plan: {self.plan}")
+        # One epoch a pass; the unedited model is evaluated once, after the last.
+        trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self.plan.passes)
+
     def _finish_pass(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._capture.check_finite(pl_module.batch_loss, "the last batch")
         self._capture.reduce(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
         self.factors |= self._capture.factors(pl_module.fisher_loss.mc_samples)
         self._release(pl_module)

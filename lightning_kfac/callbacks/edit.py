@@ -43,6 +43,8 @@ class EditCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer)
+        if trainer.enable_validation and not pl_module.results:  # the fit was cut short: no baseline yet
+            trainer.fit_loop.epoch_loop.val_loop.run()
         self.report = KFACEditor(pl_module.model, collector.factors, self.config).apply()
         if trainer.is_global_zero:
             details = self.report.to_dict() | {"factors": collector.metadata, "version": version("lightning-kfac")}

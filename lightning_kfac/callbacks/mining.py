@@ -8,6 +8,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from lightning_kfac.progress import console
 
+MINED = "memorized.jsonl"
+
 
 class MiningWriter(Callback):
     """Writes the windows found by ``predict`` to ``<run>/memorized.jsonl``.
@@ -41,7 +43,7 @@ class MiningWriter(Callback):
             )
             for row in sorted(rows, key=lambda row: row["offset"])
         ]
-        path = Path(trainer.default_root_dir) / "memorized.jsonl"
+        path = Path(trainer.default_root_dir) / MINED
         partial = path.with_suffix(".part")
         partial.write_text("".join(line + "\n" for line in lines), "utf-8")
         partial.replace(path)

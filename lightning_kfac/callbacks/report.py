@@ -16,42 +16,48 @@ EXAMPLES = 3
 
 
 class RunReport(Callback):
-    """Records every evaluation of a run and shows at the end what changed.
+    """Opens the run's folder, records every evaluation, and shows at the end what changed.
 
     Args:
         folder: The run's folder.
+        command, config: For the folder: the command line and the full config.
     """
 
-    def __init__(self, folder: RunFolder):
-        self.folder = folder
+    def __init__(self, folder: RunFolder, command: str, config: str):
+        self.folder, self.command, self.config = folder, command, config
         self.evaluations: dict[str, dict] = {}
         self.continuations: dict[str, dict[int, list[int]]] = {}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Data and model are loaded and good: only now may an earlier run be put aside."""
+        if trainer.is_global_zero:
+            self.folder.begin(self.command, self.config)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stage = pl_module.stage
+        if trainer.sanity_checking:
+            return
         self.evaluations[stage] = pl_module.results
         self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
             row = {"stage": stage, **{k: _plain(v) for k, v in pl_module.results.items()}}
             row["edit"] = _edit_row(trainer) if stage == "edited" else None
             self.folder.append_result(row | {"model": pl_module.model_name})
+            if trainer.state.fn == "validate":
+                console.print(comparison_table(self.evaluations))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         if self.evaluations:
             console.print(comparison_table(self.evaluations))
-        if self.continuations.get("edited"):
+        if self.continuations.get("edited") and self.continuations.get("baseline"):
             examples = self._examples(trainer)
             console.print(examples_table(examples))
             if isinstance(trainer.logger, TensorBoardLogger):
                 writer = trainer.logger.experiment
                 writer.add_text("continuations", examples_markdown(examples), trainer.global_step)
         self._log_hyperparameters(trainer, pl_module)
-
-    def on_validate_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self.evaluations:
-            console.print(comparison_table(self.evaluations))
 
     def _examples(self, trainer: Trainer) -> list[Example]:
         """Sequences that this rank decoded before and after; first those that the edit changed."""

@@ -4,7 +4,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lightning_kfac.errors import InputError
@@ -28,29 +28,36 @@ class Corpus:
         source: A file or folder of text, JSONL or Parquet, or a data set of the Hugging Face hub
             (``olmo`` and ``dolmo`` stand for the OLMo-2 mixes).
         subset: Configuration name of a hub data set.
-        split: Split of a hub data set; of the embedded corpus ``train``, ``heldout`` or ``all``.
+        split: Split of a hub data set (by default ``train``); of the embedded corpus ``train``,
+            ``heldout`` or ``all`` (by default what it is used for).
         text_field: Field of JSONL and Parquet records that holds the text.
     """
 
     embedded: bool = False
     source: str | None = None
     subset: str | None = None
-    split: str = "train"
+    split: str | None = None
     text_field: str = "text"
 
     @classmethod
-    def parse(cls, value: "str | Corpus", embedded_split: str = "train") -> "Corpus":
-        """A checked corpus, also from the short forms: ``embedded``, a path, or a hub name.
+    def parse(cls, value: "str | dict | Corpus", embedded_split: str = "train") -> "Corpus":
+        """A checked corpus, also from a mapping or the short forms: ``embedded``, a path, or a hub name.
 
         Args:
-            embedded_split: What the short form ``embedded`` means here.
+            embedded_split: Split of the embedded corpus where none is named.
 
         Raises:
             InputError: Neither or both of ``embedded`` and ``source``, or an unknown split.
         """
         if value == "embedded":
             return cls(embedded=True, split=embedded_split)
+        if isinstance(value, dict):
+            known = [field.name for field in fields(cls)]
+            if unknown := [key for key in value if key not in known]:
+                raise InputError(f"corpus: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+            value = cls(**value)
         corpus = value if isinstance(value, Corpus) else cls(source=value)
+        corpus = replace(corpus, split=corpus.split or (embedded_split if corpus.embedded else "train"))
         if corpus.embedded == bool(corpus.source):
             raise InputError("corpus: give either `embedded: true` or a `source` (file, folder or hub data set)")
         if corpus.embedded and corpus.split not in EMBEDDED_SPLITS:
@@ -72,8 +79,9 @@ class Corpus:
 
     def check(self) -> None:
         """Raises ``InputError`` where a local source can already be seen to be unusable."""
-        if not self.embedded and (local := _local_files(self.source)):
-            next(_documents_of_file(str(local[0]), self.text_field), None)
+        local = [] if self.embedded else _local_files(self.source)
+        if local and all(next(_documents_of_file(str(path), self.text_field), None) is None for path in local):
+            raise InputError(f"{self.source}: has no text")
 
     def documents(self) -> Iterator[str]:
         """Yields texts: all of the embedded corpus, or a stream over the source's files.

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
@@ -31,11 +32,12 @@ class TextData(LightningDataModule):
         max_tokens: Token budget of the corpus; null takes all of it.
         seq_len: Tokens a row.
         batch_size: Rows a batch, on each rank.
-        heldout: Text for perplexity and nDCG, like ``corpus``; null measures neither.
+        heldout: Text for perplexity and nDCG, like ``corpus``; null measures neither. ``embedded`` means
+            the documents that are held out of the embedded corpus.
         heldout_tokens: Token budget of the held-out text.
         memorized: JSONL file of memorized sequences (``demo:FILE`` names an embedded one).
         sets: Further memorized sets, name to file; their metrics carry the name as a prefix.
-        eval_batch_size: Rows a batch in evaluation.
+        eval_batch_size: Sequences a batch in recitation.
         tokenizer: Hub name or folder; by default the model's own.
         planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
         exposures: How often each planted row appears.
@@ -44,11 +46,11 @@ class TextData(LightningDataModule):
 
     def __init__(
         self,
-        corpus: str | Corpus = "embedded",
+        corpus: str | dict[str, Any] = "embedded",
         max_tokens: int | None = None,
         seq_len: int = 512,
         batch_size: int = 8,
-        heldout: str | Corpus | None = None,
+        heldout: str | dict[str, Any] | None = None,
         heldout_tokens: int = 100_000,
         memorized: str | None = None,
         sets: dict[str, str] | None = None,
@@ -66,9 +68,16 @@ class TextData(LightningDataModule):
         self.memorized_files = ({MEMORIZED: memorized} if memorized else {}) | (sets or {})
         self.tokenizer_name = tokenizer
         self.planted_files, self.exposures, self.shuffle = planted or [], exposures, shuffle
-        for name, value in (("max_tokens", max_tokens), ("seq_len", seq_len), ("batch_size", batch_size)):
-            if value is not None and value < (2 if name != "batch_size" else 1):
-                raise InputError(f"data.{name} is {value}; it must be positive, and a row needs two tokens")
+        for name, value, least in (
+            ("max_tokens", max_tokens, 2),
+            ("seq_len", seq_len, 2),
+            ("heldout_tokens", heldout_tokens, 2),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("exposures", exposures, 1),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"data.{name} is {value}; it must be at least {least}")
         if HELDOUT in self.memorized_files:
             raise InputError(f"data.sets: the name {HELDOUT!r} stands for the held-out text; choose another")
         self._tokenizer = None
@@ -86,7 +95,15 @@ class TextData(LightningDataModule):
         """
         if max_positions is not None and self.seq_len > max_positions:
             raise InputError(f"data.seq_len is {self.seq_len}, but the model takes at most {max_positions} positions")
-        self.load_sequences(vocab_size)
+        for file in self.planted_files:
+            load_memorized(file, self.tokenizer, vocab_size)
+        for name, sequences in self.load_sequences(vocab_size).items():
+            longest = max(len(s.prefix) + len(s.suffix) for s in sequences)
+            if max_positions is not None and longest > max_positions:
+                raise InputError(
+                    f"{self.memorized_files[name]}: a sequence of {longest} tokens, but the model takes at most "
+                    f"{max_positions} positions"
+                )
         for corpus in (self.corpus, self.heldout):
             if corpus is not None:
                 corpus.check()
@@ -179,6 +196,11 @@ class TextData(LightningDataModule):
             path.parent.mkdir(parents=True, exist_ok=True)
             with track_count(f"tokenize {corpus.label}", "tokens", total=max_tokens) as advance_to:
                 tokens = tokenize_documents(corpus.documents(), self.tokenizer, max_tokens, advance_to)
+            if (largest := int(tokens.max())) >= self._vocab_size:
+                raise InputError(
+                    f"{corpus.label}: the tokenizer {self.tokenizer_name} makes the id {largest}, but the model's "
+                    f"vocabulary ends at {self._vocab_size - 1}; set data.tokenizer to the model's own"
+                )
             if max_tokens is not None and len(tokens) < max_tokens:
                 print(f"{corpus.label} has {len(tokens):,} tokens, fewer than the {max_tokens:,} asked for")
             partial = path.with_suffix(f".part{os.getpid()}")

@@ -27,6 +27,7 @@ class ShardedBatches(Sampler[list[int]]):
         self.n_rows, self.batch_size, self.rank, self.world_size = n_rows, batch_size, rank, world_size
         self.shuffle_seed = shuffle_seed
         self.epoch = 0
+        self.sampler = self  # where Lightning looks for something with set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch; it changes the shuffle."""

@@ -1,6 +1,5 @@
 """Sums of outer products, X^T X, added up over many batches."""
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,8 +7,8 @@ import torch
 from torch import Tensor
 
 # The upper triangle is worked off in panels of columns; n panels cost (n + 1) / (2 n) of the full
-# product and as much memory. Narrow panels are slow ones.
-MOST_PANELS, NARROWEST_PANEL = 8, 128
+# product and as much memory, but narrow panels are slow ones. (Panels, from this size on.)
+PANELS = ((8, 2752), (4, 512), (2, 256), (1, 0))
 # A float32 sum of thousands of terms loses digits: after this many batches the running sum moves to
 # a second accumulator, so that neither ever adds a small number to a very large one.
 BATCHES_TO_FLUSH = 64
@@ -40,7 +39,7 @@ class SecondMoment:
     def sum(self) -> Tensor:
         """The symmetric sum so far, float32 [d, d]."""
         self._settle()
-        full = torch.zeros(self.size, self.size, device=self.device)
+        full = torch.zeros(self.size, self.size, device=self.device, dtype=torch.float32)
         for (first, last), panel in zip(self._panels, self._settled, strict=True):
             full[:last, first:last] = panel
         return mirror(full)
@@ -69,7 +68,9 @@ class SecondMoment:
             recent.zero_()
 
     def _zeros(self) -> list[Tensor]:
-        return [torch.zeros(last, last - first, device=self.device) for first, last in self._panels]
+        return [
+            torch.zeros(last, last - first, device=self.device, dtype=torch.float32) for first, last in self._panels
+        ]
 
 
 def accumulator_numbers(size: int) -> int:
@@ -79,41 +80,25 @@ def accumulator_numbers(size: int) -> int:
 
 def panel_edges(size: int) -> list[tuple[int, int]]:
     """First and last column of each panel."""
-    count = max(1, min(MOST_PANELS, size // NARROWEST_PANEL))
+    count = next(panels for panels, smallest in PANELS if size >= smallest)
     return [(i * size // count, (i + 1) * size // count) for i in range(count)]
 
 
 def accumulate_upper(panels: list[Tensor], edges: list[tuple[int, int]], x: Tensor) -> None:
     """panel += x[:, :last]^T x[:, first:last] for each panel: exact products, float32 sums.
 
-    Products of two bfloat16 numbers are exact in float32, and the matrix units of CUDA devices and of
-    CPUs with AMX multiply them so; any other CPU gets a float32 copy and BLAS's symmetric product.
+    Products of two bfloat16 numbers are exact in float32. CUDA multiplies them on its matrix units
+    with a float32 result; a CPU gets a float32 copy, and leave to use its bfloat16 units on it where
+    those sum in float32 too.
     """
     if x.dtype == torch.bfloat16 and x.is_cuda:
         for (first, last), panel in zip(edges, panels, strict=True):
             panel += torch.mm(x[:, :last].T, x[:, first:last], out_dtype=torch.float32)
-    elif x.dtype == torch.bfloat16 and has_amx():
-        with _cpu_products("bf16"):
-            _add_panels(panels, edges, x.float())
-    elif x.is_cpu:
-        # numpy hands x.T @ x to BLAS syrk, which computes one triangle; torch has no such product.
-        x = x.detach().float().numpy()
-        product = torch.from_numpy(x.T @ x)
+        return
+    with _cpu_products("bf16" if x.dtype == torch.bfloat16 else "ieee"):
+        x = x.float()
         for (first, last), panel in zip(edges, panels, strict=True):
-            panel += product[:last, first:last]
-    else:
-        _add_panels(panels, edges, x.float())
-
-
-def _add_panels(panels: list[Tensor], edges: list[tuple[int, int]], x: Tensor) -> None:
-    for (first, last), panel in zip(edges, panels, strict=True):
-        panel.addmm_(x[:, :last].T, x[:, first:last])
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices on matrix units of its own."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+            panel.addmm_(x[:, :last].T, x[:, first:last])
 
 
 @contextmanager

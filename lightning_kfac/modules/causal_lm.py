@@ -53,7 +53,7 @@ class CausalLM(LightningModule):
         trust_remote_code: Let the model's repository run its own code.
 
     Attributes:
-        stage: Name of the next evaluation, ``baseline`` or ``edited``.
+        stage: Name of the next evaluation: ``baseline``, ``edited`` or, in a training, ``trained``.
         results: Figures of the latest evaluation.
         engine: What runs a batch of a collection; set by ``CurvatureCollector``.
         batch_loss: Summed loss of the latest batch of a collection.
@@ -86,7 +86,9 @@ class CausalLM(LightningModule):
         self.evaluation: Evaluation | None = None
         # An edited checkpoint is no reference for itself.
         self.reference: list[Tensor] | Literal["self"] | None = "self"
-        if model_name is not None and (resolve_path(model_name) / EDIT_FILE).is_file():
+        if training is not None:
+            self.stage, self.reference = "trained", None
+        elif model_name is not None and (resolve_path(model_name) / EDIT_FILE).is_file():
             self.stage, self.reference = "edited", None
 
     # -- the model -----------------------------------------------------------------------------------
@@ -128,9 +130,15 @@ class CausalLM(LightningModule):
 
     # -- fit -----------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Makes a batch of tokens, with the numbers that draw labels, while it is still on the CPU."""
+        if not isinstance(batch, dict) or "input_ids" not in batch:
+            return batch
+        collecting = self.frozen and self.trainer.training
+        return self.fisher_loss.prepare(batch) if collecting else TokenBatch.from_dict(batch)
+
+    def training_step(self, tokens: TokenBatch, batch_idx: int) -> Tensor:
         """One batch: of a collection, up to its last backward; or of a training, the mean loss."""
-        tokens = TokenBatch.from_dict(batch)
         n_tokens = tokens.valid.sum().clamp(min=1)
         if self.frozen:
             loss, self.batch_loss = self.engine.run(tokens)
@@ -154,11 +162,11 @@ class CausalLM(LightningModule):
         sets = [name for name in self.trainer.datamodule.validation_names if name != HELDOUT]
         self.evaluation = Evaluation(sets, end_of_text_ids(self.model), self.reference).to(self.device)
 
-    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: TokenBatch | dict, batch_idx: int, dataloader_idx: int = 0) -> None:
         """One batch of a memorized set or of the held-out text, told apart by the loader's name."""
         name = self.trainer.datamodule.validation_names[dataloader_idx]
         if name == HELDOUT:
-            self.evaluation.add_text(self.model, TokenBatch.from_dict(batch))
+            self.evaluation.add_text(self.model, batch)
         else:
             self.evaluation.add_sequences(name, self.model, batch)
 

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# The integers that stand for a slice of logits take four times their memory.
+POSITIONS_AT_ONCE = 256
+
 
 def top_tokens(logits: Tensor, k: int = 10) -> Tensor:
     """The k highest tokens of each position in descending order, ties by the lowest token id.
@@ -13,6 +16,12 @@ def top_tokens(logits: Tensor, k: int = 10) -> Tensor:
     Returns:
         int64 [..., k].
     """
+    flat = logits.flatten(0, -2)
+    parts = [_top_of_slice(flat[i : i + POSITIONS_AT_ONCE], k) for i in range(0, len(flat), POSITIONS_AT_ONCE)]
+    return torch.cat(parts).unflatten(0, logits.shape[:-1])
+
+
+def _top_of_slice(logits: Tensor, k: int) -> Tensor:
     # torch.topk leaves ties open. So rank unique integers instead: a float's bits, mapped so that
     # they order like the floats (and -0.0 equals 0.0), above the reversed token id.
     bits = (logits.float() + 0.0).view(torch.int32)

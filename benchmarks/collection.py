@@ -1,0 +1,199 @@
+"""Collection speed: ours, the conventional way and kronfluence, interleaved in one process.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.collection              # CPU, about 12 minutes
+    python -m benchmarks.collection --device cuda                  # OLMo-2 7B shape, random weights
+
+Same model, same tokens, same (gold) labels; medians. Writes benchmarks/results/collection_*.json.
+kronfluence needs an environment of its own (pip install -e ".[bench]"): it pulls torchvision.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.conventional import conventional_factors
+from benchmarks.limits import least_flops_per_token, median, product_rate
+from benchmarks.with_kronfluence import kronfluence_available, kronfluence_factors, prepare
+from lightning_kfac import collect_factors
+
+PROJECTIONS = ("gate", "up", "down")
+SHAPES = {
+    "cpu": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
+            "vocab_size": 8192},
+    "cuda": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+             "vocab_size": 100352},
+}  # fmt: skip
+JOBS = {
+    "cpu": {"top three blocks": [5, 6, 7], "whole model": list(range(8))},
+    "cuda": {"blocks 23-25": [23, 24, 25], "whole model": list(range(32))},
+}
+
+
+def build(device: str, dtype: torch.dtype):
+    """The benchmark model with random weights."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "olmo2", max_position_embeddings=1024, pad_token_id=0, eos_token_id=0, **SHAPES[device]
+    )
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+
+
+def tokens(device: str, vocabulary: int, rows: int, seq_len: int, batches: int) -> list[dict]:
+    """Random rows."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (rows, seq_len)
+    return [{"input_ids": torch.randint(0, vocabulary, shape, generator=generator).to(device)} for _ in range(batches)]
+
+
+def methods(model, batches: list[dict], blocks: list[int], dtype: torch.dtype, names: list[str]) -> dict:
+    """What is timed, by name."""
+
+    def ours():
+        collect_factors(model, batches, blocks=blocks, projections=PROJECTIONS, labels="gold")
+
+    def conventional():
+        conventional_factors(model, batches, blocks, PROJECTIONS, blocks_per_pass=2)
+
+    found = {"ours": ours, "conventional": conventional}
+    if "kronfluence" in names:
+        layers = [f"model.layers.{b}.mlp.{p}_proj" for b in blocks for p in PROJECTIONS]
+        wrapped, task = prepare(copy.deepcopy(model), layers)
+        found["kronfluence"] = lambda: kronfluence_factors(wrapped, task, batches, dtype)
+    return {name: found[name] for name in names if name in found}
+
+
+def timed(run, device: str) -> float:
+    """Seconds."""
+    gc.collect()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(arguments, dtype_name: str) -> dict:
+    """All jobs in one dtype."""
+    device, dtype = arguments.device, getattr(torch, dtype_name)
+    model = build(device, dtype)
+    batches = tokens(device, model.config.vocab_size, arguments.rows, arguments.seq_len, arguments.batches)
+    count = arguments.rows * (arguments.seq_len - 1) * arguments.batches
+    names = ["ours", "conventional"] + (["kronfluence"] if kronfluence_available() else [])
+    results = {"product_gflops": product_rate(dtype, device) / 1e9, "jobs": {}}
+    for job, blocks in JOBS[device].items():
+        runs = methods(model, batches, blocks, dtype, names)
+        times = {name: [] for name in runs}
+        for run in runs.values():  # once to warm up
+            timed(run, device)
+        rates = []
+        for _ in range(arguments.repeats):
+            rates.append(product_rate(dtype, device, repeats=2))
+            for name, run in runs.items():
+                times[name].append(timed(run, device))
+        flops = least_flops_per_token(model.config, min(blocks), arguments.seq_len, blocks, PROJECTIONS)
+        seconds = {name: median(values) for name, values in times.items()}
+        results["jobs"][job] = {
+            "tokens_per_second": {name: count / s for name, s in seconds.items()},
+            "ratio": {name: s / seconds["ours"] for name, s in seconds.items()},
+            "flops_per_token": flops,
+            "limit_fraction": sum(flops.values()) * count / seconds["ours"] / max(rates),
+            "times": times,
+        }
+        print(dtype_name, job, {n: round(r, 2) for n, r in results["jobs"][job]["ratio"].items()},
+              f"limit {results['jobs'][job]['limit_fraction']:.2f}", flush=True)  # fmt: skip
+    return results
+
+
+def peak_memory(arguments, dtype_name: str, job: str, name: str) -> float:
+    """Peak resident memory of a method in a process of its own, beyond that of the built model, in MB."""
+    command = [sys.executable, "-m", "benchmarks.collection", "--memory-of", name, "--memory-job", job,
+               "--dtypes", dtype_name, "--rows", str(arguments.rows), "--seq-len", str(arguments.seq_len),
+               "--device", arguments.device]  # fmt: skip
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout.split()[-1])
+
+
+def report_memory(arguments) -> None:
+    """Prints the peak memory of one method in this process, in MB."""
+    (dtype_name,) = arguments.dtypes
+    dtype = getattr(torch, dtype_name)
+    model = build(arguments.device, dtype)
+    batches = tokens(arguments.device, model.config.vocab_size, arguments.rows, arguments.seq_len, 1)
+    run = methods(model, batches, JOBS[arguments.device][arguments.memory_job], dtype, [arguments.memory_of])
+    gc.collect()
+    if arguments.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        run[arguments.memory_of]()
+        print(torch.cuda.max_memory_allocated() / 1e6)
+        return
+    run[arguments.memory_of]()
+    empty = (Path("/proc/self/statm").read_text().split(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(empty[1] * 1024 / 1e6 - arguments.baseline)
+
+
+def main() -> None:
+    """Runs the benchmark and writes its results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=list(SHAPES), default="cpu")
+    parser.add_argument("--dtypes", nargs="+", default=None)
+    parser.add_argument("--rows", type=int, default=None)
+    parser.add_argument("--seq-len", type=int, default=None)
+    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-job", help=argparse.SUPPRESS)
+    parser.add_argument("--baseline", type=float, default=0.0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    on_cpu = arguments.device == "cpu"
+    arguments.rows = arguments.rows or (4 if on_cpu else 8)
+    arguments.seq_len = arguments.seq_len or (256 if on_cpu else 512)
+    arguments.dtypes = arguments.dtypes or (["float32", "bfloat16"] if on_cpu else ["bfloat16"])
+    if on_cpu:
+        torch.set_num_threads(1)
+    if arguments.memory_of:
+        report_memory(arguments)
+        return
+    results = {
+        "machine": f"{platform.machine()}, {_processor()}, torch {torch.__version__}",
+        "rows": arguments.rows,
+        "seq_len": arguments.seq_len,
+        "batches": arguments.batches,
+        "repeats": arguments.repeats,
+        "dtypes": {},
+    }
+    for dtype_name in arguments.dtypes:
+        results["dtypes"][dtype_name] = measure(arguments, dtype_name)
+        memory = {
+            job: {name: peak_memory(arguments, dtype_name, job, name) for name in ("ours", "conventional")}
+            for job in JOBS[arguments.device]
+        }
+        results["dtypes"][dtype_name]["peak_memory_mb"] = memory
+        print(dtype_name, "peak memory, MB", memory, flush=True)
+    path = Path(__file__).parent / "results" / f"collection_{arguments.device}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=2))
+    print(f"-> {path}")
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
