@@ -12,7 +12,6 @@ import copy
 import gc
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -116,7 +115,7 @@ def measure(arguments, dtype_name: str) -> dict:
 
 
 def peak_memory(arguments, dtype_name: str, job: str, name: str) -> float:
-    """Peak resident memory of a method in a process of its own, beyond that of the built model, in MB."""
+    """Peak memory of a method beyond the model's weights, in MB, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.collection", "--memory-of", name, "--memory-job", job,
                "--dtypes", dtype_name, "--rows", str(arguments.rows), "--seq-len", str(arguments.seq_len),
                "--device", arguments.device]  # fmt: skip
@@ -124,21 +123,27 @@ def peak_memory(arguments, dtype_name: str, job: str, name: str) -> float:
 
 
 def report_memory(arguments) -> None:
-    """Prints the peak memory of one method in this process, in MB."""
+    """Prints the peak memory of one method in this process beyond the built model, in MB."""
     (dtype_name,) = arguments.dtypes
-    dtype = getattr(torch, dtype_name)
+    dtype, cuda = getattr(torch, dtype_name), arguments.device == "cuda"
     model = build(arguments.device, dtype)
     batches = tokens(arguments.device, model.config.vocab_size, arguments.rows, arguments.seq_len, 1)
+    model(input_ids=batches[0]["input_ids"][:1, :8])  # whatever a first run allocates for good
     run = methods(model, batches, JOBS[arguments.device][arguments.memory_job], dtype, [arguments.memory_of])
     gc.collect()
-    if arguments.device == "cuda":
+    before = torch.cuda.memory_allocated() if cuda else _resident()
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
-        run[arguments.memory_of]()
-        print(torch.cuda.max_memory_allocated() / 1e6)
-        return
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     run[arguments.memory_of]()
-    empty = (Path("/proc/self/statm").read_text().split(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    print(empty[1] * 1024 / 1e6 - arguments.baseline)
+    print(((torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before) / 1e6)
+
+
+def _resident(field: str = "VmRSS") -> int:
+    """Bytes of this process in memory now, or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def main() -> None:
@@ -148,14 +153,13 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=None)
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--seq-len", type=int, default=None)
-    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--memory-job", help=argparse.SUPPRESS)
-    parser.add_argument("--baseline", type=float, default=0.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
-    arguments.rows = arguments.rows or (4 if on_cpu else 8)
+    arguments.rows = arguments.rows or (16 if on_cpu else 8)
     arguments.seq_len = arguments.seq_len or (256 if on_cpu else 512)
     arguments.dtypes = arguments.dtypes or (["float32", "bfloat16"] if on_cpu else ["bfloat16"])
     if on_cpu:

@@ -202,7 +202,7 @@ class CurvatureCapture:
         return {name: int(count) for name, count in self.counts.items()}
 
     def factors(self, mc_samples: int = 1) -> dict[str, KroneckerFactors]:
-        """Means over all positions that counted, for sums of A and G.
+        """Means over all positions that counted, for sums of A and G, which are given up one by one.
 
         Raises:
             InputError: No position counted.
@@ -210,12 +210,15 @@ class CurvatureCapture:
         counts = self.n_tokens()
         if not any(counts.values()):
             raise InputError("no valid token: every position is padding, ignored, or without a next token")
-        shared = {name: s.A.sum() / counts[name] for name, s in self.sums.items() if s.A is not None}
+        inputs: dict[str, Tensor] = {}
+        for name, sums in self.sums.items():
+            if sums.A is not None:
+                inputs[name], sums.A = sums.A.sum().div_(counts[name]), None
         return {
             name: KroneckerFactors(
-                shared[self.leaders.get(name, name)], s.G.sum() / (mc_samples * counts[name]), counts[name]
+                inputs[self.leaders[name]], self.sums.pop(name).G.sum().div_(mc_samples * counts[name]), counts[name]
             )
-            for name, s in self.sums.items()
+            for name in list(self.sums)
         }
 
     def reduce(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:

@@ -17,7 +17,7 @@ from lightning_kfac.targets import weight_matrix
 # Share of the free memory that a plan may use: estimates are estimates.
 USABLE = 0.85
 # Enough tokens to keep matrix products busy; more only costs memory.
-TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 16384}
 HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 # One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
 BYTES_PER_LOGIT = 28

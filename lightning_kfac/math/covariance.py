@@ -38,11 +38,16 @@ class SecondMoment:
 
     def sum(self) -> Tensor:
         """The symmetric sum so far, float32 [d, d]."""
-        self._settle()
-        full = torch.zeros(self.size, self.size, device=self.device, dtype=torch.float32)
-        for (first, last), panel in zip(self._panels, self._settled, strict=True):
-            full[:last, first:last] = panel
-        return mirror(full)
+        panels = self._recent
+        if self._settled is not None:
+            self._settle()
+            panels = self._settled
+        full = torch.empty(self.size, self.size, device=self.device, dtype=torch.float32)
+        for (first, last), panel in zip(self._panels, panels, strict=True):
+            full[:first, first:last] = panel[:first]
+            full[first:last, :first] = panel[:first].T
+            full[first:last, first:last] = mirror(panel[first:])
+        return full
 
     def packed(self) -> Tensor:
         """Upper triangle of the sum as a vector [d (d + 1) / 2]: what travels between ranks."""
