@@ -221,6 +221,17 @@ class CurvatureCapture:
             for name in list(self.sums)
         }
 
+    def snapshot(self, add_over_ranks: Callable[[Tensor], Tensor], mc_samples: int = 1) -> dict[str, KroneckerFactors]:
+        """The factors so far, of all ranks; collection goes on."""
+        copy = CurvatureCapture(self.layers)
+        copy.leaders, copy.counts = self.leaders, dict(self.counts)
+        for name, sums in self.sums.items():
+            if sums.A is None:
+                copy.sums[name].A = None
+            copy.sums[name].load(sums.tensors())
+        copy.reduce(add_over_ranks)
+        return copy.factors(mc_samples)
+
     def reduce(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Adds the sums of all ranks; only triangles travel.
 

@@ -1,11 +1,11 @@
 """CurvatureCollector: carries batches to the capture and writes the factors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_kfac.capture import CurvatureCapture
 from lightning_kfac.data.datamodule import TextData
@@ -13,8 +13,10 @@ from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, save_factors
 from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.math.selection import check_rho
 from lightning_kfac.plan import MemoryPlan, plan_memory
 from lightning_kfac.progress import progress_console
+from lightning_kfac.snapshots import Snapshots
 from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
@@ -31,6 +33,9 @@ class CurvatureCollector(Callback):
         max_memory_gb: Cap on memory beside the weights, in GB; by default what is free. The text is read
             in several passes where the factors of all layers do not fit.
         layers_per_pass: Fixes the number of projections a pass.
+        watch_rho: At every doubling of the tokens, save a snapshot of the factors and compare what an
+            edit at this rho would keep with the snapshot before. (Each needs the eigenbases of all layers.)
+        stop_overlap: End the collection when no layer's overlap is below this, in [0, 1].
 
     Attributes:
         factors: By dotted layer name, on every rank, after the last batch.
@@ -50,7 +55,15 @@ class CurvatureCollector(Callback):
         modules: Sequence[str] | None = None,
         max_memory_gb: float | None = None,
         layers_per_pass: int | None = None,
+        watch_rho: float | None = None,
+        stop_overlap: float | None = None,
     ):
+        if watch_rho is not None:
+            check_rho(watch_rho)
+        if stop_overlap is not None and (watch_rho is None or not 0 <= stop_overlap <= 1):
+            raise InputError("stop_overlap must lie in [0, 1] and needs watch_rho, the rho of the edit to come")
+        self.snapshots = None if watch_rho is None else Snapshots(watch_rho)
+        self.stop_overlap = stop_overlap
         self.blocks, self.projections, self.modules = blocks, projections, modules
         self.max_memory_gb, self.layers_per_pass = max_memory_gb, layers_per_pass
         self.factors: dict[str, KroneckerFactors] = {}
@@ -117,7 +130,11 @@ class CurvatureCollector(Callback):
             self._capture.check_finite(pl_module.batch_loss, f"batch {batch_idx}")
         n_tokens = next(iter(self._capture.counts.values()))
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
-        if trainer.is_last_batch:  # before the evaluation, so that it can fail without losing the factors
+        if self.snapshots is not None:
+            self._watch(trainer, pl_module, batch)
+        if (
+            self._capture is not None and trainer.is_last_batch
+        ):  # before the evaluation, so that it can fail without losing the factors
             self._finish_pass(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,14 +154,35 @@ class CurvatureCollector(Callback):
             self.max_memory_gb,
             self.layers_per_pass,
         )
+        if self.snapshots is not None and len(self.plan.passes) > 1:
+            raise InputError("watch_rho needs all layers in one pass: choose fewer, or leave it out")
         if trainer.is_global_zero:
             progress_console.print(f"plan: {self.plan}")
         # One epoch a pass; the unedited model is evaluated once, after the last.
         trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self.plan.passes)
 
+    def _watch(self, trainer: Trainer, pl_module: LightningModule, batch) -> None:
+        """Takes a snapshot where the tokens have doubled, and ends the collection where nothing moves any more."""
+        if not self.snapshots.due(batch.input_ids.numel() * trainer.world_size):
+            return
+        factors = self._capture.snapshot(_sum_over_ranks(trainer), pl_module.fisher_loss.mc_samples)
+        overlaps = self.snapshots.compare(factors)
+        n_tokens = next(iter(factors.values())).n_tokens
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "snapshots" / str(n_tokens)
+            save_factors(factors, path, self.metadata | {"n_tokens": n_tokens})
+            said = f"kept sets overlap {min(overlaps.values()):.3f} or more with the last" if overlaps else "the first"
+            progress_console.print(f"snapshot at {n_tokens:,} tokens: {said}")
+        if overlaps and trainer.logger is not None:
+            figures = {f"overlap/{name}": value for name, value in overlaps.items()}
+            trainer.logger.log_metrics(figures | {"collect/n_tokens": n_tokens}, trainer.global_step)
+        if overlaps and self.stop_overlap is not None and min(overlaps.values()) >= self.stop_overlap:
+            trainer.should_stop = True
+            self._finish_pass(trainer, pl_module)
+
     def _finish_pass(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._capture.check_finite(pl_module.batch_loss, "the last batch")
-        self._capture.reduce(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
+        self._capture.reduce(_sum_over_ranks(trainer))
         self.factors |= self._capture.factors(pl_module.fisher_loss.mc_samples)
         self._release(pl_module)
         if len(self.factors) < len(self._layers):
@@ -159,6 +197,10 @@ class CurvatureCollector(Callback):
         if self._capture is not None:
             self._capture.__exit__()
             self._capture = pl_module.engine = None
+
+
+def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")
 
 
 def find_collector(trainer: Trainer) -> CurvatureCollector:

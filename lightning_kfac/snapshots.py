@@ -1,0 +1,43 @@
+"""When a collection has seen enough: what an edit would keep, compared at every doubling of the tokens."""
+
+from collections.abc import Mapping
+
+from lightning_kfac.factors import KroneckerFactors
+from lightning_kfac.math.overlap import KeptSet, overlap
+from lightning_kfac.math.spectrum import Spectrum, eigenbasis
+
+FIRST_SNAPSHOT = 2048
+
+
+class Snapshots:
+    """Kept sets at a rho, the latest against the one before.
+
+    Args:
+        rho: Of the edit to come.
+    """
+
+    def __init__(self, rho: float):
+        self.rho = rho
+        self._seen, self._next = 0, FIRST_SNAPSHOT
+        self._last: dict[str, KeptSet] = {}
+
+    def due(self, tokens: int) -> bool:
+        """Counts the tokens of a batch (of all ranks) and says whether a snapshot is due."""
+        self._seen += tokens
+        if self._seen < self._next:
+            return False
+        while self._next <= self._seen:
+            self._next *= 2
+        return True
+
+    def compare(self, factors: Mapping[str, KroneckerFactors]) -> dict[str, float]:
+        """Overlap in [0, 1] of each layer's kept set with that of the last call; empty the first time."""
+        shared: dict[int, Spectrum] = {}
+        kept = {}
+        for name, layer in factors.items():
+            if id(layer.A) not in shared:
+                shared[id(layer.A)] = eigenbasis(layer.A, f"A of {name}")
+            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), shared[id(layer.A)])
+        overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if self._last}
+        self._last = kept
+        return overlaps
