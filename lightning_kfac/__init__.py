@@ -1,6 +1,6 @@
 """Collect the K-FAC curvature of a language model, edit its weights in the curvature basis, measure both."""
 
-from lightning_kfac.collect import collect_factors
+from lightning_kfac.collect import collect_factors, collect_moments
 from lightning_kfac.editor import EditConfig, EditReport, KFACEditor
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
@@ -13,6 +13,7 @@ __all__ = [
     "KFACEditor",
     "KroneckerFactors",
     "collect_factors",
+    "collect_moments",
     "load_factors",
     "save_factors",
     "select_components",

@@ -74,8 +74,12 @@ def plan_memory(
         layers_per_pass: Fixes the number of projections a pass, as the original tool does.
 
     Raises:
-        InputError: Not even one row and one projection a pass fit; says what would.
+        InputError: Not even one row and one projection a pass fit (says what would), or a layer is in
+            float16.
     """
+    for name, layer in layers.items():
+        if layer.weight.dtype == torch.float16:
+            raise InputError(f"{name} is in float16, whose gradients overflow; load the model in bfloat16 or float32")
     device = next(iter(layers.values())).weight.device
     budget = int(max_memory_gb * 1e9) if max_memory_gb is not None else int(USABLE * free_memory(device))
     chunk, head_bytes = _head(model, layers, device, rows * seq_len)

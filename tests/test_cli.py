@@ -203,6 +203,16 @@ def test_every_config_is_tested():
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {"quickstart", "demo_model", *FAMILIES}
 
 
+def test_quickstart_config_in_process(tmp_path, few):
+    """As shipped, but for the amount of data."""
+    cut = {"data.max_tokens": 600, "data.heldout_tokens": 400, "data.memorized": few, "data.sets": "null"}
+    cut |= {"trainer.default_root_dir": tmp_path, "trainer.accelerator": "cpu"}
+    words = [word for name, value in cut.items() for word in (f"--{name}", str(value))]
+    main(["fit", "--config", str(CONFIGS / "quickstart.yaml"), *words])
+    assert [row["stage"] for row in results(tmp_path)] == ["baseline", "edited"]
+    assert len(load_factors(tmp_path / "factors")) == 4
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_large_model_configs_on_a_tiny_model(name, tmp_path, mixture):  # noqa: F811
     """The same architecture and number of blocks, a few columns wide; local shards for the downloads."""

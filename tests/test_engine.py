@@ -329,6 +329,11 @@ def test_activation_estimate_is_what_autograd_keeps(rows):
 # -- odds and ends ------------------------------
 
 
+def test_wrong_float16(rows):
+    with pytest.raises(InputError, match="is in float16, whose gradients overflow"):
+        collect_factors(build_model("olmo2").half(), batched(rows, 3))
+
+
 def test_wrong_settings():
     with pytest.raises(InputError, match="mc_samples is 2"):
         FisherLoss("gold", mc_samples=2)

@@ -1,7 +1,10 @@
 """Which layers an option chooses, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import nn
 from transformers import AutoConfig
 
@@ -12,32 +15,25 @@ from tests.conftest import build_model
 
 # Config values of the published checkpoints.
 FULL_SIZE = {
-    "olmo2_1b": (
-        {"model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-         "num_attention_heads": 16, "vocab_size": 100352},
-        [11, 12, 13],
-    ),
-    "olmo2_7b": (
-        {"model_type": "olmo2", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-         "num_attention_heads": 32, "vocab_size": 100352},
-        [23, 24, 25],
-    ),
-    "llama3_8b": (
-        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
-        [23, 24, 25],
-    ),
-    "qwen3_8b": (
-        {"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
-        [26, 27, 28],
-    ),
+    "olmo2_1b": {"model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                 "num_attention_heads": 16, "vocab_size": 100352},
+    "olmo2_7b": {"model_type": "olmo2", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                 "num_attention_heads": 32, "vocab_size": 100352},
+    "llama3_8b": {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                  "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+    "qwen3_8b": {"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+                 "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
 }  # fmt: skip
+PUBLISHED = {"olmo2_1b": [11, 12, 13], "olmo2_7b": [23, 24, 25]}
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_architectures(name):
-    settings, blocks = FULL_SIZE[name]
+    settings = FULL_SIZE[name]
+    collect = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["collect"]
+    blocks = collect["blocks"]
+    assert (blocks, collect["projections"]) == (PUBLISHED.get(name, blocks), ["gate", "up"])
     config = AutoConfig.for_model(**settings)
     model = skeleton(config)
     assert all(p.device.type == "meta" for p in model.parameters())

@@ -132,9 +132,8 @@ class CurvatureCollector(Callback):
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
         if self.snapshots is not None:
             self._watch(trainer, pl_module, batch)
-        if (
-            self._capture is not None and trainer.is_last_batch
-        ):  # before the evaluation, so that it can fail without losing the factors
+        # Before the evaluation, so that it can fail without losing the factors.
+        if self._capture is not None and trainer.is_last_batch:
             self._finish_pass(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,0 +1,41 @@
+"""The benchmark compares like with like, and counts right."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.conventional import conventional_factors
+from benchmarks.limits import least_flops_per_token
+from lightning_kfac import collect_factors
+from tests.conftest import build_model
+from tests.test_collect import relative_error
+
+
+def test_the_conventional_way_computes_the_same_factors():
+    """With one batch of N positions its mean loss scales g by 1 / N, and G by 1 / N^2."""
+    model = build_model("olmo2")
+    batch = [{"input_ids": torch.randint(1, 61, (3, 12), generator=torch.Generator().manual_seed(0))}]
+    ours = collect_factors(model, batch, blocks=[1, 2], labels="gold")
+    theirs = conventional_factors(model, batch, [1, 2], ("gate", "up", "down"), blocks_per_pass=1)
+    assert set(ours) == set(theirs)
+    for name, (A, G, n) in theirs.items():
+        assert n == ours[name].n_tokens == 33
+        assert relative_error(A, ours[name].A) < 1e-5
+        assert relative_error(G * n**2, ours[name].G) < 1e-5
+
+
+def test_least_flops_are_those_of_the_matrix_products():
+    """Against torch's own counter, attention apart: it counts the whole square, the limit half of it."""
+    model = build_model("olmo2").requires_grad_(False)
+    ids = torch.ones(1, 21, dtype=torch.long)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(input_ids=ids[:, :-1])
+    counts = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    products = sum(flops for op, flops in counts.items() if "attention" not in op)
+    flops = least_flops_per_token(model.config, 1, 20, [1, 2], ("gate", "up", "down"))
+    attention = 3 * 2 * 2 * 24 * 10
+    assert (flops["forward"] - attention) * 20 == products
+    assert flops["covariance"] == 2 * (40**2 + 40**2 + 24**2 + 24**2 + 40**2)
+    # Backward: the head, one block above the lowest, and down_proj of the lowest (to gate and up).
+    block = 2 * (4 * 24 * 24 + 3 * 24 * 40)
+    assert flops["backward"] == 2 * 24 * 61 + block + 2 * (2 * 2 * 24 * 10) + 2 * 24 * 40
