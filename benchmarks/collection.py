@@ -61,8 +61,10 @@ def methods(model, batches: list[dict], blocks: list[int], dtype: torch.dtype, n
     def ours():
         collect_factors(model, batches, blocks=blocks, projections=PROJECTIONS, labels="gold")
 
+    own = copy.deepcopy(model) if len(names) > 1 else model  # it leaves hooks behind
+
     def conventional():
-        conventional_factors(model, batches, blocks, PROJECTIONS, blocks_per_pass=2)
+        conventional_factors(own, batches, blocks, PROJECTIONS, blocks_per_pass=2)
 
     found = {"ours": ours, "conventional": conventional}
     if "kronfluence" in names:

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 def conventional_factors(
     model: nn.Module, batches: list[dict], blocks: list[int], projections: tuple[str, ...], blocks_per_pass: int
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor, int]]:
-    """Layer name -> (A, G, number of positions), A and G of the mean loss, with gold labels."""
+    """Layer name -> (A, G, number of positions), A and G of the mean loss, with gold labels.
+
+    Leaves the embeddings with gradients switched on, as reentrant checkpointing needs: give it a copy.
+    """
     model.train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    model.enable_input_require_grads()
     found = {}
     for start in range(0, len(blocks), blocks_per_pass):
         model.requires_grad_(False)
@@ -35,7 +37,6 @@ def conventional_factors(
             found[name] = (collector.A / collector.n, collector.G / collector.n, collector.n)
             collector.remove()
     model.gradient_checkpointing_disable()
-    model.disable_input_require_grads()
     model.zero_grad(set_to_none=True)
     model.eval().requires_grad_(False)
     return found

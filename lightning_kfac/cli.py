@@ -42,7 +42,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
 }
 
-
 # The Trainer has sixty options; --help shows those that a user of this package is likely to set.
 SHOWN_TRAINER_OPTIONS = ("accelerator", "default_root_dir", "devices", "num_nodes", "precision", "strategy")
 DESCRIPTIONS = {
@@ -129,7 +128,7 @@ class TrainCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Checks all input, says what will happen, and opens the run folder."""
+        """Checks all input and says what will happen."""
         self._check_data()
         collector, edit = self._callback(CurvatureCollector), self._callback(EditCallback)
         targets = {}
@@ -218,7 +217,9 @@ class TrainCLI(LightningCLI):
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
 
     def _config_text(self) -> str:
-        return self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
+        config = self.config[self.subcommand].clone()
+        config.overwrite = False  # running a saved config again must not replace anything unasked
+        return self._parser(self.subcommand).dump(config, skip_unset=False)
 
     @staticmethod
     def _run_name(config) -> str:

@@ -62,6 +62,7 @@ def plan_memory(
     seq_len: int,
     max_memory_gb: float | None = None,
     layers_per_pass: int | None = None,
+    processes: int = 1,
 ) -> MemoryPlan:
     """Chooses passes, rows at once and head chunk before the first batch.
 
@@ -72,6 +73,7 @@ def plan_memory(
         rows, seq_len: Shape of a full batch.
         max_memory_gb: Cap on what comes on top, in GB (10^9 bytes); by default 85 % of what is free.
         layers_per_pass: Fixes the number of projections a pass, as the original tool does.
+        processes: How many processes of this machine collect; on a CPU they share its memory.
 
     Raises:
         InputError: Not even one row and one projection a pass fit (says what would), or a layer is in
@@ -81,7 +83,8 @@ def plan_memory(
         if layer.weight.dtype == torch.float16:
             raise InputError(f"{name} is in float16, whose gradients overflow; load the model in bfloat16 or float32")
     device = next(iter(layers.values())).weight.device
-    budget = int(max_memory_gb * 1e9) if max_memory_gb is not None else int(USABLE * free_memory(device))
+    budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1)
+    budget = int(budget if max_memory_gb is None else max_memory_gb * 1e9)
     chunk, head_bytes = _head(model, layers, device, rows * seq_len)
     row_bytes, leaders = _probe(model, layers, loss, chunk, seq_len)
     for_factors = budget - head_bytes - row_bytes

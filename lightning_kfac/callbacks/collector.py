@@ -144,7 +144,7 @@ class CurvatureCollector(Callback):
         self._release(pl_module)
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule, rows: int, seq_len: int) -> None:
-        self.plan = plan_memory(
+        plan = plan_memory(
             pl_module.model,
             self._layers,
             pl_module.fisher_loss,
@@ -152,7 +152,9 @@ class CurvatureCollector(Callback):
             seq_len,
             self.max_memory_gb,
             self.layers_per_pass,
+            processes=trainer.num_devices,
         )
+        self.plan = trainer.strategy.broadcast(plan)  # ranks may see different free memory
         if self.snapshots is not None and len(self.plan.passes) > 1:
             raise InputError("watch_rho needs all layers in one pass: choose fewer, or leave it out")
         if trainer.is_global_zero:

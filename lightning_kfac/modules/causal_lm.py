@@ -84,12 +84,9 @@ class CausalLM(LightningModule):
         self.stage = "baseline"
         self.results: dict[str, float | int] = {}
         self.evaluation: Evaluation | None = None
-        # An edited checkpoint is no reference for itself.
         self.reference: list[Tensor] | Literal["self"] | None = "self"
         if training is not None:
             self.stage, self.reference = "trained", None
-        elif model_name is not None and (resolve_path(model_name) / EDIT_FILE).is_file():
-            self.stage, self.reference = "edited", None
 
     # -- the model -----------------------------------------------------------------------------------
 
@@ -120,6 +117,12 @@ class CausalLM(LightningModule):
             )
             self.model.requires_grad_(not self.frozen)
             self.model.train(not self.frozen)
+
+    def setup(self, stage: str) -> None:
+        """An edited checkpoint that is only evaluated is no reference for itself."""
+        edited = self.model_name is not None and (resolve_path(self.model_name) / EDIT_FILE).is_file()
+        if stage == "validate" and edited:
+            self.stage, self.reference = "edited", None
 
     def train(self, mode: bool = True) -> "CausalLM":
         """Keeps a frozen model in eval mode: dropout would change its curvature."""
