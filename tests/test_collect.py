@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_kfac import InputError, collect_factors
 from lightning_kfac.capture import CurvatureCapture
+from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.targets import resolve_targets
 from tests.conftest import build_model
 from tests.oracle import one_row_factors, sampled_targets
@@ -190,3 +191,27 @@ def test_wrong_batch():
         collect_factors(model, [{"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.ones(1, 3)}])
     with pytest.raises(InputError, match="sampled or gold"):
         collect_factors(model, [], labels="true")
+
+
+def test_bfloat16_products_are_exact(rows):
+    """Against the very activations and gradients of the bfloat16 model, summed in float64: no rounding of ours."""
+    model = build_model("olmo2", torch.bfloat16).requires_grad_(False)
+    ids = torch.tensor([rows[0], rows[2], rows[5]])
+    found = collect_factors(model, [{"input_ids": ids}], blocks=[1, 2], labels="gold")
+    seen = {}
+    for name in found:
+        layer = model.get_submodule(name)
+
+        def remember(m, a, o, name=name):
+            o.requires_grad_(True) if not o.requires_grad else None
+            o.register_hook(
+                lambda g: seen.update({name: (a[0].detach().flatten(0, 1).double(), g.flatten(0, 1).double())})
+            )
+
+        layer.register_forward_hook(remember)
+    loss = FisherLoss("gold")
+    next(iter(loss.draws(model, loss.prepare({"input_ids": ids}), 8))).backward()
+    for name, (a, g) in seen.items():
+        assert relative_error(found[name].A, a.T @ a / len(a)) < 1e-6
+        assert relative_error(found[name].G, g.T @ g / len(g)) < 1e-6
+    assert len(seen) == 6
