@@ -281,7 +281,7 @@ def _quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",
         ".*custom batch sampler `ShardedBatches`.*",
         ".*overridden `on_before_batch_transfer`.*",
-        ".*recommended to use `self.log.*sync_dist=True`.*",
+        ".*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning

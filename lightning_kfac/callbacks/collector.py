@@ -69,6 +69,7 @@ class CurvatureCollector(Callback):
         self.factors: dict[str, KroneckerFactors] = {}
         self.metadata: dict = {}
         self.plan: MemoryPlan | None = None
+        self._batch_tokens = 0
         self._layers: dict[str, nn.Module] = {}
         self._capture: CurvatureCapture | None = None
 
@@ -131,7 +132,7 @@ class CurvatureCollector(Callback):
         n_tokens = next(iter(self._capture.counts.values()))
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
         if self.snapshots is not None:
-            self._watch(trainer, pl_module, batch)
+            self._watch(trainer, pl_module)
         # Before the evaluation, so that it can fail without losing the factors.
         if self._capture is not None and trainer.is_last_batch:
             self._finish_pass(trainer, pl_module)
@@ -154,7 +155,8 @@ class CurvatureCollector(Callback):
             self.layers_per_pass,
             processes=trainer.num_devices,
         )
-        self.plan = trainer.strategy.broadcast(plan)  # ranks may see different free memory
+        # Ranks may see different free memory and other shapes, and must do the same all the same.
+        self.plan, self._batch_tokens = trainer.strategy.broadcast((plan, rows * seq_len))
         if self.snapshots is not None and len(self.plan.passes) > 1:
             raise InputError("watch_rho needs all layers in one pass: choose fewer, or leave it out")
         if trainer.is_global_zero:
@@ -162,9 +164,9 @@ class CurvatureCollector(Callback):
         # One epoch a pass; the unedited model is evaluated once, after the last.
         trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self.plan.passes)
 
-    def _watch(self, trainer: Trainer, pl_module: LightningModule, batch) -> None:
+    def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes a snapshot where the tokens have doubled, and ends the collection where nothing moves any more."""
-        if not self.snapshots.due(batch.input_ids.numel() * trainer.world_size):
+        if not self.snapshots.due(self._batch_tokens * trainer.world_size):
             return
         factors = self._capture.snapshot(_sum_over_ranks(trainer), pl_module.fisher_loss.mc_samples)
         overlaps = self.snapshots.compare(factors)
