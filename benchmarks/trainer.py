@@ -19,7 +19,7 @@ from benchmarks.collection import PROJECTIONS, SHAPES, tokens
 from benchmarks.limits import median
 from lightning_kfac import collect_factors
 from lightning_kfac.callbacks import CurvatureCollector
-from lightning_kfac.cli import TRAINER_DEFAULTS, _quiet
+from lightning_kfac.cli import TRAINER_DEFAULTS, quiet
 from lightning_kfac.modules import CausalLM
 
 BLOCKS = [5, 6, 7]
@@ -62,7 +62,7 @@ def bare(model, batches: list[dict]) -> float:
 
 def main() -> None:
     """Runs the benchmark and writes its result."""
-    _quiet()
+    quiet()
     torch.set_num_threads(1)
     architecture = {"model_type": "olmo2", "pad_token_id": 0, "eos_token_id": 0, "dtype": "float32", **SHAPES["cpu"]}
     batches = tokens("cpu", architecture["vocab_size"], ROWS, SEQ_LEN, BATCHES)

@@ -230,7 +230,7 @@ class TrainCLI(LightningCLI):
 
 def main(args: list[str] | None = None) -> None:
     """Runs a command; what the user can mend ends in one line and exit code 2."""
-    _quiet()
+    quiet()
     try:
         _check_config_files(sys.argv[1:] if args is None else args)
         TrainCLI(args)
@@ -267,7 +267,7 @@ def _python() -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path.name
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silences what Lightning tells on every start and what does not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -261,7 +261,9 @@ def test_wrong_memorized_paths(tmp_path):
         load_memorized(tmp_path / "bin.jsonl", None, 50)
 
 
-@pytest.mark.parametrize("wrong", [{"seq_len": 1}, {"batch_size": 0}, {"max_tokens": 0}, {"sets": {"heldout": "x"}}])
+@pytest.mark.parametrize(
+    "wrong", [{"seq_len": 1}, {"batch_size": 0}, {"max_tokens": 0}, {"sets": {"heldout": "x"}}, {"sets": {"a.b": "x"}}]
+)
 def test_wrong_data_options(wrong):
     with pytest.raises(InputError, match=r"data\."):
         TextData(**wrong)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ class TextData(LightningDataModule):
                 raise InputError(f"data.{name} is {value}; it must be at least {least}")
         if HELDOUT in self.memorized_files:
             raise InputError(f"data.sets: the name {HELDOUT!r} stands for the held-out text; choose another")
+        for name in self.memorized_files:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise InputError(f"data.sets: the name {name!r} may hold letters, digits, - and _ only")
         self._tokenizer = None
         self._sequences: dict[str, list[MemorizedSequence]] | None = None
         self._tokens: dict[str, np.ndarray] = {}
