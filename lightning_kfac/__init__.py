@@ -1,7 +1,9 @@
 """Collect the K-FAC curvature of a language model, edit its weights in the curvature basis, measure both."""
 
 from lightning_kfac.collect import collect_factors, collect_moments
-from lightning_kfac.editor import EditConfig, EditReport, KFACEditor
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.report import EditReport
+from lightning_kfac.editor import KFACEditor
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
 from lightning_kfac.math.selection import select_components, select_products

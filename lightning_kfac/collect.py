@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lightning_kfac.bases import BasisCache
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.capture import CurvatureCapture, MomentSums
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors
 from lightning_kfac.fisher import FisherLoss
-from lightning_kfac.math.spectrum import eigenbasis
 from lightning_kfac.plan import plan_memory
 from lightning_kfac.progress import console
 from lightning_kfac.targets import Blocks, resolve_targets
@@ -131,9 +131,10 @@ def collect_moments(
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
     layers = {name: named[name] for name in factors}
 
+    bases = BasisCache.beside(factors)
+
     def sums(name: str, layer: nn.Module) -> MomentSums:
-        layer_factors = factors[name]
-        return MomentSums(layer, eigenbasis(layer_factors.G, name), eigenbasis(layer_factors.A, name), moments)
+        return MomentSums(layer, *bases.of(factors, name, layer.weight.device), moments)
 
     with frozen(model), CurvatureCapture(layers, sums) as capture:
         loss = FisherLoss(labels, seed)

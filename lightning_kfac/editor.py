@@ -1,107 +1,27 @@
-"""Editing a model's weights in the curvature basis."""
+"""KFACEditor: edits a model's weights in the curvature basis, and takes the edit back."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_kfac.bases import BasisCache
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.layer import LayerCurvature, select
+from lightning_kfac.editing.report import EditReport, LayerReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import FactorFolder, KroneckerFactors
 from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.math.importance import FORMULAS, Formula, components, modified, original
-from lightning_kfac.math.projection import suppress
-from lightning_kfac.math.selection import check_rho, select_components, select_products
-from lightning_kfac.math.spectrum import Spectrum, eigenbasis
+from lightning_kfac.moments import load_moments
 from lightning_kfac.progress import track_count
-from lightning_kfac.targets import Blocks, count_blocks, narrow, weight_matrix
+from lightning_kfac.targets import block_of, count_blocks, narrow, projection_of, weight_matrix
 
 # In the folder of an edited checkpoint: what was done to it.
 EDIT_FILE = "edit.json"
-
-
-@dataclass(frozen=True)
-class EditConfig:
-    """What to edit and how.
-
-    Args:
-        rho: Share of the curvature mass to keep in each layer, in [0, 1].
-        formula: ``original`` ranks components by lambda_i mu_j, ``modified`` by lambda_i mu_j C_ij^2.
-        blocks: Edit only these blocks (negative from the end); by default all that have factors.
-        projections: Edit only these projections; by default all that have factors.
-        mode: ``suppress`` keeps the top components and drops the rest.
-
-    Raises:
-        InputError: rho is outside [0, 1], or a name is unknown.
-
-    Example:
-        >>> EditConfig(rho=0.7).formula
-        'original'
-    """
-
-    rho: float = 0.6
-    formula: Formula = "original"
-    blocks: Blocks = "all"
-    projections: Sequence[str] | None = None
-    mode: Literal["suppress"] = "suppress"
-
-    def __post_init__(self):
-        check_rho(self.rho)
-        if self.formula not in FORMULAS:
-            raise InputError(f"unknown formula {self.formula!r}; choose from {', '.join(FORMULAS)}")
-        if self.mode != "suppress":
-            raise InputError(f"unknown mode {self.mode!r}; choose suppress")
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What the edit did to one layer.
-
-    Attributes:
-        fraction_kept: n_kept / n_total.
-        mass_kept: Share of the importance in the kept components; at least rho.
-        norm_before, norm_after: Frobenius norms of the weight.
-        relative_change: ||W' - W|| / ||W||.
-    """
-
-    name: str
-    n_kept: int
-    n_total: int
-    fraction_kept: float
-    mass_kept: float
-    norm_before: float
-    norm_after: float
-    relative_change: float
-
-
-@dataclass(frozen=True)
-class EditReport:
-    """What the edit did, layer by layer.
-
-    Example:
-        >>> layer = LayerReport("fc", 2, 8, 0.25, 0.7, 1.0, 0.8, 0.6)
-        >>> EditReport(EditConfig(rho=0.7), [layer]).fraction_kept
-        0.25
-    """
-
-    config: EditConfig
-    layers: list[LayerReport]
-
-    @property
-    def fraction_kept(self) -> float:
-        """Kept components over all components of all edited layers."""
-        return sum(layer.n_kept for layer in self.layers) / sum(layer.n_total for layer in self.layers)
-
-    @property
-    def relative_change(self) -> float:
-        """Mean over layers of ||W' - W|| / ||W||."""
-        return sum(layer.relative_change for layer in self.layers) / len(self.layers)
-
-    def to_dict(self) -> dict:
-        """For ``edit.json``."""
-        averages = {"fraction_kept": self.fraction_kept, "relative_change": self.relative_change}
-        return {"config": asdict(self.config), **averages, "layers": [asdict(layer) for layer in self.layers]}
+Factors = Mapping[str, KroneckerFactors]
+Moments = Mapping[str, Tensor]
 
 
 class KFACEditor:
@@ -111,6 +31,14 @@ class KFACEditor:
         model: The model that the factors were collected on.
         factors: By dotted layer name: from ``collect_factors`` or ``load_factors``.
         config: What to do.
+        domains: Factors of text whose curvature is to be protected as well, by a name of your choice.
+        moments: For the corrected formulas: measured curvature by layer (``collect_moments``); by default what
+            lies beside factors on disk.
+        domain_moments: The same of each domain, in the basis of ``factors``.
+        dtype: Precision of bases and products.
+        device: Where to compute, layer by layer; by default where each weight is.
+        force: Edit although the factors belong to other weights.
+        repeated: Keep each layer's components in memory, for many edits of the same weights.
 
     Raises:
         InputError: A layer is not in the model, a shape or the model's fingerprint does not fit.
@@ -128,91 +56,169 @@ class KFACEditor:
         >>> editor.restore()
     """
 
-    def __init__(self, model: nn.Module, factors: Mapping[str, KroneckerFactors], config: EditConfig | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        factors: Factors,
+        config: EditConfig | None = None,
+        *,
+        domains: Mapping[str, Factors] | None = None,
+        moments: Moments | None = None,
+        domain_moments: Mapping[str, Moments] | None = None,
+        dtype: Literal["float64", "float32"] = "float64",
+        device: torch.device | str | None = None,
+        force: bool = False,
+        repeated: bool = False,
+    ):
+        if dtype not in ("float64", "float32"):
+            raise InputError(f"unknown dtype {dtype!r}; choose float64 or float32")
         self.model, self.factors, self.config = model, factors, config or EditConfig()
-        self.layers = _edited_layers(model, factors, self.config)
+        self.domains = dict(domains or {})
+        self.bases = BasisCache.beside(factors, getattr(torch, dtype))
+        self.moments, self.domain_moments = moments, domain_moments or {}
+        self.device, self.repeated = device, repeated
+        self.forced = False
+        self.layers = edited_layers(model, factors, self.config)
+        for name, domain in self.domains.items():
+            _check_domain(name, domain, factors, self.layers)
+        for folder in (factors, *self.domains.values()):
+            self._check_fingerprint(folder, force)
         self._originals: dict[str, Tensor] = {}
-        self._bases: dict[object, Spectrum] = {}
+        self._curvatures: dict[str, LayerCurvature] = {}
 
-    def apply(self) -> EditReport:
-        """Edits every target in place.
+    def apply(self, config: EditConfig | None = None, *, dry_run: bool = False) -> EditReport:
+        """Edits every target in place; where it fails or is stopped, nothing has changed.
 
-        All new weights are computed before the first is written, so an error changes nothing.
+        Args:
+            config: Instead of the editor's own, for this time.
+            dry_run: Only report: no weight is touched.
 
         Raises:
             InputError: The model is already edited, or a layer's factors cannot be used.
         """
         if self._originals:
             raise InputError("this editor has already edited the model; call restore() first")
-        edits = []
-        with track_count("edit layers", "layers", total=len(self.layers)) as advance_to:
-            for number, (name, layer) in enumerate(self.layers.items(), start=1):
-                edits.append(self._edit(name, layer))
-                advance_to(number)
-        for (name, layer), (_, edited) in zip(self.layers.items(), edits, strict=True):
-            self._originals[name] = layer.weight.detach().clone()
-            if edited is not None:
-                weight_matrix(layer).copy_(edited)
-        self._bases.clear()
-        return EditReport(self.config, [report for report, _ in edits])
+        config = config or self.config
+        layers = self.layers if config is self.config else edited_layers(self.model, self.factors, config)
+        active = [d for d in self.domains if config.mix == "union" or config.alpha_of(d)]
+        if active:
+            config.check_mixing()
+        reports = []
+        try:
+            with track_count("edit layers", "layers", total=len(layers)) as advance_to:
+                for number, (name, layer) in enumerate(layers.items(), start=1):
+                    reports.append(self._edit(name, layer, config.for_layer(name), active, dry_run))
+                    advance_to(number)
+        except BaseException:
+            self.restore()
+            raise
+        alphas = {d: 1.0 if config.mix == "union" else config.alpha_of(d) for d in active}
+        return EditReport(config, reports, alphas or None, self.forced)
 
     def restore(self) -> None:
         """Gives every edited weight its old bits back; does nothing if there was no edit."""
         for name, weight in self._originals.items():
-            self.layers[name].weight.data.copy_(weight)
+            self.model.get_submodule(name).weight.data.copy_(weight)
         self._originals.clear()
 
-    def _edit(self, name: str, layer: nn.Module) -> tuple[LayerReport, Tensor | None]:
-        """The report, and the new weight in the parameter's dtype; None where every bit stays."""
+    @torch.no_grad()
+    def _edit(self, name: str, layer: nn.Module, config: EditConfig, active: list[str], dry_run: bool) -> LayerReport:
         weight = weight_matrix(layer)
         if not weight.isfinite().all():
             raise InputError(f"{name}: the weight has NaN or infinite entries")
-        W = weight.double()
-        G, A = self._bases_of(name, W.device)
-        C = components(W, G.vectors, A.vectors)
+        curvature = self._curvature(name, torch.device(self.device or weight.device), active)
+        W = weight.to(curvature.device, self.bases.dtype)
         try:
-            keep, mass = _select(C, G.values, A.values, self.config)
+            selected = select(W, curvature, config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        n_kept = int(keep.sum())
-        edited = None
-        if n_kept < keep.numel():
-            edited = suppress(C, keep, G.vectors, A.vectors).to(weight.dtype)
-        after = W if edited is None else edited.double()
-        norm = W.norm().item()
+        edited = None  # every bit stays
+        if config.mode == "suppress" and selected.n_kept < selected.n_total:
+            edited = selected.part().to(weight.dtype)
+        elif config.mode == "ablate" and selected.n_kept:
+            whole = selected.n_kept == selected.n_total
+            edited = (torch.zeros_like(W) if whole else W - selected.part()).to(weight.dtype)
+        curvature.release()
+        before, after = weight.double(), weight.double() if edited is None else edited.to(weight.device).double()
+        norm = before.norm().item()
         report = LayerReport(
             name=name,
-            n_kept=n_kept,
-            n_total=keep.numel(),
-            fraction_kept=n_kept / keep.numel(),
-            mass_kept=mass,
+            n_kept=selected.n_kept,
+            n_total=selected.n_total,
+            fraction_kept=selected.n_kept / selected.n_total,
+            mass_kept=selected.mass,
             norm_before=norm,
             norm_after=after.norm().item(),
-            relative_change=(after - W).norm().item() / norm if norm else 0.0,
+            relative_change=(after - before).norm().item() / norm if norm else 0.0,
+            rho=config.rho,
+            formula=config.formula,
         )
-        return report, edited
+        if not dry_run:
+            self._originals[name] = layer.weight.detach().clone()
+            if edited is not None:
+                weight.copy_(edited)
+        return report
 
-    def _bases_of(self, name: str, device: torch.device) -> tuple[Spectrum, Spectrum]:
-        """Eigenbases of G and A; a shared A is decomposed once."""
-        layer = self.factors[name]
-        shared = isinstance(self.factors, FactorFolder)
-        key = self.factors.shared_A(name) if shared else id(layer.A)
-        if key not in self._bases:
-            self._bases[key] = eigenbasis(layer.A.to(device), f"A of {name}")
-        return eigenbasis(layer.G.to(device), f"G of {name}"), self._bases[key]
+    def _curvature(self, name: str, device: torch.device, active: list[str]) -> LayerCurvature:
+        if (known := self._curvatures.get(name)) is None:
+            known = LayerCurvature(
+                name,
+                partial(self.factors.__getitem__, name),
+                self.bases,
+                partial(self.bases.of, self.factors, name, device),
+                device,
+                partial(self._moments_of, name),
+                repeated=self.repeated,
+            )
+            if self.repeated:
+                self._curvatures[name] = known
+        known.domains = {d: partial(self.domains[d].__getitem__, name) for d in active}
+        known.domain_moments = {d: partial(self.domain_moments.get(d, {}).get, name) for d in active}
+        return known
+
+    def _moments_of(self, name: str) -> Tensor | None:
+        if self.moments is None and isinstance(self.factors, FactorFolder):
+            return load_moments(self.factors, self.bases, name)
+        return (self.moments or {}).get(name)
+
+    def _check_fingerprint(self, factors: Factors, force: bool) -> None:
+        """Factors of other weights are refused, or noted."""
+        if not isinstance(factors, FactorFolder) or not (known := factors.metadata.get("fingerprint")):
+            return
+        found = weights_fingerprint(self.model, factors)
+        if found == known:
+            return
+        if not force:
+            raise InputError(
+                f"{factors.path}: these factors belong to other weights (fingerprint {known[:8]}, the model has "
+                f"{found[:8]}): they were collected on {factors.metadata.get('model')}; --force (force=True) edits "
+                "all the same"
+            )
+        self.forced = True
 
 
-def _select(C: Tensor, lambda_G: Tensor, mu_A: Tensor, config: EditConfig) -> tuple[Tensor, float]:
-    """The keep-mask [d_out, d_in] and the share of importance in it."""
-    if config.formula == "original":
-        counts = select_products(lambda_G, mu_A, config.rho)
-        keep = torch.arange(len(mu_A), device=C.device) < counts[:, None]
-        importance = original(lambda_G, mu_A)
-    else:
-        importance = modified(lambda_G, mu_A, C)
-        keep = select_components(importance, config.rho)
-    total = importance.sum()
-    return keep, (importance[keep].sum() / total).item() if total else 1.0
+def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dict[str, nn.Module]:
+    """The layers that an edit changes, by name.
+
+    Raises:
+        InputError: A layer is not in the model, has no factors, has factors of another shape, or shares its weight.
+    """
+    if not factors:
+        raise InputError("there are no factors to edit with")
+    modules = dict(model.named_modules())
+    if missing := [name for name in factors if name not in modules]:
+        raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
+    chosen = narrow(list(factors), count_blocks(model), config.blocks, config.projections)
+    if config.layers is not None:
+        chosen = _named_in(config.layers, chosen)
+    check_untied(model, chosen)
+    for name in chosen:
+        expected, found = tuple(weight_matrix(modules[name]).shape), _shape(factors, name)
+        if expected != found:
+            raise InputError(
+                f"{name}: the weight is {expected[0]} x {expected[1]}, its factors are for {found[0]} x {found[1]}"
+            )
+    return {name: modules[name] for name in chosen}
 
 
 def check_untied(model: nn.Module, names: Iterable[str]) -> None:
@@ -225,27 +231,27 @@ def check_untied(model: nn.Module, names: Iterable[str]) -> None:
             raise InputError(f"{name} shares its weight with {others[0]}: an edit would change both; leave it out")
 
 
-def _edited_layers(
-    model: nn.Module, factors: Mapping[str, KroneckerFactors], config: EditConfig
-) -> dict[str, nn.Module]:
-    if not factors:
-        raise InputError("there are no factors to edit with")
-    modules = dict(model.named_modules())
-    if missing := [name for name in factors if name not in modules]:
-        raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
-    chosen = narrow(list(factors), count_blocks(model), config.blocks, config.projections)
-    check_untied(model, chosen)
-    for name in chosen:
-        expected, found = tuple(weight_matrix(modules[name]).shape), factors[name].shape
+def _named_in(layers: Mapping[str, Mapping], names: list[str]) -> list[str]:
+    """Those that ``EditConfig.layers`` names, all of which must have factors."""
+    present = {(str(block_of(name)), projection_of(name)): name for name in names}
+    wanted = [(str(block), projection) for block, chosen in layers.items() for projection in chosen]
+    if absent := [place for place in wanted if place not in present]:
+        raise InputError(f"layers: there are no factors for block {absent[0][0]}, projection {absent[0][1]}")
+    return [name for place, name in present.items() if place in wanted]
+
+
+def _check_domain(domain: str, factors: Factors, general: Factors, layers: Iterable[str]) -> None:
+    for name in layers:
+        if name not in factors:
+            raise InputError(f"the domain {domain} has no factors of {name}; collect it for the same layers")
+        expected, found = _shape(general, name), _shape(factors, name)
         if expected != found:
             raise InputError(
-                f"{name}: the weight is {expected[0]} x {expected[1]}, its factors are for {found[0]} x {found[1]}"
+                f"the domain {domain}: its factors of {name} are for {found[0]} x {found[1]}, the general ones for "
+                f"{expected[0]} x {expected[1]}"
             )
-    if isinstance(factors, FactorFolder) and (known := factors.metadata.get("fingerprint")):
-        found = weights_fingerprint(model, factors)
-        if found != known:
-            raise InputError(
-                f"{factors.path}: these factors belong to other weights (fingerprint {known[:8]}, the model has "
-                f"{found[:8]}): they were collected on {factors.metadata.get('model')}"
-            )
-    return {name: modules[name] for name in chosen}
+
+
+def _shape(factors: Factors, name: str) -> tuple[int, int]:
+    """(d_out, d_in) without reading a tensor from the disk."""
+    return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape

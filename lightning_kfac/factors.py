@@ -71,6 +71,11 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
     def __len__(self) -> int:
         return len(self.metadata["layers"])
 
+    def layer_shape(self, name: str) -> tuple[int, int]:
+        """(d_out, d_in) of a layer, from the metadata."""
+        entry = self.metadata["layers"][name]
+        return entry["d_out"], entry["d_in"]
+
     def shared_A(self, name: str) -> str:
         """Identifies the A of a layer; layers that share it have the same."""
         return self.metadata["layers"][name]["A"]

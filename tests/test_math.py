@@ -162,7 +162,7 @@ def test_select_products_equals_a_full_sort(case, rho):
 def test_select_components_equals_a_full_sort(rho):
     lambda_G, mu_A = SPECTRA["random"]
     c = torch.randn(7, 9, generator=generator(3))
-    importance = modified(lambda_G, mu_A, c)
+    importance = modified(original(lambda_G, mu_A), c)
     importance[2, 3] = importance[5, 1] = importance[0, 0]
     importance[6] = 0
     assert kept_cells(select_components(importance, rho)) == full_sort_selection(importance, rho)

@@ -8,7 +8,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from lightning_kfac.callbacks.collector import find_collector
 from lightning_kfac.callbacks.save_model import save_checkpoint
-from lightning_kfac.editor import EDIT_FILE, EditConfig, EditReport, KFACEditor
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.report import EditReport
+from lightning_kfac.editor import EDIT_FILE, KFACEditor
 
 
 class EditCallback(Callback):

@@ -14,6 +14,10 @@ from lightning_kfac.errors import InputError
 
 # A sum of many float64 numbers is only right to about this.
 SLACK = 1e-12
+# Steps that a count may be off before it is looked for in another way.
+FIX_UPS = 4
+# So few components are sorted instead of being told apart by further steps.
+FEW = 4096
 
 
 def check_rho(rho: float) -> float:
@@ -45,11 +49,38 @@ def select_components(importance: Tensor, rho: float) -> Tensor:
         return torch.full(importance.shape, rho == 1, device=importance.device)
     flat = importance.double().flatten()
     _check_importance(flat)
-    descending, order = flat.sort(descending=True, stable=True)
-    sums = descending.cumsum(0)
-    n_kept = int((sums < rho * sums[-1] * (1 - SLACK)).sum()) + 1
-    keep = torch.zeros_like(flat, dtype=torch.bool)
-    keep[order[:n_kept]] = True
+    # Only the bucket of neighbouring numbers in which the sum reaches its target has to be sorted.
+    buckets = _buckets(flat)
+    masses = torch.bincount(buckets, weights=flat).flip(0)
+    sums = masses.cumsum(0)
+    target = rho * sums[-1] * (1 - SLACK)
+    place = int((sums < target).sum())
+    bucket = len(masses) - 1 - place
+    inside = (buckets == bucket).nonzero().squeeze(1)
+    descending, order = flat[inside].sort(descending=True, stable=True)
+    n_kept = int((descending.cumsum(0) + (sums[place] - masses[place]) < target).sum()) + 1
+    keep = buckets > bucket
+    keep[inside[order[:n_kept]]] = True
+    return keep.view(importance.shape)
+
+
+def select_count(importance: Tensor, count: int) -> Tensor:
+    """Selects the ``count`` most important components, ties in (i, j) order.
+
+    Args:
+        importance: [d_out, d_in], finite.
+        count: Number of components to keep.
+
+    Returns:
+        bool [d_out, d_in], True where kept.
+    """
+    flat = importance.flatten()
+    if not 0 < count < len(flat):
+        return torch.full(importance.shape, count > 0, device=importance.device)
+    threshold = flat.kthvalue(len(flat) - count + 1).values
+    keep = flat > threshold
+    ties = (flat == threshold).nonzero().squeeze(1)
+    keep[ties[: count - int(keep.sum())]] = True
     return keep.view(importance.shape)
 
 
@@ -88,23 +119,63 @@ def select_products(lambda_G: Tensor, mu_A: Tensor, rho: float) -> Tensor:
     def mass(counts: Tensor) -> float:
         return float((rows * prefix[counts]).sum())
 
-    target = rho * mass(torch.full_like(rows, len(columns), dtype=torch.long)) * (1 - SLACK)
+    total = mass(torch.full_like(rows, len(columns), dtype=torch.long))
+    target = rho * total * (1 - SLACK)
     # Invariant: {S >= low} reaches the target, {S >= high} does not. Positive floats order like
-    # their bits, so halving the bits ends at two neighbouring numbers.
-    low, high = 0, _bits(float(rows[0] * columns[0])) + 1
-    while high - low > 1:
+    # their bits, so halving the bits ends at two neighbouring numbers, or earlier at a few components.
+    # (Components below half of (1 - rho) * mean cannot add up to the part that is dropped.)
+    low = _bits((1 - rho) * total / (2 * len(rows) * len(columns)))
+    high = _bits(float(rows[0] * columns[0])) + 1
+    above, reached = torch.zeros_like(rows, dtype=torch.long), _counts_at_least(rows, columns, _from_bits(low))
+    while high - low > 1 and int((reached - above).sum()) > FEW:
         middle = (low + high) // 2
-        if mass(_counts_at_least(rows, columns, _from_bits(middle))) >= target:
-            low = middle
+        counts = _counts_at_least(rows, columns, _from_bits(middle))
+        if mass(counts) >= target:
+            low, reached = middle, counts
         else:
-            high = middle
-    above = _counts_at_least(rows, columns, _from_bits(high))
-    ties = _counts_at_least(rows, columns, _from_bits(low)) - above
-    return above + _first_ties(ties, (target - mass(above)) / _from_bits(low))
+            high, above = middle, counts
+    missing = target - mass(above)
+    if high - low == 1:
+        return above + _first_ties(reached - above, missing / _from_bits(low))
+    return above + _first_of_few(rows, columns, above, reached, missing)
+
+
+def _first_of_few(rows: Tensor, columns: Tensor, above: Tensor, reached: Tensor, missing: float) -> Tensor:
+    """How many of the components between two staircases each row keeps until their sum is ``missing``."""
+    per_row = reached - above
+    i = torch.arange(len(rows), device=rows.device).repeat_interleave(per_row)
+    within_row = torch.arange(len(i), device=rows.device) - (per_row.cumsum(0) - per_row)[i]
+    values, order = (rows[i] * columns[above[i] + within_row]).sort(descending=True, stable=True)
+    n_kept = int((values.cumsum(0) < missing).sum()) + 1
+    return torch.bincount(i[order[:n_kept]], minlength=len(rows))
 
 
 def _counts_at_least(rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
     """For each i the number of j with rows_i * columns_j >= threshold. int64 [d_out]."""
+    counts = torch.zeros_like(rows, dtype=torch.long)
+    if threshold == 0:
+        return counts + len(columns)
+    n_rows = int((rows * columns[0] >= threshold).sum())  # rows descend, so the others count nothing
+    counts[:n_rows] = _prefixes(rows[:n_rows], columns, threshold)
+    return counts
+
+
+def _prefixes(rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
+    """The same for rows that count at least one."""
+    # Division and product round differently, so a quotient's place may be off by a step or two.
+    counts = torch.searchsorted(-columns, -(threshold / rows), right=True).clamp(min=1)
+    last = len(columns) - 1
+    for _ in range(FIX_UPS):
+        missing = (rows * columns[counts.clamp(max=last)] >= threshold) & (counts <= last)
+        too_many = rows * columns[counts - 1] < threshold
+        if not (missing | too_many).any():
+            return counts
+        counts = counts + missing.long() - too_many.long()
+    return _counts_by_bisection(rows, columns, threshold)
+
+
+def _counts_by_bisection(rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
+    """The same by comparing products only: for products that underflow, where quotients tell little."""
     low = torch.zeros_like(rows, dtype=torch.long)
     high = torch.full_like(low, len(columns))
     for _ in range(len(columns).bit_length()):
@@ -120,6 +191,11 @@ def _first_ties(ties: Tensor, wanted: float) -> Tensor:
     wanted = max(1, math.ceil(wanted * (1 - SLACK)))
     before = ties.cumsum(0) - ties
     return (wanted - before).clamp(min=0).minimum(ties)
+
+
+def _buckets(values: Tensor) -> Tensor:
+    """Numbers 0 to 2^19 in the order of the values, which share one if their upper 20 bits agree. int64."""
+    return values.view(torch.int64) >> 44
 
 
 def _bits(number: float) -> int:

@@ -1,0 +1,127 @@
+"""Eigenbases, computed once: kept in memory, or on disk beside the factors that they belong to."""
+
+import hashlib
+import os
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_kfac.factors import FactorFolder, KroneckerFactors
+from lightning_kfac.math.spectrum import Spectrum, eigenbasis
+
+FOLDER = "bases"
+
+
+class BasisCache:
+    """Eigenbases under a key of their matrix's content and the precision.
+
+    Args:
+        folder: Where to keep them; None keeps them in memory. A folder that cannot be written is not used.
+        dtype: Precision of the decomposition.
+
+    Example:
+        >>> cache = BasisCache()
+        >>> cache.spectrum("A", lambda: torch.eye(2)).values.tolist()
+        [1.0, 1.0]
+    """
+
+    def __init__(self, folder: Path | None = None, dtype: torch.dtype = torch.float64):
+        self.folder, self.dtype = folder, dtype
+        self._memory: dict[str, Spectrum] = {}
+        self._keys: dict[Hashable, str] = {}
+
+    @classmethod
+    def beside(cls, factors: Mapping[str, KroneckerFactors], dtype: torch.dtype = torch.float64) -> "BasisCache":
+        """The cache of a factor folder; in memory for factors that are there themselves."""
+        return cls(factors.path / FOLDER if isinstance(factors, FactorFolder) else None, dtype)
+
+    def of(
+        self, factors: Mapping[str, KroneckerFactors], name: str, device: torch.device | str = "cpu"
+    ) -> tuple[Spectrum, Spectrum]:
+        """Eigenbases of G and A of one layer, on ``device``; layers that share an A share its basis."""
+        spectra = []
+        for side, place in zip("GA", self._places(factors, name), strict=True):
+            load = lambda side=side: getattr(factors[name], side)  # noqa: E731
+            spectra.append(self.spectrum(place, load, f"{side} of {name}", device))
+        return tuple(spectra)
+
+    def keys(self, factors: Mapping[str, KroneckerFactors], name: str) -> dict[str, str]:
+        """The keys of a layer's two bases, by side."""
+        places = self._places(factors, name)
+        return {s: self._key(p, lambda s=s: getattr(factors[name], s)) for s, p in zip("GA", places, strict=True)}
+
+    def spectrum(
+        self,
+        place: Hashable | None,
+        load: Callable[[], Tensor],
+        name: str = "matrix",
+        device: torch.device | str = "cpu",
+    ) -> Spectrum:
+        """The eigenbasis of a matrix.
+
+        Args:
+            place: Stands for the matrix as long as this cache lives, so that it is read once; None where
+                nothing does.
+            load: Gives the matrix [d, d].
+            name: For error messages.
+            device: Where to compute, and where the result is wanted.
+        """
+        found = self._read(self._key(place, load)) if place in self._keys else None
+        if found is None:
+            matrix = load()
+            key = self._key(place, lambda: matrix)
+            found = self._read(key)
+        if found is None:
+            found = eigenbasis(matrix.to(device), name, self.dtype)
+            self._write(key, found, name)
+        return found.to(device)
+
+    def holds(self, key: str) -> bool:
+        """Whether a basis is here without computing it."""
+        return self._read(key) is not None
+
+    def _places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
+        if isinstance(factors, FactorFolder):
+            return (factors.path, name), (factors.path, factors.shared_A(name))
+        return factors[name].G, factors[name].A  # a tensor stands for itself, and is held by its place here
+
+    def _key(self, place: Hashable | None, load: Callable[[], Tensor]) -> str:
+        if place is not None and place in self._keys:
+            return self._keys[place]
+        matrix = load().to("cpu", torch.float32).contiguous()
+        digest = hashlib.sha256(f"{self.dtype}{list(matrix.shape)}".encode())
+        digest.update(memoryview(matrix.numpy()).cast("B"))
+        key = digest.hexdigest()[:32]
+        if place is not None:
+            self._keys[place] = key
+        return key
+
+    def _read(self, key: str) -> Spectrum | None:
+        if key in self._memory:
+            return self._memory[key]
+        if self.folder is None or not (path := self.folder / f"{key}.safetensors").is_file():
+            return None
+        try:
+            tensors = load_file(path)
+            spectrum = Spectrum(tensors["values"], tensors["vectors"])
+        except (OSError, SafetensorError, KeyError):
+            return None  # damaged: it is computed again
+        whole = spectrum.vectors.shape == (len(spectrum.values),) * 2 and spectrum.vectors.dtype == self.dtype
+        return spectrum if whole and spectrum.values.isfinite().all() else None
+
+    def _write(self, key: str, spectrum: Spectrum, name: str) -> None:
+        if self.folder is not None:
+            partial = self.folder / f"{key}.part{os.getpid()}"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                tensors = {"values": spectrum.values.cpu(), "vectors": spectrum.vectors.cpu().contiguous()}
+                save_file(tensors, partial, metadata={"matrix": name})
+                partial.replace(self.folder / f"{key}.safetensors")
+                return
+            except (OSError, SafetensorError):
+                partial.unlink(missing_ok=True)
+        self._memory[key] = spectrum.to("cpu")

@@ -1,0 +1,137 @@
+"""EditConfig: what to edit and how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.math.importance import CONTROLS, FORMULAS, MEASURED, WITH_MASS, Formula
+from lightning_kfac.math.selection import check_rho
+from lightning_kfac.targets import Blocks, block_of, projection_of
+
+Mode = Literal["suppress", "ablate"]
+Budget = Literal["mass", "count"]
+Mix = Literal["scores", "union", "factors"]
+Basis = Literal["general", "mixed"]
+Normalize = Literal["mass", "none"]
+CHOICES = {"mode": Mode, "budget": Budget, "mix": Mix, "basis": Basis, "normalize": Normalize}
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """What to edit and how.
+
+    Args:
+        rho: Share of the curvature mass to keep in each layer, in [0, 1].
+        formula: What ranks the components: ``original`` lambda_i mu_j, ``modified`` lambda_i mu_j C_ij^2,
+            ``corrected`` and ``corrected_modified`` with measured moments (EK-FAC); or a control: ``random``,
+            ``magnitude``, ``weights``, ``lowest``, ``svd``, ``svd_parameters``.
+        blocks: Edit only these blocks (negative from the end); by default all that have factors.
+        projections: Edit only these projections; by default all that have factors.
+        layers: Instead of blocks and projections: a rho for each, as in ``{"31": {"gate": 0.8, "up": 0.9}}``;
+            in place of a rho a mapping with ``rho`` and ``formula``.
+        mode: ``suppress`` keeps the top components and drops the rest, ``ablate`` drops the top ones.
+        budget: ``mass`` keeps a share rho of the importance; ``count`` keeps as many components as
+            ``original`` (with a domain: as the same formula without one) keeps at rho. By default mass,
+            for controls and with a domain count.
+        alpha: Weight of a domain's curvature, or of each domain by name. 0 leaves a domain out.
+        mix: How domains enter: ``scores`` adds their importance, ``union`` keeps what either selects at rho,
+            ``factors`` adds A and G, each divided by its trace.
+        basis: Of the mix: ``general`` (default) or ``mixed``, that of the added factors.
+        normalize: ``mass`` scales each corpus's curvature to total 1 before it is added, ``none`` does not.
+        seed: Of the formula ``random``.
+
+    Raises:
+        InputError: A number is out of range, a name is unknown, or two options exclude each other.
+
+    Example:
+        >>> EditConfig(rho=0.7).formula
+        'original'
+    """
+
+    rho: float = 0.6
+    formula: Formula = "original"
+    blocks: Blocks = "all"
+    projections: Sequence[str] | None = None
+    layers: dict[str, dict[str, float | dict[str, Any]]] | None = None
+    mode: Mode = "suppress"
+    budget: Budget | None = None
+    alpha: float | dict[str, float] = 1.0
+    mix: Mix = "scores"
+    basis: Basis | None = None
+    normalize: Normalize = "mass"
+    seed: int = 0
+
+    def __post_init__(self):
+        check_rho(self.rho)
+        for name, kind in (
+            ("mode", Mode),
+            ("budget", Budget),
+            ("mix", Mix),
+            ("basis", Basis),
+            ("normalize", Normalize),
+        ):
+            value = getattr(self, name)
+            if value not in get_args(kind) and not (value is None and name in ("budget", "basis")):
+                raise InputError(f"unknown {name} {value!r}; choose from {', '.join(get_args(kind))}")
+        if self.formula not in FORMULAS:
+            raise InputError(f"unknown formula {self.formula!r}; choose from {', '.join(FORMULAS)}")
+        if self.budget == "mass" and self.formula not in WITH_MASS:
+            raise InputError(f"formula {self.formula} has no mass to keep a share of; use budget count")
+        if self.mix == "factors" and self.basis == "general":
+            raise InputError("mix factors makes a basis of its own; leave basis out, or say mixed")
+        for value in self.alpha.values() if isinstance(self.alpha, Mapping) else [self.alpha]:
+            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise InputError(f"alpha is {value}; it is a weight and must be 0 or more")
+        self._check_layers()
+
+    def for_layer(self, name: str) -> "EditConfig":
+        """What holds for one layer: its own rho and formula where ``layers`` gives them."""
+        if self.layers is None:
+            return self
+        chosen = self.layers[str(block_of(name))][projection_of(name)]
+        own = dict(chosen) if isinstance(chosen, Mapping) else {"rho": chosen}
+        return replace(self, layers=None, **own)
+
+    def alpha_of(self, domain: str) -> float:
+        """The weight of a domain.
+
+        Raises:
+            InputError: ``alpha`` is a mapping that does not name it.
+        """
+        if not isinstance(self.alpha, Mapping):
+            return float(self.alpha)
+        if domain not in self.alpha:
+            raise InputError(f"alpha names {', '.join(self.alpha) or 'no domain'}, not the domain {domain!r}")
+        return float(self.alpha[domain])
+
+    def check_mixing(self) -> None:
+        """Raises ``InputError`` where domains cannot enter this edit."""
+        if self.formula in CONTROLS:
+            raise InputError(f"formula {self.formula} is a control and takes no domain; leave the domain out")
+        if self.mode == "ablate":
+            raise InputError("mode ablate removes the top curvature of the factors given: give the domain's alone")
+        if self.formula in MEASURED and (self.mix == "factors" or self.basis == "mixed"):
+            raise InputError(
+                f"formula {self.formula} was measured in the general basis; with a domain use mix scores or union"
+            )
+
+    def _check_layers(self) -> None:
+        if self.layers is None:
+            return
+        if self.blocks != "all" or self.projections is not None:
+            raise InputError("layers names blocks and projections itself: leave blocks and projections out")
+        example = '{"31": {"gate": 0.8, "up": 0.8}}'
+        if not isinstance(self.layers, Mapping) or not self.layers:
+            raise InputError(f"layers must be a mapping such as {example}")
+        for block, chosen in self.layers.items():
+            if not str(block).isdigit() or not isinstance(chosen, Mapping) or not chosen:
+                raise InputError(f"layers: block {block!r} must be a number with projections below it, as in {example}")
+            for projection, rule in chosen.items():
+                where = f"layers: block {block}, {projection}"
+                if isinstance(rule, Mapping) and (unknown := [key for key in rule if key not in ("rho", "formula")]):
+                    raise InputError(f"{where}: unknown field {unknown[0]!r}; known are rho and formula")
+                try:
+                    replace(self, layers=None, **(rule if isinstance(rule, Mapping) else {"rho": rule}))
+                except InputError as error:
+                    raise InputError(f"{where}: {error}") from None

@@ -1,0 +1,103 @@
+"""EditReport: what an edit did, layer by layer."""
+
+from dataclasses import asdict, dataclass
+
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.targets import block_of, projection_of
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What the edit did to one layer.
+
+    Attributes:
+        n_kept, n_total: Components; for the formulas ``svd`` singular directions. Under ``ablate`` those that
+            were selected, and so removed.
+        fraction_kept: n_kept / n_total.
+        mass_kept: Share of the formula's importance in the kept components (``random`` and ``lowest``: of the
+            curvature); under budget mass at least rho.
+        norm_before, norm_after: Frobenius norms of the weight.
+        relative_change: ||W' - W|| / ||W||.
+        rho, formula: The layer's own.
+    """
+
+    name: str
+    n_kept: int
+    n_total: int
+    fraction_kept: float
+    mass_kept: float
+    norm_before: float
+    norm_after: float
+    relative_change: float
+    rho: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What the edit did, layer by layer.
+
+    Attributes:
+        domains: Names of the domains that entered, with their alpha.
+
+    Example:
+        >>> layer = LayerReport("fc", 2, 8, 0.25, 0.7, 1.0, 0.8, 0.6, 0.7, "original")
+        >>> EditReport(EditConfig(rho=0.7), [layer]).fraction_kept
+        0.25
+    """
+
+    config: EditConfig
+    layers: list[LayerReport]
+    domains: dict[str, float] | None = None
+    forced: bool = False
+
+    @property
+    def fraction_kept(self) -> float:
+        """Kept components over all components of all edited layers."""
+        return sum(layer.n_kept for layer in self.layers) / sum(layer.n_total for layer in self.layers)
+
+    @property
+    def mass_kept(self) -> float:
+        """Mean over layers."""
+        return sum(layer.mass_kept for layer in self.layers) / len(self.layers)
+
+    @property
+    def relative_change(self) -> float:
+        """Mean over layers of ||W' - W|| / ||W||."""
+        return sum(layer.relative_change for layer in self.layers) / len(self.layers)
+
+    def summary(self) -> dict:
+        """The field ``edit`` of a result."""
+        config, names = self.config, [layer.name for layer in self.layers]
+        mixing = bool(self.domains)
+        return {
+            "formula": config.formula,
+            "rho": config.rho,
+            "layers": config.layers,
+            "blocks": sorted({block for name in names if (block := block_of(name)) is not None}),
+            "projections": sorted({projection for name in names if (projection := projection_of(name))}),
+            "alpha": self.domains if mixing else None,
+            "mix": config.mix if mixing else None,
+            "basis": config.basis if mixing else None,
+            "budget": config.budget,
+            "mode": config.mode,
+            "seed": config.seed if config.formula == "random" else None,
+            "fraction_kept": self.fraction_kept,
+            "mass_kept": self.mass_kept,
+            "relative_change": self.relative_change,
+        }
+
+    def to_dict(self) -> dict:
+        """For ``edit.json``."""
+        averages = {
+            "fraction_kept": self.fraction_kept,
+            "mass_kept": self.mass_kept,
+            "relative_change": self.relative_change,
+        }
+        return {
+            "config": asdict(self.config),
+            "domains": self.domains,
+            "forced": self.forced,
+            **averages,
+            "layers": [asdict(layer) for layer in self.layers],
+        }

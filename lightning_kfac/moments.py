@@ -1,0 +1,64 @@
+"""Measured curvature (EK-FAC moments) beside a factor folder: ``moments/`` with one safetensors file a layer."""
+
+import json
+import shutil
+from collections.abc import Mapping
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_kfac.bases import BasisCache
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors import METADATA, FactorFolder
+
+FOLDER = "moments"
+
+
+def save_moments(moments: Mapping[str, Tensor], factors: FactorFolder, bases: BasisCache, kind: str) -> None:
+    """Writes moments into a factor folder, with the keys of the bases that they were measured in.
+
+    Args:
+        moments: float32 [d_out, d_in] by dotted layer name.
+        factors: The folder.
+        bases: The cache that gave the bases.
+        kind: ``token`` or ``sequence``.
+    """
+    path = factors.path / FOLDER
+    partial = path.with_name(f"{FOLDER}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    layers = {}
+    for number, (name, layer) in enumerate(moments.items()):
+        file = f"layer_{number:04d}.safetensors"
+        save_file({"moments": layer.cpu().contiguous()}, partial / file, metadata={"layer": name})
+        layers[name] = {"file": file, "bases": bases.keys(factors, name)}
+    (partial / METADATA).write_text(json.dumps({"moments": kind, "layers": layers}, indent=2), "utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    partial.replace(path)
+
+
+def load_moments(factors: FactorFolder, bases: BasisCache, name: str) -> Tensor | None:
+    """One layer's moments, or None where there are none.
+
+    Raises:
+        InputError: They are damaged, or were measured in a basis that is no longer there.
+    """
+    path = factors.path / FOLDER
+    if not (path / METADATA).is_file():
+        return None
+    try:
+        entry = json.loads((path / METADATA).read_text("utf-8"))["layers"].get(name)
+        if entry is None:
+            return None
+        file, keys = path / str(entry["file"]).rpartition("/")[2], entry["bases"]
+        moments = load_file(file)["moments"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise InputError(f"{path}: the moments are damaged ({error!r}); collect them again") from None
+    # Solvers differ in the last bit, and within equal eigenvalues in everything: the very basis is needed.
+    if keys != bases.keys(factors, name) or not all(map(bases.holds, keys.values())):
+        raise InputError(
+            f"{path}: the moments of {name} were measured in another basis than {bases.dtype} ones in "
+            f"{bases.folder}; edit with the precision of the collection, or collect the moments again"
+        )
+    return moments
