@@ -23,6 +23,7 @@ from lightning_kfac.callbacks import (
     SaveTrainedModel,
 )
 from lightning_kfac.callbacks.mining import MINED
+from lightning_kfac.checkpoints import Save
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editor import check_untied
@@ -91,6 +92,7 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CurvatureCollector, "collect")
         parser.add_argument("--edit", type=EditConfig | None, default=None, help="Edit the model after the collection.")
+        parser.add_argument("--save", type=Save, default="full", help="The edited model: checkpoint, patch or nothing.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.usage = "python train.py COMMAND --config FILE [--OPTION VALUE ...]"
@@ -142,6 +144,7 @@ class TrainCLI(LightningCLI):
                 raise InputError("an edit needs a collection: leave model.training out")
             check_untied(model, targets)
             narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
+            edit.check(list(self.datamodule.domains), collector)
         if self.trainer.global_rank == 0:
             self.folder.check(self._get(self.config, "overwrite"), self._inputs())
             self._announce(len(targets), edit and edit.config)
@@ -170,7 +173,7 @@ class TrainCLI(LightningCLI):
             path = self.folder.path
             present = [
                 name
-                for name in ("factors/", "edited/", "model/", "results.jsonl", "config.yaml")
+                for name in ("factors/", "domains/", "edited/", "patch/", "model/", "results.jsonl", "config.yaml")
                 if (path / name).exists()
             ]
             console.print(f"Outputs in {path}/: {', '.join(present)}")
@@ -189,7 +192,7 @@ class TrainCLI(LightningCLI):
         elif not any(isinstance(c, CurvatureCollector) for c in existing):
             callbacks.append(self._get(self.config_init, "collect"))
         if (edit := self._get(self.config_init, "edit")) is not None:
-            callbacks.append(EditCallback(edit))
+            callbacks.append(EditCallback(edit, self._get(self.config_init, "save")))
         return callbacks
 
     def _callback(self, kind: type):
@@ -199,20 +202,27 @@ class TrainCLI(LightningCLI):
         model, data = self.model, self.datamodule
         name = model.model_name or f"a new {model.config.model_type}"
         text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
-        steps = [f"collect the curvature of {n_layers} layers of {name} on {text}"]
+        domains = "".join(f" and on {domain.label}" for domain in data.domains.values())
+        steps = [f"collect the curvature of {n_layers} layers of {name} on {text}{domains}"]
         if not model.frozen:
             steps = [f"train {name} on {text}"]
         if data.validation_names:
             steps.append(f"evaluate it on {', '.join(data.validation_names)}")
         if edit is not None:
-            steps.append(f"edit it (formula {edit.formula}, rho {edit.rho}), save it and evaluate it again")
+            what = f"formula {edit.formula}, rho {edit.rho}"
+            if data.domains:
+                steps.append(f"edit it ({what}), evaluate it again, and take the edit back")
+                what += f", protecting {', '.join(data.domains)} as well"
+            steps.append(f"edit it ({what}), save it and evaluate it again")
         console.print(f"{self.folder.path}: " + "; ".join(f"{i}. {step}" for i, step in enumerate(steps, start=1)))
 
     def _inputs(self) -> list[str | Path | None]:
         """Paths that the run reads."""
         data, model = self.datamodule, self.model
-        corpora = [corpus.source for corpus in (data.corpus, data.heldout) if corpus is not None]
-        return [resolve_path(path) for path in (model.model_name, *corpora, *data.memorized_files.values()) if path]
+        texts = (data.corpus, data.heldout, *data.domains.values())
+        corpora = [corpus.source for corpus in texts if corpus is not None]
+        files = [*data.memorized_files.values(), *(questions.source for questions in data.question_sets.values())]
+        return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
 
     def _check_data(self) -> None:
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)

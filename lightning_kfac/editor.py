@@ -34,7 +34,8 @@ class KFACEditor:
         domains: Factors of text whose curvature is to be protected as well, by a name of your choice.
         moments: For the corrected formulas: measured curvature by layer (``collect_moments``); by default what
             lies beside factors on disk.
-        domain_moments: The same of each domain, in the basis of ``factors``.
+        domain_moments: The same of each domain, by its name, in the basis of ``factors``.
+        bases: Where eigenbases are kept; by default beside factors on disk, else in memory.
         dtype: Precision of bases and products.
         device: Where to compute, layer by layer; by default where each weight is.
         force: Edit although the factors belong to other weights.
@@ -65,6 +66,7 @@ class KFACEditor:
         domains: Mapping[str, Factors] | None = None,
         moments: Moments | None = None,
         domain_moments: Mapping[str, Moments] | None = None,
+        bases: BasisCache | None = None,
         dtype: Literal["float64", "float32"] = "float64",
         device: torch.device | str | None = None,
         force: bool = False,
@@ -74,7 +76,7 @@ class KFACEditor:
             raise InputError(f"unknown dtype {dtype!r}; choose float64 or float32")
         self.model, self.factors, self.config = model, factors, config or EditConfig()
         self.domains = dict(domains or {})
-        self.bases = BasisCache.beside(factors, getattr(torch, dtype))
+        self.bases = bases or BasisCache.beside(factors, getattr(torch, dtype))
         self.moments, self.domain_moments = moments, domain_moments or {}
         self.device, self.repeated = device, repeated
         self.forced = False
@@ -173,13 +175,19 @@ class KFACEditor:
             if self.repeated:
                 self._curvatures[name] = known
         known.domains = {d: partial(self.domains[d].__getitem__, name) for d in active}
-        known.domain_moments = {d: partial(self.domain_moments.get(d, {}).get, name) for d in active}
+        known.domain_moments = {d: partial(self._domain_moments_of, d, name) for d in active}
         return known
 
     def _moments_of(self, name: str) -> Tensor | None:
         if self.moments is None and isinstance(self.factors, FactorFolder):
-            return load_moments(self.factors, self.bases, name)
+            return load_moments(self.factors.path, self.factors, self.bases, name)
         return (self.moments or {}).get(name)
+
+    def _domain_moments_of(self, domain: str, name: str) -> Tensor | None:
+        factors = self.domains[domain]
+        if domain not in self.domain_moments and isinstance(factors, FactorFolder):
+            return load_moments(factors.path, self.factors, self.bases, name)
+        return self.domain_moments.get(domain, {}).get(name)
 
     def _check_fingerprint(self, factors: Factors, force: bool) -> None:
         """Factors of other weights are refused, or noted."""
@@ -232,11 +240,13 @@ def check_untied(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _named_in(layers: Mapping[str, Mapping], names: list[str]) -> list[str]:
-    """Those that ``EditConfig.layers`` names, all of which must have factors."""
+    """Those that ``EditConfig.layers`` names, all of which must have factors; rho 1 leaves a layer alone."""
     present = {(str(block_of(name)), projection_of(name)): name for name in names}
-    wanted = [(str(block), projection) for block, chosen in layers.items() for projection in chosen]
+    wanted = [(str(block), p) for block, chosen in layers.items() for p, rule in chosen.items() if rule != 1]
     if absent := [place for place in wanted if place not in present]:
         raise InputError(f"layers: there are no factors for block {absent[0][0]}, projection {absent[0][1]}")
+    if not wanted:
+        raise InputError("layers: every rho is 1, so there is nothing to edit")
     return [name for place, name in present.items() if place in wanted]
 
 

@@ -1,6 +1,7 @@
 """One evaluation of a model: recitation of memorized sets, perplexity and nDCG on held-out text."""
 
-from collections.abc import Collection, Iterable
+import itertools
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.decoding import greedy_continuations
-from lightning_kfac.metrics import NDCG, Memorization, Perplexity
+from lightning_kfac.metrics import NDCG, ExactAnswer, Memorization, Perplexity
 from lightning_kfac.metrics.functional import top_tokens
 
 
@@ -17,6 +18,7 @@ class Evaluation(nn.Module):
 
     Args:
         sets: Names of the memorized sets. Metrics of ``memorized`` carry no prefix, others their name.
+        questions: Names of the question sets; their metrics carry them as a prefix.
         end_of_text: Ids at which a continuation ends.
         reference: Top tokens of the unedited model, as left in ``rankings`` by its own evaluation over
             the same batches; ``self`` in that evaluation; ``None`` measures no nDCG.
@@ -27,10 +29,15 @@ class Evaluation(nn.Module):
     """
 
     def __init__(
-        self, sets: Iterable[str], end_of_text: Collection[int], reference: list[Tensor] | Literal["self"] | None
+        self,
+        sets: Iterable[str],
+        questions: Iterable[str],
+        end_of_text: Collection[int],
+        reference: list[Tensor] | Literal["self"] | None,
     ):
         super().__init__()
         self.memorization = nn.ModuleDict({name: Memorization(end_of_text) for name in sets})
+        self.answers = nn.ModuleDict({name: ExactAnswer() for name in questions})
         self.perplexity, self.ndcg = Perplexity(), NDCG()
         self.end_of_text, self.reference = end_of_text, reference
         self.rankings: list[Tensor] = []
@@ -39,9 +46,21 @@ class Evaluation(nn.Module):
     def add_sequences(self, name: str, model: nn.Module, batch: dict[str, list]) -> None:
         """Decodes and scores one batch of a memorized set."""
         lengths = [len(suffix) for suffix in batch["suffix"]]
-        continuations = greedy_continuations(model, batch["prefix"], lengths, self.end_of_text)
+        continuations = self._continue(model, batch["prefix"], lengths)
         self.memorization[name].update(continuations, batch["suffix"])
         self.continuations[name].update(zip(batch["index"], continuations, strict=True))
+
+    def add_questions(self, name: str, model: nn.Module, batch: dict[str, list], decode: Callable) -> None:
+        """Answers and scores one batch of questions; ``decode`` turns token ids into text."""
+        questions = batch["question"]
+        lengths = [question.asked.max_new_tokens for question in questions]
+        prompts = [question.prompt for question in questions]
+        texts = [_decoded(ids, decode, self.end_of_text) for ids in self._continue(model, prompts, lengths)]
+        answers = [question.asked.answer_in(text) for question, text in zip(questions, texts, strict=True)]
+        self.answers[name].update(answers, [question.answer for question in questions])
+
+    def _continue(self, model: nn.Module, prefixes: list[list[int]], lengths: list[int]) -> list[list[int]]:
+        return greedy_continuations(model, prefixes, lengths, self.end_of_text)
 
     def add_text(self, model: nn.Module, batch: TokenBatch) -> None:
         """Scores one batch of held-out text."""
@@ -59,7 +78,13 @@ class Evaluation(nn.Module):
         for name, metric in self.memorization.items():
             prefix = "" if name == "memorized" else f"{name}/"
             figures |= {f"{prefix}{key}": value.item() for key, value in metric.compute().items()}
+        for name, metric in self.answers.items():
+            figures |= {f"{name}/{key}": value.item() for key, value in metric.compute().items()}
         if self.rankings:
             figures["perplexity"] = self.perplexity.compute().item()
             figures["ndcg@10"] = None if self.reference is None else self.ndcg.compute().item()
         return figures
+
+
+def _decoded(ids: list[int], decode: Callable, end_of_text: Collection[int]) -> str:
+    return decode(list(itertools.takewhile(lambda token: token not in end_of_text, ids)))

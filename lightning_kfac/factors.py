@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.hub import local_folder
 from lightning_kfac.math.covariance import pack_upper, unpack_upper
 
 FORMAT = 1
@@ -138,6 +139,9 @@ def save_factors(factors: Mapping[str, KroneckerFactors], path: str | Path, meta
 def load_factors(path: str | Path) -> FactorFolder:
     """Opens a factor folder; the tensors are read when a layer is asked for.
 
+    Args:
+        path: The folder, or the name of a Hugging Face hub repository.
+
     Returns:
         A mapping from dotted layer names to ``KroneckerFactors``, with ``.metadata``.
 
@@ -152,7 +156,7 @@ def load_factors(path: str | Path) -> FactorFolder:
         >>> list(folder), folder["fc"].shape, folder.metadata["corpus"]
         (['fc'], (2, 3), 'notes')
     """
-    path = Path(path)
+    path = local_folder(path)
     try:
         metadata = json.loads((path / METADATA).read_text("utf-8"))
         known, layers = metadata["format"], metadata["layers"]

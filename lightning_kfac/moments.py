@@ -1,8 +1,12 @@
-"""Measured curvature (EK-FAC moments) beside a factor folder: ``moments/`` with one safetensors file a layer."""
+"""Measured curvature (EK-FAC moments) in a factor folder: ``moments/`` with one safetensors file a layer.
+
+Those of a domain lie in the domain's folder, and are measured in the basis of the general factors.
+"""
 
 import json
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -10,21 +14,28 @@ from torch import Tensor
 
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import METADATA, FactorFolder
+from lightning_kfac.factors import METADATA, KroneckerFactors
 
 FOLDER = "moments"
 
 
-def save_moments(moments: Mapping[str, Tensor], factors: FactorFolder, bases: BasisCache, kind: str) -> None:
+def save_moments(
+    moments: Mapping[str, Tensor],
+    folder: Path,
+    factors: Mapping[str, KroneckerFactors],
+    bases: BasisCache,
+    kind: str,
+) -> None:
     """Writes moments into a factor folder, with the keys of the bases that they were measured in.
 
     Args:
         moments: float32 [d_out, d_in] by dotted layer name.
-        factors: The folder.
+        folder: Where the factors of the same text are.
+        factors: Those in whose bases they were measured.
         bases: The cache that gave the bases.
         kind: ``token`` or ``sequence``.
     """
-    path = factors.path / FOLDER
+    path = folder / FOLDER
     partial = path.with_name(f"{FOLDER}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -38,13 +49,19 @@ def save_moments(moments: Mapping[str, Tensor], factors: FactorFolder, bases: Ba
     partial.replace(path)
 
 
-def load_moments(factors: FactorFolder, bases: BasisCache, name: str) -> Tensor | None:
+def load_moments(folder: Path, factors: Mapping[str, KroneckerFactors], bases: BasisCache, name: str) -> Tensor | None:
     """One layer's moments, or None where there are none.
+
+    Args:
+        folder: Where the factors of the same text are.
+        factors: The general ones.
+        bases: Their bases.
+        name: Dotted name of the layer.
 
     Raises:
         InputError: They are damaged, or were measured in a basis that is no longer there.
     """
-    path = factors.path / FOLDER
+    path = folder / FOLDER
     if not (path / METADATA).is_file():
         return None
     try:

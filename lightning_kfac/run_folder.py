@@ -12,7 +12,18 @@ from lightning_kfac.errors import InputError
 STATUS = "run.json"
 # What a run replaces; the status last, so that a half-moved folder still says whose it is.
 EVENTS = "tensorboard"
-OUTPUTS = ("factors", "snapshots", "edited", "model", EVENTS, "results.jsonl", "config.yaml", STATUS)
+OUTPUTS = (
+    "factors",
+    "domains",
+    "snapshots",
+    "edited",
+    "patch",
+    "model",
+    EVENTS,
+    "results.jsonl",
+    "config.yaml",
+    STATUS,
+)
 PREVIOUS = "previous"
 
 

@@ -1,12 +1,14 @@
 """Results as a person reads them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+from lightning_kfac.editing.report import edit_label
 
 METRICS = {
     "strict_acc": ("strict accuracy", "{:.3f}"),
@@ -14,6 +16,14 @@ METRICS = {
     "avg_levenshtein_norm": ("normalised Levenshtein", "{:.3f}"),
     "perplexity": ("perplexity, held-out text", "{:.2f}"),
     "ndcg@10": ("nDCG@10 against the unedited", "{:.4f}"),
+    "exact_acc": ("answers right", "{:.3f}"),
+}
+# Of a sweep, with shorter names.
+SWEEP_COLUMNS = {
+    "strict_acc": ("strict", "{:.3f}"),
+    "exact_acc": ("answers right", "{:.3f}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+    "ndcg@10": ("nDCG@10", "{:.4f}"),
 }
 
 
@@ -42,6 +52,9 @@ def comparison_table(evaluations: Mapping[str, Mapping[str, float | int | None]]
         table.add_row("[bold]general ability[/]")
         for key in ("perplexity", "ndcg@10"):
             _add(table, key, key, evaluations)
+    for prefix in _sets(first, "n_questions"):
+        table.add_row(f"[bold]{prefix.rstrip('/')}[/] ({first[f'{prefix}n_questions']} questions)")
+        _add(table, f"{prefix}exact_acc", "exact_acc", evaluations)
     return table
 
 
@@ -65,8 +78,8 @@ def examples_markdown(examples: list[Example]) -> str:
     return "\n".join(parts)
 
 
-def _sets(results: Mapping[str, object]) -> list[str]:
-    return [key.removesuffix("n_sequences") for key in results if key.endswith("n_sequences")]
+def _sets(results: Mapping[str, object], count: str = "n_sequences") -> list[str]:
+    return [key.removesuffix(count) for key in results if key.endswith(count)]
 
 
 def _add(table: Table, key: str, kind: str, evaluations: Mapping[str, Mapping]) -> None:
@@ -82,3 +95,40 @@ def _escaped(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def sweep_table(rows: Sequence[Mapping], title: str, front: Collection[int] = ()) -> Table:
+    """One line an edit: what it was, what it kept, and every figure.
+
+    Args:
+        rows: Results of a sweep.
+        title: Above the table.
+        front: Numbers of the rows on the Pareto front, which get a star.
+    """
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    places = len({_where(row["edit"]) for row in rows if row["edit"]}) > 1
+    first = next(iter(rows), {})
+    figures = [key for key in first if key.split("/")[-1] in SWEEP_COLUMNS and first[key] is not None]
+    for name in ("edit", *(["where"] if places else []), "rho", "kept", "change"):
+        table.add_column(name, justify="left" if name in ("edit", "where") else "right", no_wrap=True)
+    for key in figures:
+        prefix, _, name = key.rpartition("/")
+        table.add_column(f"{prefix} {SWEEP_COLUMNS[name][0]}".strip(), justify="right")
+    if front:
+        table.add_column("Pareto")
+    for number, row in enumerate(rows):
+        edit = row["edit"]
+        cells = ["unedited", *([""] if places else []), "", "", ""]
+        if edit:
+            seeds = f" ({row['n_seeds']} seeds)" if row.get("n_seeds", 1) > 1 else ""
+            numbers = [f"{edit['rho']:g}", f"{edit['fraction_kept']:.1%}", f"{edit['relative_change']:.2f}"]
+            cells = [edit_label(edit) + seeds, *([_where(edit)] if places else []), *numbers]
+        for key in figures:
+            value = row.get(key)
+            cells.append("n/a" if value is None else SWEEP_COLUMNS[key.split("/")[-1]][1].format(value))
+        table.add_row(*cells, *(["*" if number in front else ""] if front else []))
+    return table
+
+
+def _where(edit: Mapping) -> str:
+    return f"{','.join(map(str, edit['blocks']))} {','.join(edit['projections'])}"

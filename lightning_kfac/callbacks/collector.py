@@ -1,26 +1,50 @@
-"""CurvatureCollector: carries batches to the capture and writes the factors."""
+"""CurvatureCollector: carries batches to the capture and writes the factors.
+
+The work is a list of passes, one a training epoch: over the corpus and over each domain, for as many layers
+as memory takes at once; then, if asked for, the same again for moments in the bases of the factors.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from lightning_kfac.capture import CurvatureCapture
-from lightning_kfac.data.datamodule import TextData
+from lightning_kfac.bases import BasisCache
+from lightning_kfac.capture import CurvatureCapture, MomentSums
+from lightning_kfac.data.datamodule import CORPUS, TextData, domain_text
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import KroneckerFactors, save_factors
+from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.math.selection import check_rho
+from lightning_kfac.moments import save_moments
 from lightning_kfac.plan import MemoryPlan, plan_memory
 from lightning_kfac.progress import progress_console
+from lightning_kfac.run_folder import PREVIOUS
 from lightning_kfac.snapshots import Snapshots
 from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
 BATCHES_TO_CHECK = 8
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One reading of one text.
+
+    Attributes:
+        text: ``corpus`` or the name of a domain.
+        layers: Those whose sums fit into memory at once.
+        moments: Measure in the bases of the factors instead of summing factors.
+    """
+
+    text: str
+    layers: tuple[str, ...]
+    moments: bool
 
 
 class CurvatureCollector(Callback):
@@ -36,9 +60,16 @@ class CurvatureCollector(Callback):
         watch_rho: At every doubling of the tokens, save a snapshot of the factors and compare what an
             edit at this rho would keep with the snapshot before. (Each needs the eigenbases of all layers.)
         stop_overlap: End the collection when no layer's overlap is below this, in [0, 1].
+        moments: Also measure the curvature in the bases of the factors, in a second pass (EK-FAC: for the
+            formulas ``corrected`` and ``corrected_modified``): per ``token`` or per ``sequence``.
+        reuse: Do not collect the corpus again where the run folder holds its factors already, of the same
+            weights, layers, text and settings. (Domains are always collected.)
 
     Attributes:
         factors: By dotted layer name, on every rank, after the last batch.
+        domain_factors: The same of each domain, by its name.
+        moments_of: Measured curvature by text: ``corpus`` or a domain.
+        bases: Eigenbases, on rank 0 kept beside the factors.
         metadata: What ``factors/metadata.json`` says beside the layers.
 
     Example:
@@ -57,6 +88,8 @@ class CurvatureCollector(Callback):
         layers_per_pass: int | None = None,
         watch_rho: float | None = None,
         stop_overlap: float | None = None,
+        moments: Literal["token", "sequence"] | None = None,
+        reuse: bool = False,
     ):
         if watch_rho is not None:
             check_rho(watch_rho)
@@ -66,9 +99,14 @@ class CurvatureCollector(Callback):
         self.stop_overlap = stop_overlap
         self.blocks, self.projections, self.modules = blocks, projections, modules
         self.max_memory_gb, self.layers_per_pass = max_memory_gb, layers_per_pass
+        self.moments, self.reuse = moments, reuse
         self.factors: dict[str, KroneckerFactors] = {}
+        self.domain_factors: dict[str, dict[str, KroneckerFactors]] = {}
+        self.moments_of: dict[str, dict[str, Tensor]] = {}
+        self.bases = BasisCache()
         self.metadata: dict = {}
         self.plan: MemoryPlan | None = None
+        self._passes: list[Pass] = []
         self._batch_tokens = 0
         self._layers: dict[str, nn.Module] = {}
         self._capture: CurvatureCapture | None = None
@@ -108,19 +146,54 @@ class CurvatureCollector(Callback):
             "fingerprint": weights_fingerprint(pl_module.model, self._layers),
             "tokenizer": getattr(data, "tokenizer_name", None),
             "corpus": data.corpus.label if isinstance(data, TextData) else None,
+            "max_tokens": getattr(data, "max_tokens", None),
+            "seq_len": getattr(data, "seq_len", None),
             "labels": pl_module.labels,
             "mc_samples": pl_module.fisher_loss.mc_samples,
             "precision": precision,
             "seed": pl_module.seed,
             "world_size": trainer.world_size,
         }
+        folder = Path(trainer.default_root_dir) / "factors"
+        self.bases = BasisCache(folder / "bases" if trainer.is_global_zero else None)
+        if self.reuse:
+            self._reuse(folder, trainer)
+        self._texts = [*([] if self.factors else [CORPUS]), *getattr(data, "domains", {})]
+        if not self._texts:
+            raise InputError(
+                f"{folder} holds these factors already, and there is no domain to collect: edit with edit.py, or leave "
+                "collect.reuse out"
+            )
+        if isinstance(data, TextData):
+            data.text_in_turn = _text_name(self._texts[0])
+
+    def _reuse(self, folder: Path, trainer: Trainer) -> None:
+        """Takes the factors of an earlier run of the same settings, which lie in the run folder or were put aside."""
+        for place in (folder, folder.parent / PREVIOUS / folder.name):
+            try:
+                found = load_factors(place)
+            except InputError:
+                continue
+            same = all(found.metadata.get(k) == v for k, v in self.metadata.items() if k != "world_size")
+            if same and list(found) == list(self._layers):
+                self.factors = {name: found[name] for name in found}
+                self.metadata["n_tokens"] = found.metadata["n_tokens"]
+                if trainer.is_global_zero:
+                    progress_console.print(f"{folder}: these factors are there already, they are not collected again")
+                return
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Beginning a run puts the outputs of the one before it aside, also the factors that stay in use.
+        folder = Path(trainer.default_root_dir) / "factors"
+        aside = folder.parent / PREVIOUS / folder.name
+        if self.factors and trainer.is_global_zero and not folder.exists() and aside.exists():
+            aside.rename(folder)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         if self.plan is None:
             self._make_plan(trainer, pl_module, *batch.input_ids.shape)
         if self._capture is None:
-            names = self.plan.passes[trainer.current_epoch]
-            self._capture = CurvatureCapture({name: self._layers[name] for name in names})
+            self._capture = self._open_capture(self._passes[trainer.current_epoch])
             self._capture.__enter__()
             pl_module.engine = CurvatureEngine(
                 pl_module.model, self._capture, pl_module.fisher_loss, self.plan.rows_at_once, self.plan.head_chunk
@@ -144,6 +217,18 @@ class CurvatureCollector(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release(pl_module)
 
+    def _open_capture(self, work: "Pass") -> CurvatureCapture:
+        layers = {name: self._layers[name] for name in work.layers}
+        if not work.moments:
+            return CurvatureCapture(layers)
+        if work.text not in self.moments_of:
+            self.moments_of[work.text] = {}
+
+        def sums(name: str, layer: nn.Module) -> MomentSums:
+            return MomentSums(layer, *self.bases.of(self.factors, name, layer.weight.device), self.moments)
+
+        return CurvatureCapture(layers, sums)
+
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule, rows: int, seq_len: int) -> None:
         plan = plan_memory(
             pl_module.model,
@@ -157,12 +242,22 @@ class CurvatureCollector(Callback):
         )
         # Ranks may see different free memory and other shapes, and must do the same all the same.
         self.plan, self._batch_tokens = trainer.strategy.broadcast((plan, rows * seq_len))
-        if self.snapshots is not None and len(self.plan.passes) > 1:
-            raise InputError("watch_rho needs all layers in one pass: choose fewer, or leave it out")
+        kinds = [False, True] if self.moments else [False]
+        texts = {False: self._texts, True: [CORPUS, *getattr(trainer.datamodule, "domains", {})]}
+        self._passes = [
+            Pass(text, tuple(names), moments)
+            for moments in kinds
+            for text in texts[moments]
+            for names in self.plan.passes
+        ]
+        if self.snapshots is not None and len(self._passes) > 1:
+            raise InputError("watch_rho needs one pass: choose fewer layers, no domain and no moments, or leave it out")
         if trainer.is_global_zero:
             progress_console.print(f"plan: {self.plan}")
         # One epoch a pass; the unedited model is evaluated once, after the last.
-        trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self.plan.passes)
+        trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self._passes)
+        if len({work.text for work in self._passes}) > 1:
+            trainer.reload_dataloaders_every_n_epochs = 1
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes a snapshot where the tokens have doubled, and ends the collection where nothing moves any more."""
@@ -186,20 +281,52 @@ class CurvatureCollector(Callback):
     def _finish_pass(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._capture.check_finite(pl_module.batch_loss, "the last batch")
         self._capture.reduce(_sum_over_ranks(trainer))
-        self.factors |= self._capture.factors(pl_module.fisher_loss.mc_samples)
+        work, number = self._passes[trainer.current_epoch], trainer.current_epoch + 1
+        if work.moments:
+            collected = self.moments_of[work.text]
+            counts = self._capture.n_tokens()
+            draws = pl_module.fisher_loss.mc_samples
+            collected |= {name: sums.total / (draws * counts[name]) for name, sums in self._capture.sums.items()}
+        else:
+            collected = self.factors if work.text == CORPUS else self.domain_factors.setdefault(work.text, {})
+            collected |= self._capture.factors(pl_module.fisher_loss.mc_samples)
         self._release(pl_module)
-        if len(self.factors) < len(self._layers):
+        if len(collected) == len(self._layers):
+            self._save(trainer, work, collected)
+        if number < len(self._passes) and isinstance(trainer.datamodule, TextData):
+            trainer.datamodule.text_in_turn = _text_name(self._passes[number].text)
+
+    def _save(self, trainer: Trainer, work: "Pass", collected: dict) -> None:
+        """Writes what all passes over one text have given."""
+        general = work.text == CORPUS
+        root = Path(trainer.default_root_dir)
+        folder = root / "factors" if general else root / "domains" / work.text
+        if work.moments:
+            if trainer.is_global_zero:
+                save_moments(collected, folder, self.factors, self.bases, self.moments)
             return
-        self.metadata["n_tokens"] = next(iter(self.factors.values())).n_tokens
+        metadata = self.metadata
+        n_tokens = next(iter(collected.values())).n_tokens
+        if general:
+            metadata["n_tokens"] = n_tokens
+        else:
+            data = trainer.datamodule
+            own = {"corpus": data.domains[work.text].label, "max_tokens": data.domain_tokens, "n_tokens": n_tokens}
+            metadata = metadata | own
         if trainer.is_global_zero:
-            save_factors(self.factors, Path(trainer.default_root_dir) / "factors", self.metadata)
+            save_factors(collected, folder, metadata)
         if trainer.logger is not None:
-            trainer.logger.log_metrics({"collect/n_tokens": self.metadata["n_tokens"]}, trainer.global_step)
+            name = "n_tokens" if general else f"n_tokens_{work.text}"
+            trainer.logger.log_metrics({f"collect/{name}": n_tokens}, trainer.global_step)
 
     def _release(self, pl_module: LightningModule) -> None:
         if self._capture is not None:
             self._capture.__exit__()
             self._capture = pl_module.engine = None
+
+
+def _text_name(text: str) -> str:
+    return CORPUS if text == CORPUS else domain_text(text)
 
 
 def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor]:

@@ -1,26 +1,33 @@
 """EditCallback: edits the model when the collection has ended, saves it, and has it evaluated again."""
 
-import json
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from lightning_kfac.callbacks.collector import find_collector
-from lightning_kfac.callbacks.save_model import save_checkpoint
+from lightning_kfac.callbacks.collector import CurvatureCollector, find_collector
+from lightning_kfac.checkpoints import Save, save_edited
+from lightning_kfac.data.datamodule import CORPUS
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.report import EditReport
-from lightning_kfac.editor import EDIT_FILE, KFACEditor
+from lightning_kfac.editor import KFACEditor
+from lightning_kfac.errors import InputError
+from lightning_kfac.fingerprint import weights_fingerprint
 
 
 class EditCallback(Callback):
     """Applies a curvature edit at the end of ``fit``.
 
+    Where domains were collected too, the edit without them is made and evaluated first (stage ``general``) and
+    taken back; then the one with them (stage ``union``), which stays.
+
     Args:
         config: What to edit and how.
+        save: Write the edited model as a ``full`` checkpoint or as a ``patch`` of its source, or ``none``.
 
     Attributes:
-        report: What the edit did, after the fit.
+        reports: What each edit did, by stage.
+        report: What the last one did.
 
     Example:
         >>> import tempfile, lightning
@@ -39,21 +46,60 @@ class EditCallback(Callback):
         True
     """
 
-    def __init__(self, config: EditConfig):
-        self.config = config
-        self.report: EditReport | None = None
+    def __init__(self, config: EditConfig, save: Save = "full"):
+        self.config, self.save = config, save
+        self.reports: dict[str, EditReport] = {}
+
+    @property
+    def report(self) -> EditReport | None:
+        """What the last edit did; None before it."""
+        return next(reversed(self.reports.values()), None)
+
+    def check(self, domains: list[str], collector: CurvatureCollector) -> None:
+        """Raises ``InputError`` for an edit that the collection cannot serve."""
+        if domains:
+            self.config.check_mixing()
+            for domain in domains:
+                self.config.alpha_of(domain)
+        if self.config.formula.startswith("corrected") and collector.moments is None:
+            raise InputError(f"formula {self.config.formula} needs --collect.moments token (or sequence)")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer)
         if trainer.enable_validation and not pl_module.results:  # the fit was cut short: no baseline yet
             trainer.fit_loop.epoch_loop.val_loop.run()
-        self.report = KFACEditor(pl_module.model, collector.factors, self.config).apply()
+        moments = dict(collector.moments_of)
+        editor = KFACEditor(
+            pl_module.model,
+            collector.factors,
+            self.config,
+            domains=collector.domain_factors,
+            moments=moments.pop(CORPUS, None),
+            domain_moments=moments,
+            bases=collector.bases,
+        )
+        fingerprint = weights_fingerprint(pl_module.model, editor.layers) if self.save == "patch" else None
+        if collector.domain_factors:
+            plain = replace(self.config, mix="scores", basis=None, alpha=0.0)
+            self.reports["general"] = editor.apply(plain)
+            self._evaluate("general", trainer, pl_module)
+            editor.restore()
+        stage = "union" if collector.domain_factors else "edited"
+        self.reports[stage] = editor.apply()
         if trainer.is_global_zero:
-            details = self.report.to_dict() | {"factors": collector.metadata, "version": version("lightning-kfac")}
-            path = Path(trainer.default_root_dir) / "edited"
-            save_checkpoint(
-                pl_module.model, trainer.datamodule.tokenizer, path, extra={EDIT_FILE: json.dumps(details, indent=2)}
+            save_edited(
+                pl_module.model,
+                trainer.datamodule.tokenizer,
+                Path(trainer.default_root_dir) / ("patch" if self.save == "patch" else "edited"),
+                self.report,
+                source=pl_module.model_name,
+                factors=collector.metadata,
+                fingerprint=fingerprint,
+                save=self.save,
             )
-        pl_module.stage = "edited"
+        self._evaluate(stage, trainer, pl_module)
+
+    def _evaluate(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.stage = stage
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.run()

@@ -10,7 +10,6 @@ from lightning_kfac.data.datamodule import MEMORIZED
 from lightning_kfac.progress import console
 from lightning_kfac.run_folder import RunFolder
 from lightning_kfac.tables import METRICS, Example, comparison_table, examples_markdown, examples_table
-from lightning_kfac.targets import block_of, projection_of
 
 EXAMPLES = 3
 
@@ -41,7 +40,7 @@ class RunReport(Callback):
         self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
             row = {"stage": stage, **{k: _plain(v) for k, v in pl_module.results.items()}}
-            row["edit"] = _edit_row(trainer) if stage == "edited" else None
+            row["edit"] = _edit_row(trainer, stage)
             self.folder.append_result(row | {"model": pl_module.model_name})
             if trainer.state.fn == "validate":
                 console.print(comparison_table(self.evaluations))
@@ -51,7 +50,8 @@ class RunReport(Callback):
             return
         if self.evaluations:
             console.print(comparison_table(self.evaluations))
-        if self.continuations.get("edited") and self.continuations.get("baseline"):
+        last = list(self.continuations)[-1] if self.continuations else None
+        if last != "baseline" and self.continuations.get(last) and self.continuations.get("baseline"):
             examples = self._examples(trainer)
             console.print(examples_table(examples))
             if isinstance(trainer.logger, TensorBoardLogger):
@@ -61,7 +61,7 @@ class RunReport(Callback):
 
     def _examples(self, trainer: Trainer) -> list[Example]:
         """Sequences that this rank decoded before and after; first those that the edit changed."""
-        before, after = self.continuations["baseline"], self.continuations["edited"]
+        before, after = self.continuations["baseline"], list(self.continuations.values())[-1]
         sequences = trainer.datamodule.sequences(MEMORIZED)
         changed = [i for i in sorted(after) if before.get(i) == list(sequences[i].suffix) != after[i]]
         rest = [i for i in sorted(after) if i not in changed]
@@ -74,7 +74,7 @@ class RunReport(Callback):
     def _log_hyperparameters(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(trainer.logger, TensorBoardLogger) or not self.evaluations:
             return
-        data, edit = trainer.datamodule, _edit_row(trainer) or {}
+        data, edit = trainer.datamodule, _edit_row(trainer, list(self.evaluations)[-1]) or {}
         settings = {
             "model": pl_module.model_name,
             "labels": pl_module.labels,
@@ -92,23 +92,10 @@ class RunReport(Callback):
         trainer.logger.save()
 
 
-def _edit_row(trainer: Trainer) -> dict | None:
+def _edit_row(trainer: Trainer, stage: str) -> dict | None:
     """The field ``edit`` of a result."""
-    report = next((c.report for c in trainer.callbacks if isinstance(c, EditCallback)), None)
-    if report is None:
-        return None
-    config, names = report.config, [layer.name for layer in report.layers]
-    return {
-        "formula": config.formula,
-        "rho": config.rho,
-        "blocks": sorted({block for name in names if (block := block_of(name)) is not None}),
-        "projections": sorted({projection for name in names if (projection := projection_of(name))}),
-        "alpha": None,
-        "mix": None,
-        "mode": config.mode,
-        "fraction_kept": report.fraction_kept,
-        "relative_change": report.relative_change,
-    }
+    reports = next((c.reports for c in trainer.callbacks if isinstance(c, EditCallback)), {})
+    return reports[stage].summary() if stage in reports else None
 
 
 def _plain(value: float | int | None) -> float | int | None:

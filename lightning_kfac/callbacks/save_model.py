@@ -1,41 +1,12 @@
-"""Saving models as Hugging Face checkpoints."""
+"""SaveTrainedModel: keeps what a training made."""
 
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import nn
 
+from lightning_kfac.checkpoints import save_checkpoint
 from lightning_kfac.progress import console
-
-
-def save_checkpoint(
-    model: nn.Module,
-    tokenizer,
-    path: Path,
-    dtype: torch.dtype | None = None,
-    extra: Mapping[str, str] | None = None,
-) -> None:
-    """Writes config, safetensors and tokenizer to ``path``; the folder appears when it is complete.
-
-    Args:
-        dtype: Cast the stored weights; the model itself keeps its own.
-        extra: Further text files, name to contents.
-    """
-    partial = path.with_name(path.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    state = model.state_dict()
-    if dtype is not None:
-        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    model.save_pretrained(partial, state_dict=state)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    for name, contents in (extra or {}).items():
-        (partial / name).write_text(contents, "utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    partial.replace(path)
 
 
 class SaveTrainedModel(Callback):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from lightning_kfac.assets import resolve_path
 from lightning_kfac.errors import InputError
 
 # Names of the original tool.
@@ -134,7 +135,7 @@ def _embedded_texts(split: str) -> Iterator[str]:
 
 
 def _local_files(source: str) -> list[Path]:
-    path = Path(source).expanduser()
+    path = resolve_path(source).expanduser()
     if path.is_file():
         if _kind(path.name) not in SUFFIXES:
             raise InputError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)} (or .gz, .zst)")

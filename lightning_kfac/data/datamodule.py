@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.loading import TokenRows, row_loader, sequence_loader
+from lightning_kfac.data.loading import TokenRows, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.packing import row_offsets, tokenize_documents
+from lightning_kfac.data.questions import Question, QuestionSet
 from lightning_kfac.errors import InputError
 from lightning_kfac.loading import load_tokenizer
 from lightning_kfac.progress import track_count
 
 WINDOW_PREFIX, WINDOW_SUFFIX = 64, 48
+CORPUS = "corpus"
 HELDOUT = "heldout"
 MEMORIZED = "memorized"
 
@@ -38,6 +40,10 @@ class TextData(LightningDataModule):
         heldout_tokens: Token budget of the held-out text.
         memorized: JSONL file of memorized sequences (``demo:FILE`` names an embedded one).
         sets: Further memorized sets, name to file; their metrics carry the name as a prefix.
+        questions: Questions with known answers, name to a JSONL file or to a mapping with the fields of
+            ``QuestionSet``; measured by exact answers.
+        domains: Text whose curvature is collected as well, by name, each like ``corpus``.
+        domain_tokens: Token budget of each domain; null takes all of it.
         eval_batch_size: Sequences a batch in recitation.
         tokenizer: Hub name or folder; by default the model's own.
         planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
@@ -55,6 +61,9 @@ class TextData(LightningDataModule):
         heldout_tokens: int = 100_000,
         memorized: str | None = None,
         sets: dict[str, str] | None = None,
+        questions: dict[str, str | dict[str, Any]] | None = None,
+        domains: dict[str, str | dict[str, Any]] | None = None,
+        domain_tokens: int | None = None,
         eval_batch_size: int = 64,
         tokenizer: str | None = None,
         planted: list[str] | None = None,
@@ -64,13 +73,17 @@ class TextData(LightningDataModule):
         super().__init__()
         self.corpus = Corpus.parse(corpus)
         self.heldout = None if heldout is None else Corpus.parse(heldout, embedded_split="heldout")
+        self.domains = {name: Corpus.parse(domain, embedded_split="all") for name, domain in (domains or {}).items()}
         self.max_tokens, self.heldout_tokens, self.seq_len = max_tokens, heldout_tokens, seq_len
+        self.domain_tokens = domain_tokens
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.memorized_files = ({MEMORIZED: memorized} if memorized else {}) | (sets or {})
+        self.question_sets = {name: QuestionSet.parse(name, value) for name, value in (questions or {}).items()}
         self.tokenizer_name = tokenizer
         self.planted_files, self.exposures, self.shuffle = planted or [], exposures, shuffle
         for name, value, least in (
             ("max_tokens", max_tokens, 2),
+            ("domain_tokens", domain_tokens, 2),
             ("seq_len", seq_len, 2),
             ("heldout_tokens", heldout_tokens, 2),
             ("batch_size", batch_size, 1),
@@ -79,11 +92,14 @@ class TextData(LightningDataModule):
         ):
             if value is not None and value < least:
                 raise InputError(f"data.{name} is {value}; it must be at least {least}")
-        if HELDOUT in self.memorized_files:
-            raise InputError(f"data.sets: the name {HELDOUT!r} stands for the held-out text; choose another")
-        for name in self.memorized_files:
-            if not re.fullmatch(r"[\w-]+", name):
-                raise InputError(f"data.sets: the name {name!r} may hold letters, digits, - and _ only")
+        for option, names in (
+            ("sets", self.memorized_files),
+            ("questions", self.question_sets),
+            ("domains", self.domains),
+        ):
+            _check_names(option, names, self.memorized_files if option == "questions" else ())
+        self.text_in_turn = CORPUS
+        self._questions: dict[str, list[Question]] = {}
         self._tokenizer = None
         self._sequences: dict[str, list[MemorizedSequence]] | None = None
         self._tokens: dict[str, np.ndarray] = {}
@@ -108,7 +124,9 @@ class TextData(LightningDataModule):
                     f"{self.memorized_files[name]}: a sequence of {longest} tokens, but the model takes at most "
                     f"{max_positions} positions"
                 )
-        for corpus in (self.corpus, self.heldout):
+        for questions in self.question_sets.values():
+            questions.check()
+        for corpus in (self.corpus, self.heldout, *self.domains.values()):
             if corpus is not None:
                 corpus.check()
 
@@ -137,27 +155,26 @@ class TextData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenizes each text once into the run folder (one process a node)."""
-        if not self._only_validating():
-            self._tokenize("corpus", self.corpus, self.max_tokens)
-        if self.heldout is not None:
-            self._tokenize(HELDOUT, self.heldout, self.heldout_tokens)
+        for name, corpus, max_tokens in self._texts():
+            self._tokenize(name, corpus, max_tokens)
 
     def setup(self, stage: str) -> None:
         """Maps the tokenized text into memory and reads the memorized sets (every process)."""
         self.load_sequences(self.trainer.lightning_module.vocab_size)
-        if not self._only_validating():
-            self._tokens["corpus"] = self._tokenize("corpus", self.corpus, self.max_tokens)
-        if self.heldout is not None:
-            self._tokens[HELDOUT] = self._tokenize(HELDOUT, self.heldout, self.heldout_tokens)
+        for name, corpus, max_tokens in self._texts():
+            self._tokens[name] = self._tokenize(name, corpus, max_tokens)
+        if stage != "predict":
+            limits = self._vocab_size, self.trainer.lightning_module.max_positions
+            self._questions = {name: q.load(self.tokenizer, *limits) for name, q in self.question_sets.items()}
 
     @property
     def validation_names(self) -> list[str]:
-        """Names of the validation loaders, in order: memorized sets, then the held-out text."""
-        return [*self.memorized_files, *([HELDOUT] if self.heldout is not None else [])]
+        """Names of the validation loaders, in order: memorized sets, questions, the held-out text."""
+        return [*self.memorized_files, *self.question_sets, *([HELDOUT] if self.heldout is not None else [])]
 
     def train_dataloader(self) -> DataLoader:
-        """Packed rows of the corpus, for training with the planted rows among them."""
-        rows = self._rows("corpus")
+        """Packed rows of the text in turn (the corpus, or a domain), for training with the planted rows among them."""
+        rows = self._rows(self.text_in_turn)
         for file in self.planted_files:
             rows = _with_planted(rows, load_memorized(file, self.tokenizer, self._vocab_size), self.exposures)
         return row_loader(rows, self.batch_size, *self._rank, shuffle_seed=0 if self.shuffle else None)
@@ -165,17 +182,27 @@ class TextData(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         """One loader for each of ``validation_names``."""
         loaders = [sequence_loader(s, self.eval_batch_size, *self._rank) for s in self._sequences.values()]
+        loaders += [question_loader(q, self.eval_batch_size, *self._rank) for q in self._questions.values()]
         if self.heldout is not None:
             loaders.append(row_loader(self._rows(HELDOUT), self.batch_size, *self._rank))
         return loaders
 
     def predict_dataloader(self) -> DataLoader:
         """Windows of prefix and suffix over the corpus, one after the other."""
-        tokens = self._tokens["corpus"]
+        tokens = self._tokens[CORPUS]
         starts = range(0, len(tokens) - WINDOW_PREFIX - WINDOW_SUFFIX + 1, WINDOW_PREFIX + WINDOW_SUFFIX)
         if not starts:
             raise InputError(f"the corpus is shorter than one window of {WINDOW_PREFIX} + {WINDOW_SUFFIX} tokens")
         return sequence_loader(Windows(tokens, starts), self.eval_batch_size, *self._rank)
+
+    def _texts(self) -> Iterator[tuple[str, Corpus, int | None]]:
+        """Every text that this run reads: name, corpus, token budget."""
+        if self.trainer.state.fn != "validate":
+            yield CORPUS, self.corpus, self.max_tokens
+        if self.trainer.state.fn == "fit":
+            yield from ((domain_text(name), corpus, self.domain_tokens) for name, corpus in self.domains.items())
+        if self.heldout is not None:
+            yield HELDOUT, self.heldout, self.heldout_tokens
 
     def _rows(self, name: str) -> TokenRows:
         tokens = self._tokens[name]
@@ -188,9 +215,6 @@ class TextData(LightningDataModule):
     @property
     def _vocab_size(self) -> int:
         return self.trainer.lightning_module.vocab_size
-
-    def _only_validating(self) -> bool:
-        return self.trainer.state.fn == "validate"
 
     def _tokenize(self, name: str, corpus: Corpus, max_tokens: int | None) -> np.ndarray:
         identity = (corpus, corpus.state(), max_tokens, _tokenizer_key(self.tokenizer))
@@ -214,6 +238,11 @@ class TextData(LightningDataModule):
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def domain_text(name: str) -> str:
+    """The name of a domain among a run's texts."""
+    return f"domain-{name}"
+
+
 class Windows(Sequence[MemorizedSequence]):
     """Windows of a corpus in the form of a memorized set.
 
@@ -231,6 +260,14 @@ class Windows(Sequence[MemorizedSequence]):
     def __getitem__(self, index: int) -> MemorizedSequence:
         ids = self.tokens[self.starts[index] :][: WINDOW_PREFIX + WINDOW_SUFFIX].tolist()
         return MemorizedSequence(ids[:WINDOW_PREFIX], ids[WINDOW_PREFIX:])
+
+
+def _check_names(option: str, names: Iterable[str], taken: Collection[str]) -> None:
+    for name in names:
+        if name in (CORPUS, HELDOUT) or name in taken:
+            raise InputError(f"data.{option}: the name {name!r} stands for something else; choose another")
+        if not re.fullmatch(r"[\w-]+", name):
+            raise InputError(f"data.{option}: the name {name!r} may hold letters, digits, - and _ only")
 
 
 def _with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: int) -> TokenRows:

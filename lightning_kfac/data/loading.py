@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_kfac.data.memorized import MemorizedSequence
+from lightning_kfac.data.questions import Question
 from lightning_kfac.math.loss import IGNORED
 
 FILLER = -1
@@ -117,3 +118,14 @@ def sequence_loader(sequences: Sequence[MemorizedSequence], batch_size: int, ran
     """Memorized sequences in batches for one rank."""
     sampler = ShardedBatches(len(sequences), batch_size, rank, world)
     return DataLoader(SequenceDataset(sequences), batch_sampler=sampler, collate_fn=collate_sequences)
+
+
+def question_loader(questions: Sequence[Question], batch_size: int, rank: int, world: int) -> DataLoader:
+    """Questions in batches for one rank."""
+    sampler = ShardedBatches(len(questions), batch_size, rank, world)
+    return DataLoader(SequenceDataset(questions), batch_sampler=sampler, collate_fn=collate_questions)
+
+
+def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list]:
+    """The questions as they are; filler rows are dropped."""
+    return {"question": [question for i, question in rows if i != FILLER]}

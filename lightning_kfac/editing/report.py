@@ -1,6 +1,8 @@
 """EditReport: what an edit did, layer by layer."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.targets import block_of, projection_of
@@ -101,3 +103,12 @@ class EditReport:
             **averages,
             "layers": [asdict(layer) for layer in self.layers],
         }
+
+
+def edit_label(edit: Mapping[str, Any]) -> str:
+    """The kind of an edit, without rho: ``original``, ``modified + arithmetic 0.5 (union)``."""
+    label = edit["formula"] + (" (ablate)" if edit["mode"] == "ablate" else "")
+    if edit["alpha"]:
+        label += " + " + ", ".join(f"{name} {alpha:g}" for name, alpha in edit["alpha"].items())
+        label += f" ({edit['mix']}{', mixed basis' if edit['basis'] == 'mixed' else ''})"
+    return label

@@ -62,6 +62,17 @@ def eigenbasis(matrix: Tensor, name: str = "matrix", dtype: torch.dtype = torch.
     return Spectrum(values.double().flip(0).clamp(min=0) * scale, vectors.flip(1).to(dtype))
 
 
+def effective_rank(values: Tensor) -> float:
+    """exp of the entropy of the eigenvalues [d] divided by their sum: between 1 and d (Roy and Vetterli, 2007).
+
+    Example:
+        >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 6)
+        2.0
+    """
+    shares = values.double() / values.double().sum()
+    return torch.special.entr(shares).sum().exp().item()
+
+
 def _eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Ascending eigenvalues and eigenvectors. Solvers fail now and then: on a GPU for no visible reason
     (PyTorch issues 92141 and 105359), anywhere on matrices of low rank.

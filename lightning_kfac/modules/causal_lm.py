@@ -162,14 +162,19 @@ class CausalLM(LightningModule):
     # -- evaluation ----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        sets = [name for name in self.trainer.datamodule.validation_names if name != HELDOUT]
-        self.evaluation = Evaluation(sets, end_of_text_ids(self.model), self.reference).to(self.device)
+        data = self.trainer.datamodule
+        end_of_text = end_of_text_ids(self.model)
+        self.evaluation = Evaluation(data.memorized_files, data.question_sets, end_of_text, self.reference)
+        self.evaluation.to(self.device)
 
     def validation_step(self, batch: TokenBatch | dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """One batch of a memorized set or of the held-out text, told apart by the loader's name."""
-        name = self.trainer.datamodule.validation_names[dataloader_idx]
+        """One batch of a memorized set, of questions or of the held-out text, told apart by the loader's name."""
+        data = self.trainer.datamodule
+        name = data.validation_names[dataloader_idx]
         if name == HELDOUT:
             self.evaluation.add_text(self.model, batch)
+        elif name in data.question_sets:
+            self.evaluation.add_questions(name, self.model, batch, data.tokenizer.decode)
         else:
             self.evaluation.add_sequences(name, self.model, batch)
 

@@ -1,0 +1,76 @@
+"""Writing models: Hugging Face checkpoints, and what an edit made of one."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lightning_kfac.editing.patch import save_patch
+from lightning_kfac.editing.report import EditReport
+from lightning_kfac.editor import EDIT_FILE
+
+Save = Literal["full", "patch", "none"]
+
+
+def save_checkpoint(
+    model: nn.Module,
+    tokenizer,
+    path: Path,
+    dtype: torch.dtype | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Writes config, safetensors and tokenizer to ``path``; the folder appears when it is complete.
+
+    Args:
+        dtype: Cast the stored weights; the model itself keeps its own.
+        extra: Further text files, name to contents.
+    """
+    partial = path.with_name(path.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    state = model.state_dict()
+    if dtype is not None:
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    model.save_pretrained(partial, state_dict=state)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    for name, contents in (extra or {}).items():
+        (partial / name).write_text(contents, "utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    partial.replace(path)
+
+
+def save_edited(
+    model: nn.Module,
+    tokenizer,
+    path: Path,
+    report: EditReport,
+    *,
+    source: str | None,
+    factors: Mapping | None = None,
+    fingerprint: str | None = None,
+    save: Save = "full",
+) -> Path | None:
+    """Writes an edited model with ``edit.json``: as a checkpoint, or as a patch of its source.
+
+    Args:
+        path: Folder of the checkpoint or the patch.
+        report: What the edit did.
+        source: Name or folder of the model that was edited.
+        factors: Metadata of the factors.
+        fingerprint: Of the edited layers before the edit; a patch needs it.
+        save: ``full``, ``patch`` or ``none``.
+
+    Returns:
+        What was written.
+    """
+    details = report.to_dict() | {"model": source, "factors": dict(factors or {}), "version": version("lightning-kfac")}
+    if save == "full":
+        save_checkpoint(model, tokenizer, path, extra={EDIT_FILE: json.dumps(details, indent=2)})
+    elif save == "patch":
+        save_patch(model, [layer.name for layer in report.layers], path, fingerprint, details)
+    return None if save == "none" else path

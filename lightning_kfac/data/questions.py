@@ -1,0 +1,170 @@
+"""Questions with known answers: JSONL files or data sets on the hub, such as GSM8K."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.errors import InputError
+
+
+class Question(NamedTuple):
+    """A prompt, its answer, and how to find the answer in what a model writes.
+
+    Attributes:
+        prompt: Token ids.
+        answer: The right answer, already extracted.
+        asked: The set that the question belongs to.
+    """
+
+    prompt: list[int]
+    answer: str
+    asked: "QuestionSet"
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Where questions come from and what counts as an answer.
+
+    Args:
+        source: A JSONL file (``demo-arithmetic:FILE`` names an embedded one) or a data set of the Hugging Face hub.
+        subset, split: Of a hub data set.
+        prompt_field, answer_field: Fields of the rows.
+        template: Text of the prompt; ``{prompt}`` stands for the field.
+        few_shot: Text before every prompt, such as solved examples.
+        answer_pattern: Regular expression for the answer in the model's text and in the answer field; the last
+            match counts, of it the first group if it has one. By default the text as it is.
+        stop: The model's text ends before the first of these.
+        max_new_tokens: Longest text that the model may write.
+        limit: Use the first so many rows.
+    """
+
+    source: str
+    subset: str | None = None
+    split: str = "test"
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    template: str = "{prompt}"
+    few_shot: str = ""
+    answer_pattern: str | None = None
+    stop: tuple[str, ...] = ("\n",)
+    max_new_tokens: int = 16
+    limit: int | None = None
+
+    @classmethod
+    def parse(cls, name: str, value: "str | Mapping[str, Any]") -> "QuestionSet":
+        """A checked set from a file name or a mapping."""
+        if isinstance(value, Mapping):
+            known = [field.name for field in fields(cls)]
+            if unknown := [key for key in value if key not in known]:
+                raise InputError(f"data.questions.{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+            if "source" not in value:
+                raise InputError(f"data.questions.{name}: needs a source")
+            value = cls(**{**value, "stop": tuple(value.get("stop", ("\n",)))})
+        questions = value if isinstance(value, QuestionSet) else cls(source=str(value))
+        if "{prompt}" not in questions.template:
+            raise InputError(f"data.questions.{name}: the template {questions.template!r} lacks {{prompt}}")
+        if questions.max_new_tokens < 1:
+            raise InputError(f"data.questions.{name}: max_new_tokens is {questions.max_new_tokens}")
+        try:
+            re.compile(questions.answer_pattern or "")
+        except re.error as error:
+            raise InputError(f"data.questions.{name}: answer_pattern is no regular expression: {error}") from None
+        return questions
+
+    def check(self) -> None:
+        """Raises ``InputError`` where a local file cannot be used."""
+        if self._is_file():
+            next(self._rows(), None)
+
+    def load(self, tokenizer: Callable, vocab_size: int, max_positions: int | None = None) -> list[Question]:
+        """All questions, tokenized with the tokenizer's special tokens (BOS).
+
+        Raises:
+            InputError: A row lacks a field, has no answer, an id outside the vocabulary, or is too long.
+        """
+        questions = []
+        for where, row in self._rows():
+            if self.limit is not None and len(questions) >= self.limit:
+                break
+            for field in (self.prompt_field, self.answer_field):
+                if not isinstance(row.get(field), (str, int, float)):
+                    raise InputError(
+                        f"{where}: no text in the field {field!r}; fields here: {', '.join(row) or 'none'}"
+                    )
+            answer = self.extract(str(row[self.answer_field]))
+            if not answer:
+                raise InputError(
+                    f"{where}: the pattern {self.answer_pattern!r} finds no answer in {self.answer_field!r}"
+                )
+            text = self.few_shot + self.template.replace("{prompt}", str(row[self.prompt_field]))
+            ids = list(tokenizer(text)["input_ids"])
+            if not ids or max(ids) >= vocab_size:
+                raise InputError(f"{where}: the prompt is empty, or the tokenizer is not the model's")
+            if max_positions is not None and len(ids) + self.max_new_tokens > max_positions:
+                raise InputError(
+                    f"{where}: a prompt of {len(ids)} tokens and {self.max_new_tokens} new ones, but the model takes "
+                    f"at most {max_positions} positions"
+                )
+            questions.append(Question(ids, answer, self))
+        if not questions:
+            raise InputError(f"{self.source}: there is no question")
+        return questions
+
+    def extract(self, text: str) -> str:
+        """The answer in a text, without spaces around it and commas in numbers; empty where there is none.
+
+        Example:
+            >>> QuestionSet("f", answer_pattern=r"####\\s*(.+)").extract("6 * 7 = 42\\n#### 1,042")
+            '1042'
+        """
+        if self.answer_pattern is not None:
+            found = list(re.finditer(self.answer_pattern, text))
+            text = "" if not found else found[-1][1 if found[-1].re.groups else 0] or ""
+        return re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.strip())
+
+    def answer_in(self, text: str) -> str:
+        """The answer in what a model wrote."""
+        for stop in self.stop:
+            text = text.split(stop)[0]
+        return self.extract(text)
+
+    def _is_file(self) -> bool:
+        path = resolve_path(self.source)
+        return path.exists() or path.suffix in (".jsonl", ".json") or self.source.startswith(("/", "./", "../"))
+
+    def _rows(self) -> Iterator[tuple[str, dict]]:
+        if not self._is_file():
+            yield from self._hub_rows()
+            return
+        path = resolve_path(self.source)
+        for number, line in enumerate(_read(path).split("\n"), start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
+                if not isinstance(row, dict):
+                    raise InputError(f"{path}, line {number}: expected a JSON object")
+                yield f"{path}, line {number}", row
+
+    def _hub_rows(self) -> Iterator[tuple[str, dict]]:
+        from datasets import load_dataset
+
+        try:
+            rows = load_dataset(self.source, self.subset, split=self.split, streaming=True)
+        except Exception as error:
+            raise InputError(f"questions {self.source}: {str(error).splitlines()[0]}") from error
+        yield from ((f"{self.source}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None

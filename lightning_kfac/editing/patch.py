@@ -1,0 +1,121 @@
+"""Portable edits: a patch holds the changed weights of a model and the fingerprints of before and after.
+
+A folder with ``patch.safetensors`` and ``edit.json``.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.hub import local_folder
+
+WEIGHTS, DETAILS = "patch.safetensors", "edit.json"
+
+
+def save_patch(model: nn.Module, layers: Sequence[str], path: str | Path, before: str, details: Mapping) -> None:
+    """Writes the weights of some layers of an edited model.
+
+    Args:
+        model: Edited.
+        layers: Dotted names of the changed layers.
+        path: Folder; it appears when it is complete.
+        before: ``weights_fingerprint(model, layers)`` before the edit.
+        details: Contents of ``edit.json``.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential()
+        >>> model.fc = nn.Linear(2, 2)
+        >>> before = weights_fingerprint(model, ["fc"])
+        >>> old = model.fc.weight.detach().clone()
+        >>> _ = nn.init.zeros_(model.fc.weight)
+        >>> path = tempfile.mkdtemp() + "/patch"
+        >>> save_patch(model, ["fc"], path, before, {"why": "an example"})
+        >>> _ = model.fc.weight.data.copy_(old)
+        >>> apply_patch(model, path)["why"], model.fc.weight.abs().sum().item()
+        ('an example', 0.0)
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({n: model.get_submodule(n).weight.detach().cpu().contiguous() for n in layers}, partial / WEIGHTS)
+    patch = {"before": before, "after": weights_fingerprint(model, layers)}
+    (partial / DETAILS).write_text(json.dumps({**details, "patch": patch}, indent=2), "utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    partial.replace(path)
+
+
+@torch.no_grad()
+def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict:
+    """Puts a patch's weights into the model that it was made from.
+
+    Args:
+        model: Unedited.
+        path: Folder, or name of a Hugging Face hub repository.
+        force: Apply it to other weights as well.
+
+    Returns:
+        Contents of ``edit.json``; ``patch.forced`` says whether the model was another one.
+
+    Raises:
+        InputError: Not a patch, damaged, or made from another model or other weights.
+    """
+    path = local_folder(path)
+    try:
+        details = json.loads((path / DETAILS).read_text("utf-8"))
+        prints, weights = details["patch"], load_file(path / WEIGHTS)
+        before, after = prints["before"], prints["after"]
+    except FileNotFoundError:
+        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{path}: the patch is damaged ({error!r})") from None
+    modules = dict(model.named_modules())
+    for name, weight in weights.items():
+        if name not in modules or getattr(modules[name], "weight", None) is None:
+            raise InputError(f"{path}: the patch is of another model: this one has no layer {name}")
+        if (shape := modules[name].weight.shape) != weight.shape:
+            raise InputError(f"{path}: {name} is {list(weight.shape)} in the patch, {list(shape)} in the model")
+    found = weights_fingerprint(model, weights)
+    if found == after:
+        raise InputError(f"{path}: the model already carries this patch")
+    if found != before and not force:
+        raise InputError(
+            f"{path}: the patch was made from other weights (fingerprint {before[:8]}, the model has {found[:8]}) of "
+            f"{details.get('model')}; --force (force=True) applies it all the same"
+        )
+    for name, weight in weights.items():
+        modules[name].weight.copy_(weight)
+    exact = all(modules[name].weight.dtype == weight.dtype for name, weight in weights.items())
+    if found == before and exact and weights_fingerprint(model, weights) != after:
+        raise InputError(f"{path}: the patch is damaged: the patched weights have another fingerprint than it says")
+    return details | {"patch": prints | {"forced": found != before}}
+
+
+@torch.no_grad()
+def restore_layers(model: nn.Module, original: nn.Module, layers: Sequence[str]) -> None:
+    """Gives layers of an edited model the weights of the original one, bit for bit.
+
+    Args:
+        original: The unedited model, as ``load_model`` gives it.
+        layers: Dotted names, for one those in ``edit.json``.
+
+    Raises:
+        InputError: A layer is not in both, or the models differ in dtype.
+    """
+    ours, theirs = dict(model.named_modules()), dict(original.named_modules())
+    for name in layers:
+        if name not in ours or name not in theirs or ours[name].weight.shape != theirs[name].weight.shape:
+            raise InputError(f"{name}: the two models do not have this layer in common")
+        if ours[name].weight.dtype != theirs[name].weight.dtype:
+            raise InputError(f"{name}: {ours[name].weight.dtype} here, {theirs[name].weight.dtype} in the original")
+    for name in layers:
+        ours[name].weight.copy_(theirs[name].weight)

@@ -1,0 +1,169 @@
+"""Many edits of one model: each starts from and returns to the original weights."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import nn
+
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editor import Factors, KFACEditor, Moments, edited_layers
+from lightning_kfac.math.importance import CONTROLS, Formula
+from lightning_kfac.targets import Blocks
+
+Evaluate = Callable[[nn.Module], Mapping[str, Any]]
+
+
+def compare_formulas(
+    model: nn.Module,
+    factors: Factors,
+    evaluate: Evaluate,
+    *,
+    rhos: Sequence[float] = (0.6,),
+    formulas: Sequence[Formula] = ("original",),
+    alphas: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    config: EditConfig | None = None,
+    domains: Mapping[str, Factors] | None = None,
+    moments: Moments | None = None,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """Edits a model in every way of a grid, and evaluates each.
+
+    The model has its original weights again afterwards, also after an error.
+
+    Args:
+        model: The model that the factors were collected on.
+        factors: By dotted layer name.
+        evaluate: Measures the model as it is; gives figures by name.
+        rhos, formulas: The grid.
+        alphas: Weights of the domains; without domains only the first counts.
+        seeds: For the formula ``random``.
+        config: Everything else (blocks, projections, mode, mix).
+        domains, moments, device: As for ``KFACEditor``.
+
+    Returns:
+        One row an edit, the first of them the unedited model (``edit`` is None): ``edit``, what was done and
+        what it kept (see ``EditReport.summary``), and the figures of ``evaluate``.
+
+    Example:
+        >>> from lightning_kfac import collect_factors
+        >>> from lightning_kfac.loading import load_model
+        >>> import torch
+        >>> model, rows = load_model("demo"), [{"input_ids": torch.arange(1, 257).view(2, 128)}]
+        >>> factors = collect_factors(model, rows, blocks=[3], projections=["up"])
+        >>> norm = lambda model: {"norm": round(model.model.layers[3].mlp.up_proj.weight.norm().item(), 1)}
+        >>> table = compare_formulas(model, factors, norm, rhos=[0.5, 0.9], formulas=["original", "random"])
+        >>> [row["edit"] and (row["edit"]["formula"], row["edit"]["rho"]) for row in table]
+        [None, ('original', 0.5), ('original', 0.9), ('random', 0.5), ('random', 0.9)]
+        >>> table[1]["norm"] < table[2]["norm"] < table[0]["norm"]
+        True
+    """
+    config = config or EditConfig()
+    editor = KFACEditor(model, factors, config, domains=domains, moments=moments, device=device, repeated=True)
+    configs = grid(config, formulas=formulas, rhos=rhos, alphas=alphas, seeds=seeds, mixing=bool(domains))
+    return [{"edit": None, **evaluate(model)}, *run(editor, configs, evaluate)]
+
+
+def grid(
+    base: EditConfig,
+    *,
+    formulas: Sequence[Formula],
+    rhos: Sequence[float],
+    alphas: Sequence[float] = (1.0,),
+    blocks: Sequence[Blocks] | None = None,
+    projections: Sequence[Sequence[str]] | None = None,
+    seeds: Sequence[int] = (0,),
+    mixing: bool = False,
+) -> list[EditConfig]:
+    """Every combination, without those that differ in nothing that matters to them."""
+    configs = []
+    for formula, block, projection, rho in itertools.product(
+        formulas, blocks or [base.blocks], projections or [base.projections], rhos
+    ):
+        own = seeds if formula == "random" else [base.seed]
+        weights = ([0.0] if formula in CONTROLS else alphas) if mixing else [base.alpha]
+        for seed, alpha in itertools.product(own, weights):
+            changes = {"blocks": block, "projections": projection, "rho": rho, "seed": seed, "alpha": alpha}
+            if formula in CONTROLS:  # they keep a count, and take no domain
+                changes |= {"budget": None, "mix": "scores", "basis": None}
+            configs.append(replace(base, formula=formula, **changes))
+    return configs
+
+
+def run(editor: KFACEditor, configs: Iterable[EditConfig], evaluate: Evaluate) -> Iterator[dict[str, Any]]:
+    """Applies, evaluates and takes back one edit after the other; gives a row for each."""
+    for config in configs:
+        report = editor.apply(config)
+        try:
+            row = {"edit": report.summary(), **evaluate(editor.model)}
+        finally:
+            editor.restore()
+        yield row
+
+
+def check(model: nn.Module, factors: Factors, configs: Iterable[EditConfig]) -> None:
+    """Raises ``InputError`` for a point whose layers do not exist, before the first is run."""
+    for config in configs:
+        edited_layers(model, factors, config)
+
+
+def point_key(config: EditConfig, *context: object) -> str:
+    """Identifies an edit in its context (weights, factors, data), for resuming."""
+    text = json.dumps([asdict(config), *map(str, context)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def average_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that differ only in their seed become one with the means, and ``n_seeds``."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps(_setting(row["edit"]) if row["edit"] else None, sort_keys=True), []).append(row)
+    return [_mean(group) for group in groups.values()]
+
+
+def pareto_front(rows: Sequence[Mapping[str, Any]], x: str = "strict_acc", y: str = "perplexity") -> list[int]:
+    """Numbers of the rows that no other beats: none is as good in both figures and better in one (less is better)."""
+    points = [(row.get(x), row.get(y)) for row in rows]
+    known = [(i, p) for i, p in enumerate(points) if None not in p]
+    return [
+        i for i, (a, b) in known if not any(c <= a and d <= b and (c, d) != (a, b) for j, (c, d) in known if j != i)
+    ]
+
+
+def weakest_settings(
+    rows: Sequence[Mapping[str, Any]], target: float, key: str = "strict_acc", cost: str = "perplexity"
+) -> list[Mapping[str, Any]]:
+    """Of each kind of edit the point with the largest rho that brings ``key`` to ``target`` or below.
+
+    Ordered by ``cost``. A kind is everything but rho and seed; kinds that never get there are left out.
+    """
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["edit"] is None or row.get(key) is None or row[key] > target:
+            continue
+        kind = json.dumps({k: v for k, v in _setting(row["edit"]).items() if k != "rho"}, sort_keys=True)
+        if kind not in best or row["edit"]["rho"] > best[kind]["edit"]["rho"]:
+            best[kind] = row
+    return sorted(best.values(), key=lambda row: row.get(cost) or float("inf"))
+
+
+OUTCOMES = ("fraction_kept", "mass_kept", "relative_change")
+
+
+def _setting(edit: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in edit.items() if k not in (*OUTCOMES, "seed")}
+
+
+def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    first = dict(group[0])
+    if len(group) == 1:
+        return first | {"n_seeds": 1}
+    for name, value in first.items():
+        if isinstance(value, float):
+            first[name] = sum(row[name] for row in group) / len(group)
+    first["edit"] = first["edit"] | {k: sum(row["edit"][k] for row in group) / len(group) for k in OUTCOMES}
+    return first | {"n_seeds": len(group)}

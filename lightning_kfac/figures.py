@@ -1,0 +1,48 @@
+"""Figures for a person to look at."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lightning_kfac.editing.report import edit_label
+from lightning_kfac.editing.sweep import pareto_front
+
+# Okabe and Ito's palette: told apart by the colour-blind too; markers repeat what colours say.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+MARKERS = "osD^vPX*<>"
+
+
+def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Strict accuracy against perplexity of every edit, one line a formula, with the Pareto front.
+
+    Args:
+        rows: Results of a sweep; one without ``edit`` is the unedited model.
+        title: What was edited, and measured on what.
+    """
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["edit"] and row.get("perplexity") is not None and row.get("strict_acc") is not None:
+            kinds.setdefault(edit_label(row["edit"]), []).append((row["strict_acc"], row["perplexity"]))
+    for number, (label, points) in enumerate(kinds.items()):
+        x, y = zip(*sorted(points), strict=True)
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(x, y, label=label, linewidth=1, markersize=4.5, alpha=0.85, **style)
+    front = sorted((rows[i]["strict_acc"], rows[i]["perplexity"]) for i in pareto_front(rows))
+    if front:
+        axes.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", label="Pareto front")
+    for row in rows:
+        if row["edit"] is None and row.get("perplexity") is not None:
+            axes.axhline(row["perplexity"], color="grey", linewidth=0.8, linestyle="--", label="unedited perplexity")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("{x:,.0f}")
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xlabel("strict accuracy: share of the memorized sequences recited word for word")
+    axes.set_ylabel("perplexity on held-out text (log scale)")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
