@@ -33,6 +33,7 @@ class BasisCache:
         self.folder, self.dtype = folder, dtype
         self._memory: dict[str, Spectrum] = {}
         self._keys: dict[Hashable, str] = {}
+        self._computed: set[str] = set()
 
     @classmethod
     def beside(cls, factors: Mapping[str, KroneckerFactors], dtype: torch.dtype = torch.float64) -> "BasisCache":
@@ -77,12 +78,13 @@ class BasisCache:
             found = self._read(key)
         if found is None:
             found = eigenbasis(matrix.to(device), name, self.dtype)
+            self._computed.add(key)
             self._write(key, found, name)
         return found.to(device)
 
     def holds(self, key: str) -> bool:
-        """Whether a basis is here without computing it."""
-        return self._read(key) is not None
+        """Whether a basis was here before this cache computed any."""
+        return key not in self._computed and self._read(key) is not None
 
     def _places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
         if isinstance(factors, FactorFolder):

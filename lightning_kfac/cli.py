@@ -53,14 +53,18 @@ DESCRIPTIONS = {
 }
 
 
-class Parser(LightningArgumentParser):
-    """Prints what is wrong, without fifty lines of usage before it."""
+class InputErrors:
+    """For parsers: prints what is wrong, without fifty lines of usage before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Ends the program with code 2 and one message: our own, where one is the cause."""
         own = _input_error(ex)
         print(f"error: {own or message}", file=sys.stderr)
         raise SystemExit(2)
+
+
+class Parser(InputErrors, LightningArgumentParser):
+    """Lightning's parser with our errors."""
 
 
 class TrainCLI(LightningCLI):

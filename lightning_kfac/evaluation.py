@@ -1,13 +1,14 @@
 """One evaluation of a model: recitation of memorized sets, perplexity and nDCG on held-out text."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_kfac.batch import TokenBatch
+from lightning_kfac.data.questions import Question
 from lightning_kfac.decoding import greedy_continuations
 from lightning_kfac.metrics import NDCG, ExactAnswer, Memorization, Perplexity
 from lightning_kfac.metrics.functional import top_tokens
@@ -50,9 +51,8 @@ class Evaluation(nn.Module):
         self.memorization[name].update(continuations, batch["suffix"])
         self.continuations[name].update(zip(batch["index"], continuations, strict=True))
 
-    def add_questions(self, name: str, model: nn.Module, batch: dict[str, list], decode: Callable) -> None:
-        """Answers and scores one batch of questions; ``decode`` turns token ids into text."""
-        questions = batch["question"]
+    def add_questions(self, name: str, model: nn.Module, questions: Sequence[Question], decode: Callable) -> None:
+        """Answers and scores some questions; ``decode`` turns token ids into text."""
         lengths = [question.asked.max_new_tokens for question in questions]
         prompts = [question.prompt for question in questions]
         texts = [_decoded(ids, decode, self.end_of_text) for ids in self._continue(model, prompts, lengths)]

@@ -11,17 +11,22 @@ from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
 SHORTEST_SHOWN = 2.0
+WIDTH_OF_LOGS = 160
 # Results go to the standard output, progress to the standard error.
 console = Console(highlight=False, emoji=False, soft_wrap=True)
 progress_console = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
+
+
+def show(table: object) -> None:
+    """Prints a table; where there is no terminal, as wide as it needs to be."""
+    Console(highlight=False, emoji=False, width=None if console.is_terminal else WIDTH_OF_LOGS).print(table)
 
 
 class RateColumn(ProgressColumn):
     """Units a second since the start."""
 
     def render(self, task: Task) -> Text:
-        rate = task.completed / task.elapsed if task.elapsed else 0.0
-        return Text(f"{rate:,.0f} {task.fields['unit']}/s")
+        return Text(format_rate(task.completed, task.elapsed or 0.0, task.fields["unit"]))
 
 
 @contextmanager
@@ -73,10 +78,22 @@ def _line_printer(description: str, unit: str, total: int | None) -> Callable[[i
         eta = f", ETA {format_seconds((total - done) / rate)}" if total and rate and done < total else ""
         of = f" of {total:,}" if total else ""
         progress_console.print(
-            f"{description}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s, {format_seconds(now - start)}{eta}"
+            f"{description}: {done:,}{of} {unit}, {format_rate(done, now - start, unit)}, "
+            f"{format_seconds(now - start)}{eta}"
         )
 
     return advance_to
+
+
+def format_rate(done: float, seconds: float, unit: str) -> str:
+    """Units a second, or seconds a unit where they are slow.
+
+    Example:
+        >>> format_rate(3000, 2, "tokens"), format_rate(2, 120, "layers")
+        ('1,500 tokens/s', '60.0 s each')
+    """
+    rate = done / seconds if seconds > 0 else 0.0
+    return f"{rate:,.0f} {unit}/s" if rate >= 2 or not rate else f"{1 / rate:.1f} s each"
 
 
 def format_seconds(seconds: float) -> str:

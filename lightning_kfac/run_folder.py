@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.results import append_result, timestamp
 
 STATUS = "run.json"
 # What a run replaces; the status last, so that a half-moved folder still says whose it is.
@@ -87,10 +87,7 @@ class RunFolder:
 
     def append_result(self, row: dict) -> None:
         """Appends one evaluation to ``results.jsonl``."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        row = row | {"timestamp": timestamp(), "version": version("lightning-kfac")}
-        with open(self.path / "results.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_result(self.path / "results.jsonl", row)
 
     def _status(self) -> dict:
         try:
@@ -109,8 +106,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def timestamp() -> str:
-    """Now, in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

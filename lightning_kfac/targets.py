@@ -113,6 +113,17 @@ def projection_of(name: str) -> str | None:
     return next((p for p, names in PROJECTION_NAMES.items() if last in names), None)
 
 
+def layer_label(name: str) -> str:
+    """A short name for tables and figures.
+
+    Example:
+        >>> layer_label("model.layers.5.mlp.gate_proj"), layer_label("lm_head")
+        ('5 gate', 'lm_head')
+    """
+    block, projection = block_of(name), projection_of(name)
+    return name if block is None or projection is None else f"{block} {projection}"
+
+
 def weight_matrix(module: nn.Module) -> Tensor:
     """The layer's weight as W [d_out, d_in] with z = W a; a view, also of a transposed Conv1D weight."""
     return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data

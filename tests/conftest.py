@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightning_kfac import collect_factors, save_factors
+from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.loading import load_model
 
 torch.set_num_threads(1)
@@ -79,3 +81,14 @@ def rows() -> list[list[int]]:
     made = [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in lengths]
     made[0][4] = made[4][8] = 0
     return made
+
+
+@pytest.fixture(scope="session")
+def demo_factors(demo_model, tmp_path_factory):
+    """A factor folder of two small layers of the demo model; tests must leave it unchanged but for bases."""
+    folder = tmp_path_factory.mktemp("factors") / "factors"
+    batch = {"input_ids": torch.arange(1, 513).view(8, 64)}
+    factors = collect_factors(demo_model, [batch], blocks=[3], projections=["gate", "up"])
+    fingerprint = weights_fingerprint(demo_model, factors)
+    save_factors(factors, folder, {"model": "demo", "fingerprint": fingerprint, "n_tokens": 504, "corpus": "numbers"})
+    return folder

@@ -1,7 +1,5 @@
 """RunReport: results.jsonl, the table of before and after, and example continuations."""
 
-import math
-
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -39,7 +37,7 @@ class RunReport(Callback):
         self.evaluations[stage] = pl_module.results
         self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
-            row = {"stage": stage, **{k: _plain(v) for k, v in pl_module.results.items()}}
+            row = {"stage": stage, **pl_module.results}
             row["edit"] = _edit_row(trainer, stage)
             self.folder.append_result(row | {"model": pl_module.model_name})
             if trainer.state.fn == "validate":
@@ -96,8 +94,3 @@ def _edit_row(trainer: Trainer, stage: str) -> dict | None:
     """The field ``edit`` of a result."""
     reports = next((c.reports for c in trainer.callbacks if isinstance(c, EditCallback)), {})
     return reports[stage].summary() if stage in reports else None
-
-
-def _plain(value: float | int | None) -> float | int | None:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value

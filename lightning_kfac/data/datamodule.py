@@ -11,6 +11,7 @@ import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loading import TokenRows, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
@@ -141,6 +142,21 @@ class TextData(LightningDataModule):
     def sequences(self, name: str) -> list[MemorizedSequence]:
         """A memorized set that ``load_sequences`` has read."""
         return self._sequences[name]
+
+    def questions(self, name: str) -> list[Question]:
+        """A question set that ``setup`` has read."""
+        return self._questions[name]
+
+    def measured(self) -> str:
+        """Identifies what a validation measures: sets, questions and held-out text by content, and how they are cut."""
+        files = [*self.memorized_files.items(), *((name, q.source) for name, q in self.question_sets.items())]
+        contents = [
+            (name, hashlib.sha256(path.read_bytes()).hexdigest() if (path := resolve_path(file)).is_file() else file)
+            for name, file in files
+        ]
+        heldout = None if self.heldout is None else (self.heldout, self.heldout.state(), self.heldout_tokens)
+        cut = self.seq_len, self.batch_size, self.tokenizer_name, list(self.question_sets.values())
+        return hashlib.sha256(repr((contents, heldout, cut)).encode()).hexdigest()[:16]
 
     @property
     def tokenizer(self):

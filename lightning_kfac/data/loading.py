@@ -127,5 +127,5 @@ def question_loader(questions: Sequence[Question], batch_size: int, rank: int, w
 
 
 def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list]:
-    """The questions as they are; filler rows are dropped."""
-    return {"question": [question for i, question in rows if i != FILLER]}
+    """Numbers of the questions; filler rows are dropped."""
+    return {"index": [i for i, _ in rows if i != FILLER]}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.fingerprint import weights_fingerprint
@@ -70,14 +70,9 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
         InputError: Not a patch, damaged, or made from another model or other weights.
     """
     path = local_folder(path)
-    try:
-        details = json.loads((path / DETAILS).read_text("utf-8"))
-        prints, weights = details["patch"], load_file(path / WEIGHTS)
-        before, after = prints["before"], prints["after"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}") from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path}: the patch is damaged ({error!r})") from None
+    details, weights = _read(path)
+    prints = details["patch"]
+    before, after = prints["before"], prints["after"]
     modules = dict(model.named_modules())
     for name, weight in weights.items():
         if name not in modules or getattr(modules[name], "weight", None) is None:
@@ -98,6 +93,28 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
     if found == before and exact and weights_fingerprint(model, weights) != after:
         raise InputError(f"{path}: the patch is damaged: the patched weights have another fingerprint than it says")
     return details | {"patch": prints | {"forced": found != before}}
+
+
+def patch_source(path: str | Path) -> str:
+    """Name of the model that a patch was made from."""
+    path = local_folder(path)
+    source = _read(path)[0].get("model")
+    if not isinstance(source, str):
+        raise InputError(f"{path}: does not say which model it was made from; name it with --model")
+    return source
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    try:
+        details = json.loads((path / DETAILS).read_text("utf-8"))
+        weights = load_file(path / WEIGHTS)
+        if not all(isinstance(details["patch"][key], str) for key in ("before", "after")):
+            raise KeyError("patch")
+    except FileNotFoundError:
+        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{path}: the patch is damaged ({error!r})") from None
+    return details, weights
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editor import Factors, KFACEditor, Moments, edited_layers
+from lightning_kfac.errors import InputError
 from lightning_kfac.math.importance import CONTROLS, Formula
 from lightning_kfac.targets import Blocks
 
@@ -72,17 +73,28 @@ def grid(
     base: EditConfig,
     *,
     formulas: Sequence[Formula],
-    rhos: Sequence[float],
+    rhos: Sequence[float] | Mapping[str, Sequence[float]],
     alphas: Sequence[float] = (1.0,),
     blocks: Sequence[Blocks] | None = None,
     projections: Sequence[Sequence[str]] | None = None,
     seeds: Sequence[int] = (0,),
     mixing: bool = False,
 ) -> list[EditConfig]:
-    """Every combination, without those that differ in nothing that matters to them."""
+    """Every combination, without those that differ in nothing that matters to them.
+
+    Args:
+        rhos: For all formulas, or for each by name.
+        mixing: There are domains, so alphas count.
+
+    Raises:
+        InputError: A formula has no rhos, or a setting is wrong.
+    """
+    if isinstance(rhos, Mapping) and (absent := [formula for formula in formulas if formula not in rhos]):
+        raise InputError(f"rhos names {', '.join(rhos)}, not the formula {absent[0]}")
+    points = [(formula, rho) for formula in formulas for rho in (rhos[formula] if isinstance(rhos, Mapping) else rhos)]
     configs = []
-    for formula, block, projection, rho in itertools.product(
-        formulas, blocks or [base.blocks], projections or [base.projections], rhos
+    for block, projection, (formula, rho) in itertools.product(
+        blocks or [base.blocks], projections or [base.projections], points
     ):
         own = seeds if formula == "random" else [base.seed]
         weights = ([0.0] if formula in CONTROLS else alphas) if mixing else [base.alpha]

@@ -174,7 +174,8 @@ class CausalLM(LightningModule):
         if name == HELDOUT:
             self.evaluation.add_text(self.model, batch)
         elif name in data.question_sets:
-            self.evaluation.add_questions(name, self.model, batch, data.tokenizer.decode)
+            questions = [data.questions(name)[index] for index in batch["index"]]
+            self.evaluation.add_questions(name, self.model, questions, data.tokenizer.decode)
         else:
             self.evaluation.add_sequences(name, self.model, batch)
 

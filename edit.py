@@ -1,0 +1,24 @@
+"""Edit models with saved curvature factors; no text is read again for the curvature.
+
+usage: python edit.py COMMAND [--config FILE] [--OPTION VALUE ...]
+
+commands:
+  apply      edit a model with saved factors, or apply a patch, and write the result
+  sweep      try many edits of one model, and show which are worth it
+  inspect    show what is in a factor folder
+  import     convert the factors of another tool
+  restore    give the edited layers of a checkpoint their original weights back
+  push       upload factors or a patch to the Hugging Face hub
+
+`python edit.py COMMAND --help` explains the options. Factors come from train.py fit: runs/NAME/factors.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(__doc__.strip())
+        sys.exit()
+    from lightning_kfac.edit_cli import main
+
+    main()

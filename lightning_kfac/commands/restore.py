@@ -1,0 +1,42 @@
+"""Give the edited layers of a checkpoint their original weights back."""
+
+import json
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.checkpoints import save_checkpoint
+from lightning_kfac.commands.common import add_model_options, check_not_within, check_output, open_model
+from lightning_kfac.editing.patch import restore_layers
+from lightning_kfac.editor import EDIT_FILE
+from lightning_kfac.errors import InputError
+from lightning_kfac.loading import load_tokenizer
+from lightning_kfac.progress import console
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_options(parser, required=True)
+    parser.add_argument("--original", type=str, help="The unedited model; by default the one that edit.json names.")
+    parser.add_argument("--output", type=str, required=True, help="Folder of the restored model.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace what an earlier restore wrote there.")
+
+
+def run(options: Namespace) -> None:
+    """Restores and writes."""
+    output = check_output(options.output, options.overwrite, marks=("config.json",))
+    check_not_within(output, {"the model": options.model, "the original": options.original})
+    path = resolve_path(options.model) / EDIT_FILE
+    try:
+        details = json.loads(path.read_text("utf-8"))
+        layers = [layer["name"] for layer in details["layers"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: missing or unreadable: {options.model} is no model that was edited here") from None
+    source = options.original or details.get("model")
+    if not source:
+        raise InputError(f"{path}: does not name the original model; name it with --original")
+    console.print(f"give {len(layers)} layers of {options.model} the weights of {source}")
+    model, original = open_model(options.model, options), open_model(source, options)
+    restore_layers(model, original.to(next(model.parameters()).dtype), layers)
+    save_checkpoint(model, load_tokenizer(options.model, options.trust_remote_code), output)
+    console.print(f"restored -> {output}/")
