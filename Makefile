@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: quickstart test lint demo-model
+.PHONY: quickstart test lint demo-model demo-arithmetic
 
 quickstart: $(READY)
 	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
@@ -26,3 +26,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $(READY)
+
+# Trains the embedded arithmetic model again, from the demo model, and puts it into the package.
+demo-arithmetic: $(READY)
+	$(RUN) -m lightning_kfac.data.arithmetic
+	$(RUN) train.py fit --config configs/demo_arithmetic.yaml --overwrite
+	cp runs/demo_arithmetic/model/* lightning_kfac/assets/demo_arithmetic/

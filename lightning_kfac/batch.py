@@ -95,6 +95,16 @@ class TokenBatch:
             part = slice(start, start + rows)
             yield self._map(lambda tensor, part=part: tensor[part])
 
+    def by_length(self) -> Iterator["TokenBatch"]:
+        """Short rows and long ones apart, each part without the padding on the right that none of its rows needs."""
+        lengths = self.attend.shape[1] - self.attend.flip(1).long().argmax(1)
+        short = lengths <= lengths.max() // 2
+        for rows in (short, ~short):
+            if rows.any():
+                width = int(lengths[rows].max())
+                cut = {name: getattr(self, name)[rows, :width] for name in ("input_ids", "attend", "targets")}
+                yield replace(self, **cut, sample_index=self.sample_index[rows], uniforms=None)
+
     def to(self, *args, **kwargs) -> "TokenBatch":
         """The batch on another device, as ``Tensor.to``."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))

@@ -200,7 +200,9 @@ def test_predict_finds_a_planted_window(tmp_path, few):
 
 
 def test_every_config_is_tested():
-    assert {p.stem for p in CONFIGS.glob("*.yaml")} == {"quickstart", "demo_model", *FAMILIES}
+    unions = {"hessian_union", "hessian_union_gsm8k"}  # tests/test_domains.py
+    small = {"quickstart", "demo_model", "demo_arithmetic", "sweep", *unions}  # the sweep in tests/test_edit_cli.py
+    assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
 
 
 def test_quickstart_config_in_process(tmp_path, few):
@@ -247,9 +249,10 @@ def test_large_model_configs_name_the_right_corpus():
         assert data["heldout"]["source"] == "NeelNanda/pile-10k" and data["max_tokens"] == 20_000_000
 
 
-def test_demo_model_config(tmp_path, few):
+@pytest.mark.parametrize("name", ["demo_model", "demo_arithmetic"])
+def test_training_configs(tmp_path, few, name):
     main([
-        "fit", "--config", str(CONFIGS / "demo_model.yaml"), "--data.max_tokens", "4000", "--data.planted", f"[{few}]",
+        "fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.max_tokens", "4000", "--data.planted", f"[{few}]",
         "--data.exposures", "2", "--data.memorized", str(few), "--data.sets", "null", "--data.heldout_tokens", "500",
         "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu",
         "--trainer.default_root_dir", str(tmp_path / "run"),

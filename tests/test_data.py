@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zstandard
 
 from lightning_kfac import InputError
+from lightning_kfac.batch import TokenBatch
 from lightning_kfac.data import embedded
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.datamodule import TextData
@@ -19,6 +21,8 @@ from lightning_kfac.data.loading import FILLER, ShardedBatches, TokenRows, colla
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.packing import row_offsets, tokenize_documents
 from lightning_kfac.loading import load_tokenizer
+from lightning_kfac.modules.optimizers import Muon, orthogonalized
+from tests.conftest import build_model
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +271,54 @@ def test_wrong_memorized_paths(tmp_path):
 def test_wrong_data_options(wrong):
     with pytest.raises(InputError, match=r"data\."):
         TextData(**wrong)
+
+
+def test_rows_of_a_batch_by_length_have_the_same_loss_without_the_padding():
+    model = build_model("llama")
+    lengths = [12, 3, 9, 12, 5, 2]
+    ids = torch.zeros(6, 12, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, n in enumerate(lengths):
+        ids[row, :n] = torch.randint(1, 61, (n,), generator=torch.Generator().manual_seed(row))
+        mask[row, :n] = 1
+    batch = TokenBatch.from_dict({"input_ids": ids, "attention_mask": mask})
+    parts = list(batch.by_length())
+    assert [p.input_ids.shape for p in parts] == [(3, 5), (3, 12)]
+    with torch.no_grad():
+        whole, split = batch.gold_loss(model), sum(p.gold_loss(model) for p in parts)
+    assert split.item() == pytest.approx(whole.item(), rel=1e-6)
+    assert sum(int(p.valid.sum()) for p in parts) == sum(n - 1 for n in lengths)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_text_made_of_several_fields(tmp_path, kind):
+    rows = [{"question": "1 + {x}?", "answer": "it is 2", "n": 3}]
+    file = tmp_path / f"qa.{kind}"
+    if kind == "jsonl":
+        write_jsonl(file, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    corpus = Corpus.parse({"source": str(file), "text_field": "Q: {question}\nA: {answer}"})
+    assert list(corpus.documents()) == ["Q: 1 + {x}?\nA: it is 2"]
+    with pytest.raises(InputError, match=r"no text in field 'n'|cannot be read"):
+        list(Corpus.parse({"source": str(file), "text_field": "{question}{n}"}).documents())
+
+
+def test_muon_takes_the_steps_of_torchs_own():
+    """Torch's own runs in bfloat16, so they agree to about 1 %; what ours orthogonalizes is checked by its spectrum."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.randn(24, 40, generator=torch.Generator().manual_seed(1))) for _ in "12")
+    start = ours.detach().clone()
+    optimizers = [
+        Muon([ours], lr=0.01, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for step in range(5):
+        gradient = torch.randn(24, 40, generator=torch.Generator().manual_seed(10 + step))
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(40, 24, generator=torch.Generator().manual_seed(3))))
+    assert values.min() > 0.6 and values.max() < 1.3

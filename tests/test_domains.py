@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lightning_kfac import (
     EditConfig,
@@ -30,7 +31,7 @@ from tests.conftest import build_model
 from tests.oracle import full_sort_selection
 from tests.test_cli import few, small  # noqa: F401
 from tests.test_collect import batched, projections_of
-from tests.test_data import write_jsonl
+from tests.test_data import mixture, write_jsonl  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 FACTS = [
@@ -186,6 +187,43 @@ def test_what_does_not_fit_a_domain(tmp_path, few, facts, changes, message, caps
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *domain_options(tmp_path / "run", few, facts, **changes)])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_shipped_config_protects_the_domain(tmp_path):
+    """configs/hessian_union.yaml on less text and fewer sequences."""
+    cut = {"data.max_tokens": 20_000, "data.heldout_tokens": 4000, "data.sets": "null"}
+    cut |= {"trainer.default_root_dir": tmp_path, "trainer.accelerator": "cpu"}
+    words = [word for name, value in cut.items() for word in (f"--{name}", str(value))]
+    main(["fit", "--config", str(ROOT / "configs" / "hessian_union.yaml"), *words])
+    baseline, general, union = read_results(tmp_path / "results.jsonl")
+    assert baseline["arithmetic/exact_acc"] >= 0.98 and baseline["strict_acc"] >= 0.95
+    assert union["arithmetic/exact_acc"] >= general["arithmetic/exact_acc"] + 0.1
+    assert union["edit"]["fraction_kept"] == general["edit"]["fraction_kept"]
+    assert union["edit"]["basis"] == "mixed" and union["strict_acc"] <= 0.2
+
+
+def test_gsm8k_config_on_a_tiny_model(tmp_path, mixture):  # noqa: F811
+    """As shipped, with local files for the downloads."""
+    model = tmp_path / "model"
+    build_model("olmo2", torch.bfloat16, num_hidden_layers=32, vocab_size=2048).save_pretrained(model)
+    load_tokenizer("demo").save_pretrained(model)
+    config = yaml.safe_load((ROOT / "configs" / "hessian_union_gsm8k.yaml").read_text())["data"]
+    rows = [{"question": f"What is {a} and 1?", "answer": f"{a} + 1\n#### {a + 1},000"} for a in range(3)]
+    file = write_jsonl(tmp_path / "gsm.jsonl", rows)
+    for kind in ("domains", "questions"):
+        config[kind]["gsm8k"] |= {"source": str(file), "subset": None}
+    config["questions"]["gsm8k"]["max_new_tokens"] = 2
+    memorized = write_jsonl(tmp_path / "m.jsonl", [{"prefix": "Return the", "suffix": " value"}])
+    main([
+        "fit", "--config", str(ROOT / "configs" / "hessian_union_gsm8k.yaml"), "--model.model_name", str(model),
+        "--data.corpus", str(mixture), "--data.heldout", "embedded", "--data.heldout_tokens", "100",
+        "--data.domains", json.dumps(config["domains"]), "--data.questions", json.dumps(config["questions"]),
+        "--data.memorized", str(memorized), "--data.max_tokens", "40", "--data.seq_len", "16",
+        "--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu",
+    ])  # fmt: skip
+    rows = read_results(tmp_path / "run" / "results.jsonl")
+    assert [row["stage"] for row in rows] == ["baseline", "general", "union"]
+    assert [row["gsm8k/n_questions"] for row in rows] == [3, 3, 3]
 
 
 # -- questions -----------------------------------------------------------------------------------------------------

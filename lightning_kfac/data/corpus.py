@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -18,6 +19,7 @@ SUFFIXES = (*JSON_LINES, ".parquet", ".txt", ".md")
 COMPRESSION = (".gz", ".zst")
 # A mixture keeps its sources in separate files; reading this many in turn samples them all.
 FILES_IN_TURN = 16
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Corpus:
         subset: Configuration name of a hub data set.
         split: Split of a hub data set (by default ``train``); of the embedded corpus ``train``,
             ``heldout`` or ``all`` (by default what it is used for).
-        text_field: Field of JSONL and Parquet records that holds the text.
+        text_field: Field of JSONL and Parquet records that holds the text, or a text with several in it, such as
+            ``{question} {answer}``.
     """
 
     embedded: bool = False
@@ -160,7 +163,7 @@ def _documents_of_file(file: str, text_field: str) -> Iterator[str]:
 
     kind = _kind(file)
     if kind == ".parquet":
-        options = {"path": "parquet", "columns": [text_field]}
+        options = {"path": "parquet", "columns": _fields(text_field)}
     else:
         # JSONL is read line by line: records of one file may differ in their columns.
         options = {"path": "text", "sample_by": "line" if kind in JSON_LINES else "document"}
@@ -191,10 +194,15 @@ def _parse_json(line: str, where: str) -> dict:
 
 
 def _text_of(row: dict, field: str, where: str) -> str:
-    text = row.get(field)
-    if not isinstance(text, str):
-        raise InputError(f"{where}: no text in field {field!r}; fields here: {', '.join(row)}")
-    return text
+    for name in _fields(field):
+        if not isinstance(row.get(name), str):
+            raise InputError(f"{where}: no text in field {name!r}; fields here: {', '.join(row)}")
+    return PLACEHOLDER.sub(lambda found: row[found[1]], field) if PLACEHOLDER.search(field) else row[field]
+
+
+def _fields(text_field: str) -> list[str]:
+    """The fields that a text is made of."""
+    return PLACEHOLDER.findall(text_field) or [text_field]
 
 
 def _in_turn(sources: list[Iterator[str]]) -> Iterator[str]:

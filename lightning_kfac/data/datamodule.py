@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
@@ -22,6 +21,8 @@ from lightning_kfac.loading import load_tokenizer
 from lightning_kfac.progress import track_count
 
 WINDOW_PREFIX, WINDOW_SUFFIX = 64, 48
+# Typed, so that the command line takes a text with braces in it as a text.
+Fields = dict[str, bool | int | str | list[str] | None]
 CORPUS = "corpus"
 HELDOUT = "heldout"
 MEMORIZED = "memorized"
@@ -54,16 +55,16 @@ class TextData(LightningDataModule):
 
     def __init__(
         self,
-        corpus: str | dict[str, Any] = "embedded",
+        corpus: str | Fields = "embedded",
         max_tokens: int | None = None,
         seq_len: int = 512,
         batch_size: int = 8,
-        heldout: str | dict[str, Any] | None = None,
+        heldout: str | Fields | None = None,
         heldout_tokens: int = 100_000,
         memorized: str | None = None,
         sets: dict[str, str] | None = None,
-        questions: dict[str, str | dict[str, Any]] | None = None,
-        domains: dict[str, str | dict[str, Any]] | None = None,
+        questions: dict[str, str | Fields] | None = None,
+        domains: dict[str, str | Fields] | None = None,
         domain_tokens: int | None = None,
         eval_batch_size: int = 64,
         tokenizer: str | None = None,

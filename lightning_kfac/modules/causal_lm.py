@@ -147,7 +147,7 @@ class CausalLM(LightningModule):
             loss, self.batch_loss = self.engine.run(tokens)
             self.log("collect/loss_per_token", self.batch_loss / n_tokens)
             return loss
-        loss = tokens.gold_loss(self.model) / n_tokens
+        loss = torch.stack([part.gold_loss(self.model) for part in tokens.by_length()]).sum() / n_tokens
         self.log("train/loss", loss.detach())
         return loss
 
