@@ -135,14 +135,15 @@ class KFACEditor:
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         edited = None  # every bit stays
+        products = torch.float64 if weight.dtype == torch.float64 else torch.float32
         if config.mode == "suppress" and selected.n_kept < selected.n_total:
-            edited = selected.part().to(weight.dtype)
+            edited = selected.part(products).to(weight.dtype)
         elif config.mode == "ablate" and selected.n_kept:
             whole = selected.n_kept == selected.n_total
-            edited = (torch.zeros_like(W) if whole else W - selected.part()).to(weight.dtype)
+            edited = (torch.zeros_like(W) if whole else W - selected.part(products)).to(weight.dtype)
         curvature.release()
-        before, after = weight.double(), weight.double() if edited is None else edited.to(weight.device).double()
-        norm = before.norm().item()
+        after = weight if edited is None else edited.to(weight.device)
+        norm = _norm(weight)
         report = LayerReport(
             name=name,
             n_kept=selected.n_kept,
@@ -150,8 +151,8 @@ class KFACEditor:
             fraction_kept=selected.n_kept / selected.n_total,
             mass_kept=selected.mass,
             norm_before=norm,
-            norm_after=after.norm().item(),
-            relative_change=(after - before).norm().item() / norm if norm else 0.0,
+            norm_after=_norm(after),
+            relative_change=_norm(after.to(products) - weight.to(products)) / norm if norm else 0.0,
             rho=config.rho,
             formula=config.formula,
         )
@@ -203,6 +204,11 @@ class KFACEditor:
                 "all the same"
             )
         self.forced = True
+
+
+def _norm(matrix: Tensor) -> float:
+    """Frobenius norm, summed in float64."""
+    return torch.linalg.vector_norm(matrix, dtype=torch.float64).item()
 
 
 def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dict[str, nn.Module]:

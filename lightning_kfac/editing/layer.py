@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -38,12 +38,12 @@ class Selection(NamedTuple):
     """What an edit selects of one layer.
 
     Attributes:
-        part: The selected part of the weight, [d_out, d_in]; made when it is asked for.
+        part: Makes the selected part of the weight, [d_out, d_in], by products in a given precision.
         n_kept, n_total: Components, or singular directions.
         mass: Share of the importance that they hold.
     """
 
-    part: Callable[[], Tensor]
+    part: Callable[[torch.dtype], Tensor]
     n_kept: int
     n_total: int
     mass: float
@@ -151,25 +151,24 @@ def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Sel
     c = curvature.components(weight)
     if curvature.domains:
         return _mixed(weight, curvature, config, c)
-    basis = curvature.general
     keep, mass = _plain(curvature, config, c)
-    return Selection(lambda: suppress(c, keep, basis.G.vectors, basis.A.vectors), int(keep.sum()), keep.numel(), mass)
+    return Selection(partial(_part, c, keep, curvature.general), int(keep.sum()), keep.numel(), mass)
 
 
 def _plain(curvature: LayerCurvature, config: EditConfig, c: Tensor) -> tuple[Tensor, float]:
     """Selection in the general basis: the keep-mask [d_out, d_in] and the share of importance in it."""
     lambda_G, mu_A = curvature.general.G.values, curvature.general.A.values
-    counts = select_products(lambda_G, mu_A, config.rho)
     if config.formula == "original":
+        counts = select_products(lambda_G, mu_A, config.rho)
         prefix = torch.cat([mu_A.new_zeros(1), mu_A.cumsum(0)])
         total = lambda_G.sum() * prefix[-1]
         share = ((lambda_G * prefix[counts]).sum() / total).item() if total else 1.0
         return torch.arange(len(mu_A), device=c.device) < counts[:, None], share
     importance = _importance(curvature, config, c, None)
     if config.formula == "lowest":
-        keep = ~select_count(importance, importance.numel() - int(counts.sum()))
+        keep = ~select_count(importance, importance.numel() - _original_count(curvature, config.rho))
     elif _budget(config, mixing=False) == "count":
-        keep = select_count(importance, int(counts.sum()))
+        keep = select_count(importance, _original_count(curvature, config.rho))
     else:
         keep = select_components(importance, config.rho)
     measure = original(lambda_G, mu_A) if config.formula == "random" else importance
@@ -201,8 +200,11 @@ def _mixed(weight: Tensor, curvature: LayerCurvature, config: EditConfig, c: Ten
         keep = union_of_count(parts, config.rho * (1 - SLACK), count)
     else:
         keep = select_components(importance, config.rho) if count is None else select_count(importance, count)
-    part = lambda: suppress(own_c, keep, basis.G.vectors, basis.A.vectors)  # noqa: E731
-    return Selection(part, int(keep.sum()), keep.numel(), _share(importance, keep))
+    return Selection(partial(_part, own_c, keep, basis), int(keep.sum()), keep.numel(), _share(importance, keep))
+
+
+def _part(c: Tensor, keep: Tensor, basis: Basis, dtype: torch.dtype) -> Tensor:
+    return suppress(c, keep, basis.G.vectors, basis.A.vectors, dtype)
 
 
 def _by_weights(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Selection:
@@ -211,7 +213,7 @@ def _by_weights(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -
         keep = select_components(importance, config.rho)
     else:
         keep = select_count(importance, _original_count(curvature, config.rho))
-    return Selection(lambda: weight * keep, int(keep.sum()), keep.numel(), _share(importance, keep))
+    return Selection(lambda dtype: weight * keep, int(keep.sum()), keep.numel(), _share(importance, keep))
 
 
 def _by_directions(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Selection:
@@ -225,7 +227,7 @@ def _by_directions(weight: Tensor, curvature: LayerCurvature, config: EditConfig
     u, sigma, v = torch.linalg.svd(weight, full_matrices=False)
     energy = sigma.double() ** 2
     mass = (energy[:n_kept].sum() / energy.sum()).item() if energy.any() else 1.0
-    return Selection(lambda: (u[:, :n_kept] * sigma[:n_kept]) @ v[:n_kept], n_kept, directions, mass)
+    return Selection(lambda dtype: (u[:, :n_kept] * sigma[:n_kept]) @ v[:n_kept], n_kept, directions, mass)
 
 
 def _original_count(curvature: LayerCurvature, rho: float) -> int:
