@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from lightning_kfac.editing.report import edit_label
 from lightning_kfac.editing.sweep import pareto_front
+from lightning_kfac.math.importance import FORMULAS
 
 # Okabe and Ito's palette: told apart by the colour-blind too; markers repeat what colours say.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#8C510A", "#D55E00", "#E69F00", "#CC79A7", "#000000", "#7F7F7F", "#B2ABD2")
 MARKERS = "osD^vPX*<>"
 
 
@@ -26,7 +27,8 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     for row in rows:
         if row["edit"] and row.get("perplexity") is not None and row.get("strict_acc") is not None:
             kinds.setdefault(edit_label(row["edit"]), []).append((row["strict_acc"], row["perplexity"]))
-    for number, (label, points) in enumerate(kinds.items()):
+    order = {formula: number for number, formula in enumerate(FORMULAS)}
+    for number, (label, points) in enumerate(sorted(kinds.items(), key=lambda kind: order[kind[0].split()[0]])):
         x, y = zip(*sorted(points), strict=True)
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         axes.plot(x, y, label=label, linewidth=1, markersize=4.5, alpha=0.85, **style)
