@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -84,7 +85,8 @@ class BasisCache:
 
     def holds(self, key: str) -> bool:
         """Whether a basis was here before this cache computed any."""
-        return key not in self._computed and self._read(key) is not None
+        on_disk = self.folder is not None and (self.folder / f"{key}.safetensors").is_file()
+        return key not in self._computed and (on_disk or key in self._memory)
 
     def _places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
         if isinstance(factors, FactorFolder):
@@ -97,7 +99,7 @@ class BasisCache:
         matrix = load().to("cpu", torch.float32).contiguous()
         digest = hashlib.sha256(f"{self.dtype}{list(matrix.shape)}".encode())
         digest.update(memoryview(matrix.numpy()).cast("B"))
-        key = digest.hexdigest()[:32]
+        key = f"{len(matrix)}-{digest.hexdigest()[:32]}"
         if place is not None:
             self._keys[place] = key
         return key
@@ -112,8 +114,10 @@ class BasisCache:
             spectrum = Spectrum(tensors["values"], tensors["vectors"])
         except (OSError, SafetensorError, KeyError):
             return None  # damaged: it is computed again
-        whole = spectrum.vectors.shape == (len(spectrum.values),) * 2 and spectrum.vectors.dtype == self.dtype
-        return spectrum if whole and spectrum.values.isfinite().all() else None
+        size = int(key.partition("-")[0])
+        whole = spectrum.values.shape == (size,) and spectrum.vectors.shape == (size, size)
+        finite = spectrum.values.isfinite().all() and spectrum.vectors.isfinite().all()
+        return spectrum if whole and finite and spectrum.vectors.dtype == self.dtype else None
 
     def _write(self, key: str, spectrum: Spectrum, name: str) -> None:
         if self.folder is not None:
@@ -125,5 +129,6 @@ class BasisCache:
                 partial.replace(self.folder / f"{key}.safetensors")
                 return
             except (OSError, SafetensorError):
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
         self._memory[key] = spectrum.to("cpu")

@@ -1,7 +1,6 @@
 """Writing models: Hugging Face checkpoints, and what an edit made of one."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from lightning_kfac.editing.patch import save_patch
 from lightning_kfac.editing.report import EditReport
 from lightning_kfac.editor import EDIT_FILE
+from lightning_kfac.files import new_folder
 
 Save = Literal["full", "patch", "none"]
 
@@ -30,18 +30,15 @@ def save_checkpoint(
         dtype: Cast the stored weights; the model itself keeps its own.
         extra: Further text files, name to contents.
     """
-    partial = path.with_name(path.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
     state = model.state_dict()
     if dtype is not None:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    model.save_pretrained(partial, state_dict=state)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    for name, contents in (extra or {}).items():
-        (partial / name).write_text(contents, "utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    partial.replace(path)
+    with new_folder(path) as partial:
+        model.save_pretrained(partial, state_dict=state)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        for name, contents in (extra or {}).items():
+            (partial / name).write_text(contents, "utf-8")
 
 
 def save_edited(
@@ -51,26 +48,27 @@ def save_edited(
     report: EditReport,
     *,
     source: str | None,
+    fingerprint: str,
     factors: Mapping | None = None,
-    fingerprint: str | None = None,
     save: Save = "full",
-) -> Path | None:
+) -> None:
     """Writes an edited model with ``edit.json``: as a checkpoint, or as a patch of its source.
 
     Args:
         path: Folder of the checkpoint or the patch.
         report: What the edit did.
         source: Name or folder of the model that was edited.
+        fingerprint: ``weights_fingerprint`` of the edited layers before the edit.
         factors: Metadata of the factors.
-        fingerprint: Of the edited layers before the edit; a patch needs it.
         save: ``full``, ``patch`` or ``none``.
-
-    Returns:
-        What was written.
     """
-    details = report.to_dict() | {"model": source, "factors": dict(factors or {}), "version": version("lightning-kfac")}
+    details = report.to_dict() | {
+        "model": source,
+        "fingerprint": fingerprint,
+        "factors": dict(factors or {}),
+        "version": version("lightning-kfac"),
+    }
     if save == "full":
         save_checkpoint(model, tokenizer, path, extra={EDIT_FILE: json.dumps(details, indent=2)})
     elif save == "patch":
         save_patch(model, [layer.name for layer in report.layers], path, fingerprint, details)
-    return None if save == "none" else path

@@ -147,8 +147,8 @@ class TrainCLI(LightningCLI):
             if collector is None:
                 raise InputError("an edit needs a collection: leave model.training out")
             check_untied(model, targets)
-            narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
-            edit.check(list(self.datamodule.domains), collector)
+            chosen = narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
+            edit.check(chosen, list(self.datamodule.domains), collector)
         if self.trainer.global_rank == 0:
             self.folder.check(self._get(self.config, "overwrite"), self._inputs())
             self._announce(len(targets), edit and edit.config)

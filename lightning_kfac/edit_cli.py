@@ -47,6 +47,7 @@ def _with_underscores(args: list[str]) -> list[str]:
     for word in args:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
+            option, dot, key = name[2:].partition(".")  # what follows is a name that the user gave
+            name = "--" + option.replace("-", "_") + dot + key
         changed.append(name + equals + value)
     return changed

@@ -14,7 +14,8 @@ from lightning_kfac.editing.report import EditReport, LayerReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import FactorFolder, KroneckerFactors
 from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.moments import load_moments
+from lightning_kfac.math.importance import MEASURED
+from lightning_kfac.moments import has_moments, load_moments
 from lightning_kfac.progress import track_count
 from lightning_kfac.targets import block_of, count_blocks, narrow, projection_of, weight_matrix
 
@@ -80,9 +81,8 @@ class KFACEditor:
         self.moments, self.domain_moments = moments, domain_moments or {}
         self.device, self.repeated = device, repeated
         self.forced = False
-        self.layers = edited_layers(model, factors, self.config)
-        for name, domain in self.domains.items():
-            _check_domain(name, domain, factors, self.layers)
+        _check_device(device)
+        self.layers = self.check(self.config)
         for folder in (factors, *self.domains.values()):
             self._check_fingerprint(folder, force)
         self._originals: dict[str, Tensor] = {}
@@ -101,11 +101,7 @@ class KFACEditor:
         if self._originals:
             raise InputError("this editor has already edited the model; call restore() first")
         config = config or self.config
-        layers = self.layers if config is self.config else edited_layers(self.model, self.factors, config)
-        active = [d for d in self.domains if config.mix == "union" or config.alpha_of(d)]
-        if active:
-            config.check_mixing()
-        reports = []
+        layers, active, reports = self.check(config), self._active(config), []
         try:
             with track_count("edit layers", "layers", total=len(layers)) as advance_to:
                 for number, (name, layer) in enumerate(layers.items(), start=1):
@@ -116,6 +112,26 @@ class KFACEditor:
             raise
         alphas = {d: 1.0 if config.mix == "union" else config.alpha_of(d) for d in active}
         return EditReport(config, reports, alphas or None, self.forced)
+
+    def check(self, config: EditConfig) -> dict[str, nn.Module]:
+        """The layers that an edit would change, by name.
+
+        Raises:
+            InputError: A layer, a domain's factors of it or its moments are missing, or options exclude each other.
+        """
+        layers = edited_layers(self.model, self.factors, config)
+        check_alpha(config, self.domains)
+        active = self._active(config)
+        for domain in active:
+            _check_domain(domain, self.domains[domain], self.factors, layers)
+        for name in layers:
+            measured = self.moments is not None or has_moments(self.factors)
+            check_formula(config.for_layer(name), bool(active), measured)
+        return layers
+
+    def _active(self, config: EditConfig) -> list[str]:
+        """The domains that have a say."""
+        return [domain for domain in self.domains if config.mix == "union" or config.alpha_of(domain)]
 
     def restore(self) -> None:
         """Gives every edited weight its old bits back; does nothing if there was no edit."""
@@ -142,14 +158,18 @@ class KFACEditor:
             whole = selected.n_kept == selected.n_total
             edited = (torch.zeros_like(W) if whole else W - selected.part(products)).to(weight.dtype)
         curvature.release()
+        if edited is not None and not edited.isfinite().all():
+            raise InputError(f"{name}: the edited weight would have NaN or infinite entries")
         after = weight if edited is None else edited.to(weight.device)
         norm = _norm(weight)
+        ablated = config.mode == "ablate"
+        n_kept = selected.n_total - selected.n_kept if ablated else selected.n_kept
         report = LayerReport(
             name=name,
-            n_kept=selected.n_kept,
+            n_kept=n_kept,
             n_total=selected.n_total,
-            fraction_kept=selected.n_kept / selected.n_total,
-            mass_kept=selected.mass,
+            fraction_kept=n_kept / selected.n_total,
+            mass_kept=1 - selected.mass if ablated else selected.mass,
             norm_before=norm,
             norm_after=_norm(after),
             relative_change=_norm(after.to(products) - weight.to(products)) / norm if norm else 0.0,
@@ -223,8 +243,7 @@ def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dic
     if missing := [name for name in factors if name not in modules]:
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
     chosen = narrow(list(factors), count_blocks(model), config.blocks, config.projections)
-    if config.layers is not None:
-        chosen = _named_in(config.layers, chosen)
+    chosen = named_in_layers(config, chosen)
     check_untied(model, chosen)
     for name in chosen:
         expected, found = tuple(weight_matrix(modules[name]).shape), _shape(factors, name)
@@ -245,15 +264,48 @@ def check_untied(model: nn.Module, names: Iterable[str]) -> None:
             raise InputError(f"{name} shares its weight with {others[0]}: an edit would change both; leave it out")
 
 
-def _named_in(layers: Mapping[str, Mapping], names: list[str]) -> list[str]:
-    """Those that ``EditConfig.layers`` names, all of which must have factors; rho 1 leaves a layer alone."""
-    present = {(str(block_of(name)), projection_of(name)): name for name in names}
-    wanted = [(str(block), p) for block, chosen in layers.items() for p, rule in chosen.items() if rule != 1]
-    if absent := [place for place in wanted if place not in present]:
+def named_in_layers(config: EditConfig, names: list[str]) -> list[str]:
+    """Those that ``config.layers`` names, if it is set.
+
+    Raises:
+        InputError: One of them has no factors. (rho 1 leaves a layer alone, so there it needs none.)
+    """
+    if config.layers is None:
+        return names
+    idle = 1 if config.mode == "suppress" else None
+    wanted = {(block, p) for block, chosen in config.layers.items() for p, rule in chosen.items() if rule != idle}
+    places = {name: (str(block_of(name)), projection_of(name)) for name in names}
+    if absent := sorted(wanted - set(places.values())):
         raise InputError(f"layers: there are no factors for block {absent[0][0]}, projection {absent[0][1]}")
     if not wanted:
         raise InputError("layers: every rho is 1, so there is nothing to edit")
-    return [name for place, name in present.items() if place in wanted]
+    return [name for name, place in places.items() if place in wanted]
+
+
+def check_formula(config: EditConfig, mixing: bool, measured: bool) -> None:
+    """Raises ``InputError`` where a layer's formula cannot be used with domains, or lacks moments."""
+    if mixing:
+        config.check_mixing()
+    if config.formula in MEASURED and not measured:
+        raise InputError(
+            f"formula {config.formula} needs moments measured in the basis of the factors: collect with "
+            "--collect.moments token (or sequence), or from Python with collect_moments"
+        )
+
+
+def check_alpha(config: EditConfig, domains: Iterable[str]) -> None:
+    """Raises ``InputError`` where alpha names a domain that is not there."""
+    domains = list(domains)
+    if isinstance(config.alpha, Mapping) and (unknown := [name for name in config.alpha if name not in domains]):
+        raise InputError(f"alpha names {unknown[0]!r}, but the domains are {', '.join(domains) or 'none'}")
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device}: cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def _check_domain(domain: str, factors: Factors, general: Factors, layers: Iterable[str]) -> None:

@@ -5,7 +5,6 @@ A that several layers share is stored once, and metadata says where.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.files import content_hash, new_folder
 from lightning_kfac.hub import local_folder
 from lightning_kfac.math.covariance import pack_upper, unpack_upper
 
@@ -77,6 +77,10 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
         entry = self.metadata["layers"][name]
         return entry["d_out"], entry["d_in"]
 
+    def content(self) -> str:
+        """Identifies what is in the folder: factors, moments and metadata."""
+        return content_hash([self.path / METADATA, *sorted(p for p in self.path.rglob("layer_*.safetensors"))])
+
     def shared_A(self, name: str) -> str:
         """Identifies the A of a layer; layers that share it have the same."""
         return self.metadata["layers"][name]["A"]
@@ -109,10 +113,11 @@ def save_factors(factors: Mapping[str, KroneckerFactors], path: str | Path, meta
         >>> load_factors(f"{folder}/factors")["fc"].n_tokens
         10
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with new_folder(path) as partial:
+        _write(factors, partial, metadata)
+
+
+def _write(factors: Mapping[str, KroneckerFactors], partial: Path, metadata: Mapping | None) -> None:
     places: dict[int, str] = {}
     layers = {}
     for number, (name, layer) in enumerate(factors.items()):
@@ -132,8 +137,6 @@ def save_factors(factors: Mapping[str, KroneckerFactors], path: str | Path, meta
         }
     contents = {"format": FORMAT, "version": version("lightning-kfac"), **(metadata or {}), "layers": layers}
     (partial / METADATA).write_text(json.dumps(contents, indent=2), "utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    partial.replace(path)
 
 
 def load_factors(path: str | Path) -> FactorFolder:

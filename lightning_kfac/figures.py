@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lightning_kfac.editing.report import edit_label
+from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editing.sweep import pareto_front
 from lightning_kfac.math.importance import FORMULAS
 
@@ -24,15 +24,20 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.add_subplot()
     kinds: dict[str, list[tuple[float, float]]] = {}
+    several = len({edit_place(row["edit"]) for row in rows if row["edit"]}) > 1
     for row in rows:
         if row["edit"] and row.get("perplexity") is not None and row.get("strict_acc") is not None:
-            kinds.setdefault(edit_label(row["edit"]), []).append((row["strict_acc"], row["perplexity"]))
+            label = edit_label(row["edit"]) + (f", {edit_place(row['edit'])}" if several else "")
+            kinds.setdefault(label, []).append((row["strict_acc"], row["perplexity"]))
     order = {formula: number for number, formula in enumerate(FORMULAS)}
-    for number, (label, points) in enumerate(sorted(kinds.items(), key=lambda kind: order[kind[0].split()[0]])):
+    for number, (label, points) in enumerate(
+        sorted(kinds.items(), key=lambda kind: order[kind[0].split()[0].rstrip(",")])
+    ):
         x, y = zip(*sorted(points), strict=True)
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         axes.plot(x, y, label=label, linewidth=1, markersize=4.5, alpha=0.85, **style)
-    front = sorted((rows[i]["strict_acc"], rows[i]["perplexity"]) for i in pareto_front(rows))
+    edits = [row for row in rows if row["edit"]]
+    front = sorted((edits[i]["strict_acc"], edits[i]["perplexity"]) for i in pareto_front(edits))
     if front:
         axes.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", label="Pareto front")
     for row in rows:

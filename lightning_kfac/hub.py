@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from lightning_kfac.errors import InputError
 
@@ -27,7 +26,7 @@ def local_folder(name: str | Path) -> Path:
         return path
     try:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # of the hub, of its validation, of whatever carries the connection
         raise InputError(
             f"{name}: neither a folder here nor a repository that the hub gives: {_first_line(error)}"
         ) from None
@@ -57,7 +56,7 @@ def push_folder(path: str | Path, repository: str, private: bool = True) -> str:
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=path, ignore_patterns=skipped)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:
         raise InputError(
             f"{repository}: the hub refuses: {(str(error).strip() or repr(error)).splitlines()[0]}"
         ) from None

@@ -4,7 +4,6 @@ Those of a domain lie in the domain's folder, and are measured in the basis of t
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import METADATA, KroneckerFactors
+from lightning_kfac.factors import METADATA, FactorFolder, KroneckerFactors
+from lightning_kfac.files import new_folder
 
 FOLDER = "moments"
 
@@ -35,18 +35,18 @@ def save_moments(
         bases: The cache that gave the bases.
         kind: ``token`` or ``sequence``.
     """
-    path = folder / FOLDER
-    partial = path.with_name(f"{FOLDER}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    layers = {}
-    for number, (name, layer) in enumerate(moments.items()):
-        file = f"layer_{number:04d}.safetensors"
-        save_file({"moments": layer.cpu().contiguous()}, partial / file, metadata={"layer": name})
-        layers[name] = {"file": file, "bases": bases.keys(factors, name)}
-    (partial / METADATA).write_text(json.dumps({"moments": kind, "layers": layers}, indent=2), "utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    partial.replace(path)
+    with new_folder(folder / FOLDER) as partial:
+        layers = {}
+        for number, (name, layer) in enumerate(moments.items()):
+            file = f"layer_{number:04d}.safetensors"
+            save_file({"moments": layer.cpu().contiguous()}, partial / file, metadata={"layer": name})
+            layers[name] = {"file": file, "bases": bases.keys(factors, name)}
+        (partial / METADATA).write_text(json.dumps({"moments": kind, "layers": layers}, indent=2), "utf-8")
+
+
+def has_moments(factors: object) -> bool:
+    """Whether factors are a folder with moments in it."""
+    return isinstance(factors, FactorFolder) and (factors.path / FOLDER / METADATA).is_file()
 
 
 def load_moments(folder: Path, factors: Mapping[str, KroneckerFactors], bases: BasisCache, name: str) -> Tensor | None:

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_kfac.editing.report import EditReport, edit_label
+from lightning_kfac.editing.report import EditReport, edit_label, edit_place
 from lightning_kfac.targets import layer_label
 
 METRICS = {
@@ -107,7 +107,7 @@ def sweep_table(rows: Sequence[Mapping], title: str, front: Collection[int] = ()
         front: Numbers of the rows on the Pareto front, which get a star.
     """
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    places = len({_where(row["edit"]) for row in rows if row["edit"]}) > 1
+    places = len({edit_place(row["edit"]) for row in rows if row["edit"]}) > 1
     first = next(iter(rows), {})
     figures = [key for key in first if key.split("/")[-1] in SWEEP_COLUMNS and first[key] is not None]
     for name in ("edit", *(["where"] if places else []), "rho", "kept", "change"):
@@ -123,7 +123,7 @@ def sweep_table(rows: Sequence[Mapping], title: str, front: Collection[int] = ()
         if edit:
             seeds = f" ({row['n_seeds']} seeds)" if row.get("n_seeds", 1) > 1 else ""
             numbers = [f"{edit['rho']:g}", f"{edit['fraction_kept']:.1%}", f"{edit['relative_change']:.2f}"]
-            cells = [edit_label(edit) + seeds, *([_where(edit)] if places else []), *numbers]
+            cells = [edit_label(edit) + seeds, *([edit_place(edit)] if places else []), *numbers]
         for key in figures:
             value = row.get(key)
             cells.append("n/a" if value is None else SWEEP_COLUMNS[key.split("/")[-1]][1].format(value))
@@ -145,7 +145,3 @@ def report_table(report: EditReport, verb: str) -> Table:
     table.add_section()
     table.add_row("all", "", "", "", "", *shares, "", "", f"{report.relative_change:.3f}")
     return table
-
-
-def _where(edit: Mapping) -> str:
-    return f"{','.join(map(str, edit['blocks']))} {','.join(edit['projections'])}"

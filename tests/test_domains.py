@@ -22,7 +22,7 @@ from lightning_kfac import (
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.cli import main
 from lightning_kfac.data.questions import QuestionSet
-from lightning_kfac.editing.sweep import compare_formulas, pareto_front, weakest_settings
+from lightning_kfac.editing.sweep import average_seeds, compare_formulas, grid, pareto_front, weakest_settings
 from lightning_kfac.loading import load_model, load_tokenizer
 from lightning_kfac.math.importance import FORMULAS
 from lightning_kfac.moments import load_moments
@@ -117,6 +117,26 @@ def test_general_factors_are_reused_where_they_are_there(tmp_path, few, facts, c
     assert (folder / "factors" / "metadata.json").stat().st_mtime_ns != written
 
 
+def test_other_text_under_the_same_name_is_collected_again(tmp_path, few, facts, capsys):  # noqa: F811
+    corpus = write_jsonl(tmp_path / "text.jsonl", [{"text": "one two three four five six seven"}] * 5)
+    options = domain_options(tmp_path / "run", few, facts, **{"collect.reuse": "true", "data.corpus": corpus})
+    main(["fit", *options])
+    write_jsonl(corpus, [{"text": "eight nine ten eleven twelve thirteen"}] * 6)
+    main(["fit", *options, "--overwrite"])
+    assert "not collected again" not in capsys.readouterr().err
+
+
+def test_moments_are_added_to_factors_that_are_there(tmp_path, few, capsys):  # noqa: F811
+    options = {"collect.reuse": "true", "edit.rho": 0.7}
+    main(["fit", *small(tmp_path, few, **options)])
+    written = (tmp_path / "factors" / "metadata.json").stat().st_mtime_ns
+    options |= {"collect.moments": "token", "edit.formula": "corrected"}
+    main(["fit", *small(tmp_path, few, **options), "--overwrite"])
+    assert (tmp_path / "factors" / "metadata.json").stat().st_mtime_ns == written
+    assert (tmp_path / "factors" / "moments" / "metadata.json").is_file()
+    assert read_results(tmp_path / "results.jsonl")[1]["edit"]["formula"] == "corrected"
+
+
 def test_two_ranks_agree_on_domains_and_moments(tmp_path, few, facts):  # noqa: F811
     for n in (1, 2):
         changes = {"trainer.devices": n, "trainer.strategy": "ddp" if n > 1 else "auto", "data.batch_size": 2}
@@ -174,10 +194,12 @@ def _packed(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"edit.formula": "corrected"}, "needs --collect.moments token"),
+        ({"edit.formula": "corrected"}, "--collect.moments token"),
         ({"edit.formula": "random"}, "takes no domain"),
         ({"edit.mode": "ablate"}, "give the domain's alone"),
-        ({"edit.alpha": "{code: 1.0}"}, "not the domain 'sums'"),
+        ({"edit.alpha": "{code: 1.0}"}, "the domains are sums"),
+        ({"edit.layers": '{"9": {"up": 0.5}}'}, "no factors for block 9"),
+        ({"edit.layers": '{"3": {"up": {"formula": "corrected"}}}'}, "needs moments measured"),
         ({"data.questions.memorized": "x.jsonl"}, "stands for something else"),
         ({"data.questions.sums": "none.jsonl"}, "cannot be read"),
         ({"collect.watch_rho": "0.8"}, "watch_rho needs one pass"),
@@ -234,6 +256,7 @@ def test_answers_are_found_by_pattern_and_cut_at_stops(tmp_path):
     assert gsm.extract("a = 3\nb = 4\n#### 1,234") == "1234"
     assert gsm.answer_in("so\n#### 7\n\n#### 9") == "7" and gsm.answer_in("I do not know") == ""
     assert gsm.answer_in("#### 5 Question: #### 6") == "5"
+    assert QuestionSet.parse("math", {"source": "f", "stop": "Question:"}).stop == ("Question:",)
     plain = QuestionSet("f")
     assert plain.answer_in(" 19\n20") == "19" and plain.extract("Paris, France") == "Paris, France"
     rows = [{"question": "2 and 2?", "answer": "2+2\n#### 4"}]
@@ -257,6 +280,8 @@ def test_answers_are_found_by_pattern_and_cut_at_stops(tmp_path):
         ([{"prompt": "x", "answer": "y"}], {"template": "Q"}, "lacks {prompt}"),
         ([{"prompt": "x", "answer": "y"}], {"answer_pattern": "("}, "no regular expression"),
         ([{"prompt": "x", "answer": "y"}], {"patterns": "("}, "unknown field 'patterns'"),
+        ([{"prompt": "x", "answer": "y"}], {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ([{"prompt": "x", "answer": "y"}], {"stop": [""]}, "not empty"),
         ([{"prompt": "x " * 50, "answer": "y"}], {"max_new_tokens": 80}, "at most 128 positions"),
     ],
 )
@@ -409,6 +434,24 @@ def test_pareto_front_and_weakest_settings():
     assert pareto_front(rows) == [0, 1, 2, 3, 6]
     weakest = weakest_settings(rows, 0.1)
     assert [(r["edit"]["formula"], r["edit"]["rho"]) for r in weakest] == [("a", 0.8), ("b", 0.9)]
+
+
+def test_the_grid_keeps_what_the_config_says():
+    base = EditConfig(alpha=0.25, budget="mass")
+    (config,) = grid(base, formulas=["magnitude"], rhos=[0.5])
+    assert (config.budget, config.alpha) == ("mass", 0.25)
+    (config,) = grid(base, formulas=["original"], rhos=[0.5], mixing=True)
+    assert config.alpha == 0.25
+    assert [c.alpha for c in grid(base, formulas=["original"], rhos=[0.5], alphas=[0, 1], mixing=True)] == [0, 1]
+    assert len(grid(EditConfig(mix="union"), formulas=["original"], rhos=[0.5], alphas=[0, 1], mixing=True)) == 1
+    with pytest.raises(InputError, match="leave layers out"):
+        grid(EditConfig(layers={"0": {"up": 0.5}}), formulas=["original"], rhos=[0.5])
+
+
+def test_means_over_seeds_where_a_figure_is_missing():
+    edit = {"formula": "random", "seed": 0, "fraction_kept": 0.5, "mass_kept": 0.5, "relative_change": 0.5}
+    rows = [{"edit": edit | {"seed": n}, "perplexity": p, "strict_acc": 0.2} for n, p in enumerate((3.0, None))]
+    assert average_seeds(rows)[0]["perplexity"] is None and average_seeds(rows)[0]["strict_acc"] == 0.2
 
 
 def test_configs_of_an_edit_survive_json():

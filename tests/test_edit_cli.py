@@ -132,12 +132,14 @@ def test_wrong_input_is_one_line(tmp_path, demo_factors, capsys):
     assert "--output is missing" in failed(capsys, "apply", **factors)
     assert "not a factor folder" in failed(capsys, "apply", factors=tmp_path, **out)
     assert "rho is 1.5" in failed(capsys, "apply", rho=1.5, **factors, **out)
-    assert "need moments measured" in failed(capsys, "apply", formula="corrected", **factors, **out)
+    assert "needs moments measured" in failed(capsys, "apply", formula="corrected", **factors, **out)
     assert "--layers-json: not valid JSON" in failed(capsys, "apply", **{"layers-json": "{"}, **factors, **out)
     assert "no factors for block 9" in failed(
         capsys, "apply", **{"layers-json": '{"9": {"up": 0.5}}'}, **factors, **out
     )
-    assert "unknown dtype 'half'" in failed(capsys, "apply", precision="half", **factors, **out)
+    assert "half" in failed(capsys, "apply", precision="half", **factors, **out)
+    assert "device cuda: cannot be used here" in failed(capsys, "apply", device="cuda", **factors, **out)
+    assert "name a folder of its own" in failed(capsys, "apply", output=".", **factors)
     assert (
         "would replace the factors"
         in failed(capsys, "apply", "--overwrite", factors=demo_factors, output=tmp_path.parent)
@@ -265,6 +267,35 @@ def test_a_changed_set_is_measured_again(tmp_path, demo_factors, few):  # noqa: 
     few.write_text("\n".join(few.read_text().splitlines()[:5]))
     edit("sweep", **options)
     assert [row["n_sequences"] for row in read_results(folder / "results.jsonl")] == [10, 10, 5, 5]
+
+
+def test_other_factors_or_another_precision_are_measured_again(tmp_path, demo_factors, few, capsys):  # noqa: F811
+    place = shutil.copytree(demo_factors, tmp_path / "factors")
+    options = sweep_options(tmp_path / "s", place, few) | {"formulas": "[original]", "rhos": "[0.6]"}
+    edit("sweep", **options)
+    metadata = load_factors(place).metadata
+    changed = {n: KroneckerFactors(f.A + torch.eye(128), f.G, f.n_tokens) for n, f in load_factors(place).items()}
+    save_factors(changed, place, {k: metadata[k] for k in ("model", "fingerprint", "n_tokens", "corpus")})
+    capsys.readouterr()
+    edit("sweep", **options)
+    edit("sweep", **(options | {"precision": "float32"}))
+    assert capsys.readouterr().out.count("0 of them measured before") == 2
+
+
+def test_names_that_the_user_gave_keep_their_dashes(tmp_path, demo_factors):
+    options = {"domains.my-text": demo_factors, "alpha": '{"my-text": 0.5}', "output": tmp_path / "e"}
+    edit("apply", factors=demo_factors, **options)
+    assert json.loads((tmp_path / "e" / "edit.json").read_text())["domains"] == {"my-text": 0.5}
+
+
+def test_restore_deletes_nothing_and_takes_only_the_original(tmp_path, demo_factors, capsys):
+    edit("apply", factors=demo_factors, output=tmp_path / "edited")
+    mine = shutil.copytree(tmp_path / "edited", tmp_path / "mine")
+    (mine / "edit.json").unlink()
+    options = {"model": tmp_path / "edited", "output": mine}
+    assert "is already there" in failed(capsys, "restore", "--overwrite", **options)
+    wrong = {"model": tmp_path / "edited", "original": "demo-arithmetic", "output": tmp_path / "r"}
+    assert "not the weights that were edited" in failed(capsys, "restore", **wrong)
 
 
 def test_wrong_sweeps(tmp_path, demo_factors, few, capsys):  # noqa: F811

@@ -185,14 +185,15 @@ def dense_mix(mix, basis, formula, rho, alphas, domains, normalize="mass", budge
         ("union", "mixed", "mass"),
     ],
 )
+@pytest.mark.parametrize("rho", [0.6, 0.8, 0.97])
 @pytest.mark.parametrize("two", [False, True])
-def test_each_mix_equals_its_definition(mix, basis, normalize, budget, formula, two):
+def test_each_mix_equals_its_definition(mix, basis, normalize, budget, formula, two, rho):
     domains = {"sums": DOMAIN, "code": OTHER} if two else {"sums": DOMAIN}
     alpha = {"sums": 0.7, "code": 2.0} if two else 0.7
     weights = [1.0] * len(domains) if mix == "union" else [0.7, 2.0][: len(domains)]
-    config = EditConfig(rho=0.8, formula=formula, mix=mix, basis=basis, normalize=normalize, budget=budget, alpha=alpha)
+    config = EditConfig(rho=rho, formula=formula, mix=mix, basis=basis, normalize=normalize, budget=budget, alpha=alpha)
     edited, report = edit(config, domains=domains)
-    expected, count = dense_mix(mix, basis, formula, 0.8, weights, domains.values(), normalize, budget)
+    expected, count = dense_mix(mix, basis, formula, rho, weights, domains.values(), normalize, budget)
     assert report.n_kept == count
     assert (edited - expected).norm() <= 1e-5 * expected.norm()  # the cast to float32, and eigh's own rounding
 
@@ -209,7 +210,7 @@ def test_corrected_with_a_domain_takes_its_moments():
     assert (edited - masked(U_G.T @ W @ U_A, cells, U_G, U_A)).norm() <= 1e-5 * W.norm()
     with pytest.raises(InputError, match="need moments of the domain sums"):
         edit(config, moments=MOMENTS, domains={"sums": DOMAIN})
-    with pytest.raises(InputError, match="fc: the corrected formulas need moments measured"):
+    with pytest.raises(InputError, match="formula corrected needs moments measured"):
         edit(EditConfig(formula="corrected"))
 
 
@@ -254,7 +255,8 @@ def test_the_ends_of_rho_with_a_domain(mix):
     [
         ({"formula": "random"}, "is a control and takes no domain"),
         ({"mode": "ablate"}, "give the domain's alone"),
-        ({"alpha": {"code": 1.0}}, "alpha names code, not the domain 'sums'"),
+        ({"alpha": {"code": 1.0}}, "alpha names 'code', but the domains are sums"),
+        ({"alpha": {}}, "alpha names no domain, not the domain 'sums'"),
         ({"formula": "corrected", "mix": "factors"}, "measured in the general basis"),
     ],
 )
@@ -281,6 +283,62 @@ def test_mixes_that_make_no_sense(settings, message):
 def test_wrong_settings(settings, message):
     with pytest.raises(InputError, match=message):
         EditConfig(**settings)
+
+
+def blocks_of_layers():
+    """Two numbered blocks with a gate and an up projection, and factors of each."""
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.Module() for _ in range(2))
+    factors = {}
+    for number, block in enumerate(model.layers):
+        for name in ("gate_proj", "up_proj"):
+            block.add_module(name, one_layer().fc)
+            factors[f"layers.{number}.{name}"] = GENERAL["fc"]
+    return model, factors
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"rho": 0.5, "formula": "random"}, "is a control and takes no domain"),
+        ({"rho": 0.5, "formula": "corrected"}, "needs moments measured"),
+    ],
+)
+def test_rules_of_single_layers_are_checked_as_well(rule, message):
+    model, factors = blocks_of_layers()
+    config = EditConfig(layers={"1": {"up": rule}})
+    with pytest.raises(InputError, match=message):
+        KFACEditor(model, factors, config, domains={"sums": {name: DOMAIN["fc"] for name in factors}})
+
+
+def test_layers_by_number_or_text_and_rho_one():
+    model, factors = blocks_of_layers()
+    report = KFACEditor(model, factors, EditConfig(layers={1: {"up": 0.5, "gate": 1.0}})).apply(dry_run=True)
+    assert [layer.name for layer in report.layers] == ["layers.1.up_proj"]
+    ablate = EditConfig(layers={"01": {"gate": 1.0}}, mode="ablate")
+    KFACEditor(model, factors, ablate).apply()
+    assert not model.layers[1].gate_proj.weight.any() and model.layers[1].up_proj.weight.any()
+
+
+def test_all_experts_of_a_block_have_its_rho():
+    model, factors = blocks_of_layers()
+    model.layers[0].experts = nn.ModuleList(nn.Module() for _ in range(2))
+    for number, expert in enumerate(model.layers[0].experts):
+        expert.down_proj = one_layer().fc
+        factors[f"layers.0.experts.{number}.down_proj"] = GENERAL["fc"]
+    report = KFACEditor(model, factors, EditConfig(layers={"0": {"down": 0.5}})).apply()
+    assert [layer.name for layer in report.layers] == [f"layers.0.experts.{n}.down_proj" for n in (0, 1)]
+
+
+def test_what_an_ablation_keeps_is_what_stays():
+    kept, ablated = (edit(EditConfig(rho=0.8, mode=mode))[1] for mode in ("suppress", "ablate"))
+    assert kept.n_kept + ablated.n_kept == kept.n_total
+    assert kept.mass_kept + ablated.mass_kept == pytest.approx(1)
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(InputError, match="device nowhere: cannot be used here"):
+        edit(EditConfig(), device="nowhere")
 
 
 def test_a_domain_without_curvature_or_of_another_shape():

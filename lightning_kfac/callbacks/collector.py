@@ -146,6 +146,7 @@ class CurvatureCollector(Callback):
             "fingerprint": weights_fingerprint(pl_module.model, self._layers),
             "tokenizer": getattr(data, "tokenizer_name", None),
             "corpus": data.corpus.label if isinstance(data, TextData) else None,
+            "text": data.corpus.identity() if isinstance(data, TextData) else None,
             "max_tokens": getattr(data, "max_tokens", None),
             "seq_len": getattr(data, "seq_len", None),
             "labels": pl_module.labels,
@@ -159,13 +160,13 @@ class CurvatureCollector(Callback):
         if self.reuse:
             self._reuse(folder, trainer)
         self._texts = [*([] if self.factors else [CORPUS]), *getattr(data, "domains", {})]
-        if not self._texts:
+        if not self._texts and not self.moments:
             raise InputError(
-                f"{folder} holds these factors already, and there is no domain to collect: edit with edit.py, or leave "
-                "collect.reuse out"
+                f"{folder} holds these factors already, and there is nothing else to collect: edit with edit.py, or "
+                "leave collect.reuse out"
             )
         if isinstance(data, TextData):
-            data.text_in_turn = _text_name(self._texts[0])
+            data.text_in_turn = _text_name([*self._texts, CORPUS][0])
 
     def _reuse(self, folder: Path, trainer: Trainer) -> None:
         """Takes the factors of an earlier run of the same settings, which lie in the run folder or were put aside."""
@@ -311,8 +312,9 @@ class CurvatureCollector(Callback):
             metadata["n_tokens"] = n_tokens
         else:
             data = trainer.datamodule
-            own = {"corpus": data.domains[work.text].label, "max_tokens": data.domain_tokens, "n_tokens": n_tokens}
-            metadata = metadata | own
+            corpus = data.domains[work.text]
+            own = {"corpus": corpus.label, "text": corpus.identity(), "max_tokens": data.domain_tokens}
+            metadata = metadata | own | {"n_tokens": n_tokens}
         if trainer.is_global_zero:
             save_factors(collected, folder, metadata)
         if trainer.logger is not None:

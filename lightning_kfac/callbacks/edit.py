@@ -10,8 +10,7 @@ from lightning_kfac.checkpoints import Save, save_edited
 from lightning_kfac.data.datamodule import CORPUS
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.report import EditReport
-from lightning_kfac.editor import KFACEditor
-from lightning_kfac.errors import InputError
+from lightning_kfac.editor import KFACEditor, check_alpha, check_formula, named_in_layers
 from lightning_kfac.fingerprint import weights_fingerprint
 
 
@@ -55,14 +54,19 @@ class EditCallback(Callback):
         """What the last edit did; None before it."""
         return next(reversed(self.reports.values()), None)
 
-    def check(self, domains: list[str], collector: CurvatureCollector) -> None:
-        """Raises ``InputError`` for an edit that the collection cannot serve."""
-        if domains:
-            self.config.check_mixing()
-            for domain in domains:
-                self.config.alpha_of(domain)
-        if self.config.formula.startswith("corrected") and collector.moments is None:
-            raise InputError(f"formula {self.config.formula} needs --collect.moments token (or sequence)")
+    def check(self, targets: list[str], domains: list[str], collector: CurvatureCollector) -> None:
+        """Raises ``InputError`` for an edit that the collection cannot serve.
+
+        Args:
+            targets: Names of the layers that are collected and chosen by blocks and projections.
+            domains: Names of the domains.
+            collector: What collects.
+        """
+        check_alpha(self.config, domains)
+        for domain in domains:
+            self.config.alpha_of(domain)
+        for name in named_in_layers(self.config, targets):
+            check_formula(self.config.for_layer(name), bool(domains), collector.moments is not None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer)
@@ -78,7 +82,7 @@ class EditCallback(Callback):
             domain_moments=moments,
             bases=collector.bases,
         )
-        fingerprint = weights_fingerprint(pl_module.model, editor.layers) if self.save == "patch" else None
+        fingerprint = weights_fingerprint(pl_module.model, editor.layers)
         if collector.domain_factors:
             plain = replace(self.config, mix="scores", basis=None, alpha=0.0)
             self.reports["general"] = editor.apply(plain)

@@ -44,7 +44,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Edits and writes."""
     writes = options.save != "none" and not options.dry_run
-    output = check_output(options.output, options.overwrite) if writes else None
+    output = check_output(options.output, options.overwrite, _is_edit) if writes else None
     if options.patch:
         _apply_patch(options, output)
         return
@@ -58,7 +58,7 @@ def run(options: Namespace) -> None:
     editor = KFACEditor(model, factors, config, **editor_options(options))
     if output and options.save == "full":
         free_space_for(output, sum(p.numel() * p.element_size() for p in model.parameters()))
-    before = weights_fingerprint(model, editor.layers) if options.save == "patch" else None
+    before = weights_fingerprint(model, editor.layers)
     report = editor.apply(dry_run=options.dry_run)
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
     if report.forced:
@@ -76,6 +76,8 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
         raise InputError("give either --factors or --patch")
     if options.save == "patch":
         raise InputError("--patch makes a checkpoint of a patch: --save patch has no meaning there")
+    if options.dry_run or options.domains:
+        raise InputError("--patch applies an edit as it was made: leave --dry-run and --domains out")
     name = options.model or patch_source(options.patch)
     console.print(f"apply the patch {options.patch} to {name}")
     model = open_model(name, options)
@@ -86,6 +88,10 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
         tokenizer = load_tokenizer(name, options.trust_remote_code)
         save_checkpoint(model, tokenizer, output, extra={EDIT_FILE: json.dumps(details, indent=2)})
         _say_what_next(output, "full", name)
+
+
+def _is_edit(folder: Path) -> bool:
+    return (folder / EDIT_FILE).is_file()
 
 
 def _say_what_next(output: Path, save: Save, name: str) -> None:

@@ -1,13 +1,13 @@
 """What several commands share."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
-from lightning_kfac.editor import EDIT_FILE
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import FactorFolder, load_factors
 from lightning_kfac.loading import Dtype, load_model
@@ -34,8 +34,13 @@ def add_editing_options(parser: ArgumentParser) -> None:
         help="Factor folders of text to protect as well: --domains.NAME FOLDER.",
     )
     parser.add_argument("--device", type=str, help="Where to compute, such as cuda; by default where the model is.")
-    parser.add_argument("--precision", type=str, default="float64", help="Of bases and products: float64 or float32.")
+    add_precision_option(parser)
     parser.add_argument("--force", action="store_true", help="Edit although the factors belong to other weights.")
+
+
+def add_precision_option(parser: ArgumentParser) -> None:
+    """--precision."""
+    parser.add_argument("--precision", type=Literal["float64", "float32"], default="float64", help="Of the eigenbases.")
 
 
 def editor_options(options: Namespace) -> dict:
@@ -66,17 +71,19 @@ def open_model(name: str, options: Namespace) -> nn.Module:
     return load_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
 
 
-def check_output(path: str | None, overwrite: bool, marks: tuple[str, ...] = (EDIT_FILE,)) -> Path:
+def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
     """The folder to write; refuses one that is not ours to replace.
 
     Args:
-        marks: Files by which an earlier output of the same kind is told.
+        is_ours: Tells an earlier output of the same command.
     """
     if not path:
         raise InputError("--output is missing: the folder to write")
     folder = Path(path)
+    if not folder.name or folder.name == "..":
+        raise InputError(f"--output {path}: name a folder of its own")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        ours = folder.is_dir() and any((folder / mark).is_file() for mark in marks)
+        ours = folder.is_dir() and is_ours(folder)
         if not (ours and overwrite):
             hint = "add --overwrite to replace it, or " if ours else ""
             raise InputError(f"{folder} is already there; {hint}choose another --output")

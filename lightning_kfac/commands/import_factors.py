@@ -1,10 +1,12 @@
 """Convert the factors of another tool into a factor folder."""
 
+from pathlib import Path
+
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.commands.common import check_not_within, check_output
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import METADATA, save_factors
+from lightning_kfac.factors import load_factors, save_factors
 from lightning_kfac.interop import Kind, read_foreign
 from lightning_kfac.loading import load_config, skeleton
 from lightning_kfac.progress import console
@@ -29,7 +31,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Reads, checks and writes."""
-    output = check_output(options.output, options.overwrite, marks=(METADATA,))
+    output = check_output(options.output, options.overwrite, _is_import)
     check_not_within(output, {"the source": options.source})
     console.print(f"convert {options.source} to {output}")
     factors, metadata = read_foreign(options.source, options.kind, options.n_tokens, options.layer_pattern)
@@ -39,6 +41,13 @@ def run(options: Namespace) -> None:
     save_factors(factors, output, metadata)
     console.print(f"{len(factors)} layers from {metadata['imported_from']} -> {output}/")
     console.print(f"note: {metadata['notes']}")
+
+
+def _is_import(folder: Path) -> bool:
+    try:
+        return "imported_from" in load_factors(folder).metadata
+    except InputError:
+        return False
 
 
 def _check_layers(model: str, factors: dict) -> None:

@@ -10,8 +10,12 @@ from lightning_kfac.commands.common import add_model_options, check_not_within, 
 from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.editor import EDIT_FILE
 from lightning_kfac.errors import InputError
+from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.loading import load_tokenizer
 from lightning_kfac.progress import console
+
+# In the folder of a restored checkpoint: where its weights come from.
+RESTORED = "restored.json"
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -24,8 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Restores and writes."""
-    output = check_output(options.output, options.overwrite, marks=("config.json",))
-    check_not_within(output, {"the model": options.model, "the original": options.original})
+    output = check_output(options.output, options.overwrite, lambda folder: (folder / RESTORED).is_file())
     path = resolve_path(options.model) / EDIT_FILE
     try:
         details = json.loads(path.read_text("utf-8"))
@@ -35,8 +38,13 @@ def run(options: Namespace) -> None:
     source = options.original or details.get("model")
     if not source:
         raise InputError(f"{path}: does not name the original model; name it with --original")
+    check_not_within(output, {"the model": options.model, "the original": source})
     console.print(f"give {len(layers)} layers of {options.model} the weights of {source}")
     model, original = open_model(options.model, options), open_model(source, options)
+    known = details.get("fingerprint")
+    if known and weights_fingerprint(original, layers) != known:
+        raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")
     restore_layers(model, original.to(next(model.parameters()).dtype), layers)
-    save_checkpoint(model, load_tokenizer(options.model, options.trust_remote_code), output)
+    extra = {RESTORED: json.dumps({"model": options.model, "original": source, "layers": layers}, indent=2)}
+    save_checkpoint(model, load_tokenizer(options.model, options.trust_remote_code), output, extra=extra)
     console.print(f"restored -> {output}/")

@@ -1,6 +1,5 @@
 """Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,9 @@ from lightning_kfac.commands.common import (
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.editing.report import edit_label
+from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editor import KFACEditor
+from lightning_kfac.errors import InputError
 from lightning_kfac.evaluator import ModelEvaluator
 from lightning_kfac.figures import pareto_figure
 from lightning_kfac.fingerprint import weights_fingerprint
@@ -48,7 +48,12 @@ def add_options(parser: ArgumentParser) -> None:
         default=[0.5, 0.6, 0.7, 0.8, 0.9],
         help="Shares of the curvature mass to try, for all formulas or for each by name.",
     )
-    parser.add_argument("--alphas", type=list[float], default=[1.0], help="Weights of the domains to try.")
+    parser.add_argument(
+        "--alphas",
+        type=list[float | dict[str, float]],
+        default=[1.0],
+        help="Weights of the domains to try; each a number, or a number for each domain by name.",
+    )
     parser.add_argument("--blocks", type=list[Blocks] | None, help="Sets of blocks to try, such as [[3, 4], [3]].")
     parser.add_argument("--projections", type=list[list[str]] | None, help="Sets of projections, such as [[gate, up]].")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="For the formula random.")
@@ -80,18 +85,17 @@ def run(options: Namespace) -> None:
     evaluator = ModelEvaluator(name, options.dtype, data, folder, options.accelerator)
     model = open_model(name, options)
     editor = KFACEditor(model, factors, base, repeated=True, **keywords)
-    sweep.check(model, factors, configs)
-    identities = [factors.metadata, *(domain.metadata for domain in keywords["domains"].values())]
-    # Which accelerator measured is of no importance; everything else that a figure depends on is.
-    context = (
-        weights_fingerprint(model, factors),
-        json.dumps(identities, sort_keys=True),
-        data.measured(),
-        options.dtype,
-    )
+    for config in configs:
+        editor.check(config)
+    # Everything that a figure depends on, but for the device.
+    read = {name: folder.content() for name, folder in {"": factors, **keywords["domains"]}.items()}
+    weights = weights_fingerprint(model, factors)
+    context = weights, sorted(read.items()), data.measured(), options.dtype, options.precision
     points = {sweep.point_key(config, *context): config for config in configs}
     results = folder / "results.jsonl"
     known = {row.get("point"): row for row in read_results(results)}
+    if None in known:
+        raise InputError(f"{results} holds results of something else; choose another --output")
     missing = {key: config for key, config in points.items() if key not in known}
     baseline = sweep.point_key(EditConfig(), "baseline", *context)
     console.print(
@@ -148,5 +152,6 @@ def _show(rows: list[dict], folder: Path, name: str, target: float) -> None:
             for key in ("strict_acc", "perplexity", "ndcg@10"):
                 if row.get(key) is not None:
                     step = round(1000 * row["edit"]["rho"])
-                    writer.add_scalar(f"{key} by 1000 rho/{edit_label(row['edit'])}", row[key], step)
+                    label = f"{edit_label(row['edit'])}, {edit_place(row['edit'])}"
+                    writer.add_scalar(f"{key} by 1000 rho/{label}", row[key], step)
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")

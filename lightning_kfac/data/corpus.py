@@ -1,5 +1,6 @@
 """Where text comes from: the embedded corpus, local files, or a data set on the Hugging Face hub."""
 
+import hashlib
 import json
 import random
 import re
@@ -74,6 +75,10 @@ class Corpus:
         if self.embedded:
             return f"embedded:{self.split}"
         return ":".join(part for part in (self.source, self.subset, self.split) if part)
+
+    def identity(self) -> str:
+        """A short hash of where the text comes from and what may have changed there."""
+        return hashlib.sha256(repr((self, self.state())).encode()).hexdigest()[:16]
 
     def state(self) -> list:
         """What may change behind an unchanged name: the Python version, or files' sizes and times."""

@@ -63,12 +63,17 @@ class QuestionSet:
                 raise InputError(f"data.questions.{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
             if "source" not in value:
                 raise InputError(f"data.questions.{name}: needs a source")
-            value = cls(**{**value, "stop": tuple(value.get("stop", ("\n",)))})
+            stop = value.get("stop", ("\n",))
+            value = cls(**{**value, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
         questions = value if isinstance(value, QuestionSet) else cls(source=str(value))
-        if "{prompt}" not in questions.template:
+        if "{prompt}" not in str(questions.template):
             raise InputError(f"data.questions.{name}: the template {questions.template!r} lacks {{prompt}}")
-        if questions.max_new_tokens < 1:
-            raise InputError(f"data.questions.{name}: max_new_tokens is {questions.max_new_tokens}")
+        for field in ("max_new_tokens", "limit"):
+            number = getattr(questions, field)
+            if not (isinstance(number, int) and number >= 1) and not (number is None and field == "limit"):
+                raise InputError(f"data.questions.{name}: {field} is {number!r}; it must be a number of at least 1")
+        if not all(isinstance(stop, str) and stop for stop in questions.stop):
+            raise InputError(f"data.questions.{name}: stop must be texts that are not empty, got {questions.stop}")
         try:
             re.compile(questions.answer_pattern or "")
         except re.error as error:

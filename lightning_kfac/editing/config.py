@@ -89,7 +89,7 @@ class EditConfig:
         """What holds for one layer: its own rho and formula where ``layers`` gives them."""
         if self.layers is None:
             return self
-        chosen = self.layers[str(block_of(name))][projection_of(name)]
+        chosen = self.layers[str(block_of(name))][projection_of(name)]  # keys are text, see _check_layers
         own = dict(chosen) if isinstance(chosen, Mapping) else {"rho": chosen}
         return replace(self, layers=None, **own)
 
@@ -124,7 +124,10 @@ class EditConfig:
         example = '{"31": {"gate": 0.8, "up": 0.8}}'
         if not isinstance(self.layers, Mapping) or not self.layers:
             raise InputError(f"layers must be a mapping such as {example}")
-        for block, chosen in self.layers.items():
+        # YAML gives numbers where JSON gives text.
+        layers = {str(int(b)) if str(b).isdigit() else b: chosen for b, chosen in self.layers.items()}
+        object.__setattr__(self, "layers", layers)
+        for block, chosen in layers.items():
             if not str(block).isdigit() or not isinstance(chosen, Mapping) or not chosen:
                 raise InputError(f"layers: block {block!r} must be a number with projections below it, as in {example}")
             for projection, rule in chosen.items():

@@ -1,7 +1,7 @@
 """The edit of one layer: which components stay, and the new weight. Tensors in, tensors out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ class LayerCurvature:
     domain_moments: Mapping[str, Callable[[], Tensor | None]] = field(default_factory=dict)
     repeated: bool = False
     _components: Tensor | None = None
+    _singular: tuple[Tensor, Tensor, Tensor] | None = None
     _along: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @cached_property
@@ -94,6 +95,15 @@ class LayerCurvature:
         if self.repeated:
             self._components = c.cpu()
         return c
+
+    def singular(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Singular value decomposition of the weight: U [d_out, k], sigma [k], V^T [k, d_in], k = min(d_out, d_in)."""
+        if self._singular is not None:
+            return tuple(part.to(self.device) for part in self._singular)
+        parts = torch.linalg.svd(weight, full_matrices=False)
+        if self.repeated:
+            self._singular = tuple(part.cpu() for part in parts)
+        return parts
 
     def measured(self, domain: str | None = None) -> Tensor:
         """Moments of the general text or of a domain; raises ``InputError`` where there are none."""
@@ -184,7 +194,7 @@ def _mixed(weight: Tensor, curvature: LayerCurvature, config: EditConfig, c: Ten
         own_c = components(weight, basis.G.vectors, basis.A.vectors)
     count = None
     if _budget(config, mixing=True) == "count":
-        count = int(_plain(curvature, config, c)[0].sum())
+        count = int(_plain(curvature, replace(config, budget=None), c)[0].sum())
     if config.mix == "factors":
         importance = _scaled(original(basis.G.values, basis.A.values), config, own_c)
     elif config.mix == "scores":
@@ -224,7 +234,7 @@ def _by_directions(weight: Tensor, curvature: LayerCurvature, config: EditConfig
         n_kept = round(count / total * directions)
     else:
         n_kept = min(directions, round(count / sum(weight.shape))) if count < total else directions
-    u, sigma, v = torch.linalg.svd(weight, full_matrices=False)
+    u, sigma, v = curvature.singular(weight)
     energy = sigma.double() ** 2
     mass = (energy[:n_kept].sum() / energy.sum()).item() if energy.any() else 1.0
     return Selection(lambda dtype: (u[:, :n_kept] * sigma[:n_kept]) @ v[:n_kept], n_kept, directions, mass)

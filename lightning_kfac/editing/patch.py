@@ -4,7 +4,6 @@ A folder with ``patch.safetensors`` and ``edit.json``.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.files import new_folder
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.hub import local_folder
 
@@ -43,15 +43,10 @@ def save_patch(model: nn.Module, layers: Sequence[str], path: str | Path, before
         >>> apply_patch(model, path)["why"], model.fc.weight.abs().sum().item()
         ('an example', 0.0)
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({n: model.get_submodule(n).weight.detach().cpu().contiguous() for n in layers}, partial / WEIGHTS)
     patch = {"before": before, "after": weights_fingerprint(model, layers)}
-    (partial / DETAILS).write_text(json.dumps({**details, "patch": patch}, indent=2), "utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    partial.replace(path)
+    with new_folder(path) as partial:
+        save_file({n: model.get_submodule(n).weight.detach().cpu().contiguous() for n in layers}, partial / WEIGHTS)
+        (partial / DETAILS).write_text(json.dumps({**details, "patch": patch}, indent=2), "utf-8")
 
 
 @torch.no_grad()
@@ -87,10 +82,13 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
             f"{path}: the patch was made from other weights (fingerprint {before[:8]}, the model has {found[:8]}) of "
             f"{details.get('model')}; --force (force=True) applies it all the same"
         )
+    old = {name: modules[name].weight.clone() for name in weights}
     for name, weight in weights.items():
         modules[name].weight.copy_(weight)
     exact = all(modules[name].weight.dtype == weight.dtype for name, weight in weights.items())
     if found == before and exact and weights_fingerprint(model, weights) != after:
+        for name, weight in old.items():
+            modules[name].weight.copy_(weight)
         raise InputError(f"{path}: the patch is damaged: the patched weights have another fingerprint than it says")
     return details | {"patch": prints | {"forced": found != before}}
 

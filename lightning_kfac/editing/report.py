@@ -13,8 +13,8 @@ class LayerReport:
     """What the edit did to one layer.
 
     Attributes:
-        n_kept, n_total: Components; for the formulas ``svd`` singular directions. Under ``ablate`` those that
-            were selected, and so removed.
+        n_kept, n_total: Components; for the formulas ``svd`` singular directions. Kept is what stays in the
+            weight, so under ``ablate`` what was not selected.
         fraction_kept: n_kept / n_total.
         mass_kept: Share of the formula's importance in the kept components (``random`` and ``lowest``: of the
             curvature); under budget mass at least rho.
@@ -103,6 +103,11 @@ class EditReport:
             **averages,
             "layers": [asdict(layer) for layer in self.layers],
         }
+
+
+def edit_place(edit: Mapping[str, Any]) -> str:
+    """Where an edit was made: ``3,4 gate,up``."""
+    return f"{','.join(map(str, edit['blocks']))} {','.join(edit['projections'])}"
 
 
 def edit_label(edit: Mapping[str, Any]) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.editor import Factors, KFACEditor, Moments, edited_layers
+from lightning_kfac.editor import Factors, KFACEditor, Moments
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.importance import CONTROLS, Formula
+from lightning_kfac.math.importance import CONTROLS, WITH_MASS, Formula
 from lightning_kfac.targets import Blocks
 
+Alpha = float | Mapping[str, float]
 Evaluate = Callable[[nn.Module], Mapping[str, Any]]
 
 
@@ -25,7 +26,7 @@ def compare_formulas(
     *,
     rhos: Sequence[float] = (0.6,),
     formulas: Sequence[Formula] = ("original",),
-    alphas: Sequence[float] = (1.0,),
+    alphas: Sequence[Alpha] | None = None,
     seeds: Sequence[int] = (0,),
     config: EditConfig | None = None,
     domains: Mapping[str, Factors] | None = None,
@@ -41,7 +42,7 @@ def compare_formulas(
         factors: By dotted layer name.
         evaluate: Measures the model as it is; gives figures by name.
         rhos, formulas: The grid.
-        alphas: Weights of the domains; without domains only the first counts.
+        alphas: Weights of the domains, each a number or a mapping by domain; by default that of ``config``.
         seeds: For the formula ``random``.
         config: Everything else (blocks, projections, mode, mix).
         domains, moments, device: As for ``KFACEditor``.
@@ -66,6 +67,8 @@ def compare_formulas(
     config = config or EditConfig()
     editor = KFACEditor(model, factors, config, domains=domains, moments=moments, device=device, repeated=True)
     configs = grid(config, formulas=formulas, rhos=rhos, alphas=alphas, seeds=seeds, mixing=bool(domains))
+    for point in configs:
+        editor.check(point)
     return [{"edit": None, **evaluate(model)}, *run(editor, configs, evaluate)]
 
 
@@ -74,7 +77,7 @@ def grid(
     *,
     formulas: Sequence[Formula],
     rhos: Sequence[float] | Mapping[str, Sequence[float]],
-    alphas: Sequence[float] = (1.0,),
+    alphas: Sequence[Alpha] | None = None,
     blocks: Sequence[Blocks] | None = None,
     projections: Sequence[Sequence[str]] | None = None,
     seeds: Sequence[int] = (0,),
@@ -89,6 +92,8 @@ def grid(
     Raises:
         InputError: A formula has no rhos, or a setting is wrong.
     """
+    if base.layers is not None:
+        raise InputError("a grid varies one rho for all layers: leave layers out")
     if isinstance(rhos, Mapping) and (absent := [formula for formula in formulas if formula not in rhos]):
         raise InputError(f"rhos names {', '.join(rhos)}, not the formula {absent[0]}")
     points = [(formula, rho) for formula in formulas for rho in (rhos[formula] if isinstance(rhos, Mapping) else rhos)]
@@ -97,11 +102,14 @@ def grid(
         blocks or [base.blocks], projections or [base.projections], points
     ):
         own = seeds if formula == "random" else [base.seed]
-        weights = ([0.0] if formula in CONTROLS else alphas) if mixing else [base.alpha]
+        weights = [base.alpha] if alphas is None or not mixing or base.mix == "union" else alphas
+        weights = [0.0] if mixing and formula in CONTROLS else weights
         for seed, alpha in itertools.product(own, weights):
             changes = {"blocks": block, "projections": projection, "rho": rho, "seed": seed, "alpha": alpha}
-            if formula in CONTROLS:  # they keep a count, and take no domain
-                changes |= {"budget": None, "mix": "scores", "basis": None}
+            if formula in CONTROLS:  # they take no domain
+                changes |= {"mix": "scores", "basis": None}
+            if formula not in WITH_MASS:
+                changes |= {"budget": None}
             configs.append(replace(base, formula=formula, **changes))
     return configs
 
@@ -115,12 +123,6 @@ def run(editor: KFACEditor, configs: Iterable[EditConfig], evaluate: Evaluate) -
         finally:
             editor.restore()
         yield row
-
-
-def check(model: nn.Module, factors: Factors, configs: Iterable[EditConfig]) -> None:
-    """Raises ``InputError`` for a point whose layers do not exist, before the first is run."""
-    for config in configs:
-        edited_layers(model, factors, config)
 
 
 def point_key(config: EditConfig, *context: object) -> str:
@@ -149,7 +151,7 @@ def pareto_front(rows: Sequence[Mapping[str, Any]], x: str = "strict_acc", y: st
 def weakest_settings(
     rows: Sequence[Mapping[str, Any]], target: float, key: str = "strict_acc", cost: str = "perplexity"
 ) -> list[Mapping[str, Any]]:
-    """Of each kind of edit the point with the largest rho that brings ``key`` to ``target`` or below.
+    """Of each kind of edit the weakest (largest rho; under ablate the least) with ``key`` at ``target`` or below.
 
     Ordered by ``cost``. A kind is everything but rho and seed; kinds that never get there are left out.
     """
@@ -158,7 +160,8 @@ def weakest_settings(
         if row["edit"] is None or row.get(key) is None or row[key] > target:
             continue
         kind = json.dumps({k: v for k, v in _setting(row["edit"]).items() if k != "rho"}, sort_keys=True)
-        if kind not in best or row["edit"]["rho"] > best[kind]["edit"]["rho"]:
+        sign = -1 if row["edit"].get("mode") == "ablate" else 1
+        if kind not in best or sign * row["edit"]["rho"] > sign * best[kind]["edit"]["rho"]:
             best[kind] = row
     return sorted(best.values(), key=lambda row: row.get(cost) or float("inf"))
 
@@ -174,8 +177,9 @@ def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = dict(group[0])
     if len(group) == 1:
         return first | {"n_seeds": 1}
-    for name, value in first.items():
-        if isinstance(value, float):
-            first[name] = sum(row[name] for row in group) / len(group)
+    for name in first:
+        values = [row.get(name) for row in group]
+        if any(isinstance(value, float) for value in values):
+            first[name] = None if None in values else sum(values) / len(values)
     first["edit"] = first["edit"] | {k: sum(row["edit"][k] for row in group) / len(group) for k in OUTCOMES}
     return first | {"n_seeds": len(group)}

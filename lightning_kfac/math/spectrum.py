@@ -63,13 +63,13 @@ def eigenbasis(matrix: Tensor, name: str = "matrix", dtype: torch.dtype = torch.
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of the eigenvalues [d] divided by their sum: between 1 and d (Roy and Vetterli, 2007).
+    """exp of the entropy of the eigenvalues [d] over their sum: between 1 and d (Roy and Vetterli, 2007); 1 for zeros.
 
     Example:
         >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 6)
         2.0
     """
-    shares = values.double() / values.double().sum()
+    shares = values.double() / values.double().sum().clamp(min=torch.finfo(torch.float64).tiny)
     return torch.special.entr(shares).sum().exp().item()
 
 
@@ -92,9 +92,11 @@ def _attempts(matrix: Tensor) -> Iterator[Tensor]:
     yield matrix
     yield _jittered(matrix)
     if matrix.dtype != torch.float64:
+        yield matrix.double()
         yield _jittered(matrix.double())
-    yield matrix.cpu().double()
-    yield _jittered(matrix.cpu().double())
+    if not matrix.is_cpu:
+        yield matrix.cpu().double()
+        yield _jittered(matrix.cpu().double())
 
 
 def _jittered(matrix: Tensor) -> Tensor:
