@@ -59,7 +59,7 @@ class InputErrors:
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Ends the program with code 2 and one message: our own, where one is the cause."""
         own = _input_error(ex)
-        print(f"error: {own or message}", file=sys.stderr)
+        print(f"error: {own or ' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2)
 
 
