@@ -25,8 +25,8 @@ from lightning_kfac.callbacks import (
 from lightning_kfac.callbacks.mining import MINED
 from lightning_kfac.checkpoints import Save
 from lightning_kfac.data.datamodule import TextData
+from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.editor import check_untied
 from lightning_kfac.errors import InputError
 from lightning_kfac.loading import skeleton
 from lightning_kfac.modules import CausalLM

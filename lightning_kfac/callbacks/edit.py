@@ -8,9 +8,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning_kfac.callbacks.collector import CurvatureCollector, find_collector
 from lightning_kfac.checkpoints import Save, save_edited
 from lightning_kfac.data.datamodule import CORPUS
+from lightning_kfac.editing.checks import check_alpha, check_formula, named_in_layers
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.report import EditReport
-from lightning_kfac.editor import KFACEditor, check_alpha, check_formula, named_in_layers
+from lightning_kfac.editor import KFACEditor
 from lightning_kfac.fingerprint import weights_fingerprint
 
 

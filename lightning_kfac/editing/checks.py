@@ -1,0 +1,108 @@
+"""What must hold before an edit: layers, shapes, formulas, domains, device. Each check raises ``InputError``."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors import FactorFolder, KroneckerFactors
+from lightning_kfac.math.importance import MEASURED
+from lightning_kfac.targets import block_of, count_blocks, narrow, projection_of, weight_matrix
+
+Factors = Mapping[str, KroneckerFactors]
+
+
+def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dict[str, nn.Module]:
+    """The layers that an edit changes, by name.
+
+    Raises:
+        InputError: A layer is not in the model, has no factors, has factors of another shape, or shares its weight.
+    """
+    if not factors:
+        raise InputError("there are no factors to edit with")
+    modules = dict(model.named_modules())
+    if missing := [name for name in factors if name not in modules]:
+        raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
+    chosen = narrow(list(factors), count_blocks(model), config.blocks, config.projections)
+    chosen = named_in_layers(config, chosen)
+    check_untied(model, chosen)
+    for name in chosen:
+        expected, found = tuple(weight_matrix(modules[name]).shape), _shape(factors, name)
+        if expected != found:
+            raise InputError(
+                f"{name}: the weight is {expected[0]} x {expected[1]}, its factors are for {found[0]} x {found[1]}"
+            )
+    return {name: modules[name] for name in chosen}
+
+
+def check_untied(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises ``InputError`` for a layer whose weight is also another layer's, such as a tied head."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name in names:
+        if others := [o for o in owners[id(model.get_submodule(name).weight)] if o != f"{name}.weight"]:
+            raise InputError(f"{name} shares its weight with {others[0]}: an edit would change both; leave it out")
+
+
+def named_in_layers(config: EditConfig, names: list[str]) -> list[str]:
+    """Those that ``config.layers`` names, if it is set.
+
+    Raises:
+        InputError: One of them has no factors. (rho 1 leaves a layer alone, so there it needs none.)
+    """
+    if config.layers is None:
+        return names
+    idle = 1 if config.mode == "suppress" else None
+    wanted = {(block, p) for block, chosen in config.layers.items() for p, rule in chosen.items() if rule != idle}
+    places = {name: (str(block_of(name)), projection_of(name)) for name in names}
+    if absent := sorted(wanted - set(places.values())):
+        raise InputError(f"layers: there are no factors for block {absent[0][0]}, projection {absent[0][1]}")
+    if not wanted:
+        raise InputError("layers: every rho is 1, so there is nothing to edit")
+    return [name for name, place in places.items() if place in wanted]
+
+
+def check_formula(config: EditConfig, mixing: bool, measured: bool) -> None:
+    """Raises ``InputError`` where a layer's formula cannot be used with domains, or lacks moments."""
+    if mixing:
+        config.check_mixing()
+    if config.formula in MEASURED and not measured:
+        raise InputError(
+            f"formula {config.formula} needs moments measured in the basis of the factors: collect with "
+            "--collect.moments token (or sequence), or from Python with collect_moments"
+        )
+
+
+def check_alpha(config: EditConfig, domains: Iterable[str]) -> None:
+    """Raises ``InputError`` where alpha names a domain that is not there."""
+    domains = list(domains)
+    if isinstance(config.alpha, Mapping) and (unknown := [name for name in config.alpha if name not in domains]):
+        raise InputError(f"alpha names {unknown[0]!r}, but the domains are {', '.join(domains) or 'none'}")
+
+
+def check_device(device: torch.device | str | None) -> None:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device}: cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def check_domain(domain: str, factors: Factors, general: Factors, layers: Iterable[str]) -> None:
+    for name in layers:
+        if name not in factors:
+            raise InputError(f"the domain {domain} has no factors of {name}; collect it for the same layers")
+        expected, found = _shape(general, name), _shape(factors, name)
+        if expected != found:
+            raise InputError(
+                f"the domain {domain}: its factors of {name} are for {found[0]} x {found[1]}, the general ones for "
+                f"{expected[0]} x {expected[1]}"
+            )
+
+
+def _shape(factors: Factors, name: str) -> tuple[int, int]:
+    """(d_out, d_in) without reading a tensor from the disk."""
+    return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
