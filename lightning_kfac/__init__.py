@@ -3,6 +3,7 @@
 from lightning_kfac.collect import collect_factors, collect_moments
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.report import EditReport
+from lightning_kfac.editing.sweep import compare_formulas
 from lightning_kfac.editor import KFACEditor
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
@@ -16,6 +17,7 @@ __all__ = [
     "KroneckerFactors",
     "collect_factors",
     "collect_moments",
+    "compare_formulas",
     "load_factors",
     "save_factors",
     "select_components",

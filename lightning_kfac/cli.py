@@ -101,7 +101,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.usage = "python train.py COMMAND --config FILE [--OPTION VALUE ...]"
         parser.epilog = (
-            "--edit.rho, --edit.formula, --edit.blocks, --edit.projections and --edit.mode are explained by "
+            "--edit.rho, --edit.formula and everything else about the edit is explained by "
             "--edit.help. Every other option of Lightning's Trainer works too; --print_config lists them."
         )
         for action in parser._actions:

@@ -38,6 +38,9 @@ def main(args: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; what was measured or written is kept", file=sys.stderr)
+        raise SystemExit(130) from None
     console.print(f"{settings.subcommand} took {format_seconds(time.monotonic() - begin)}")
 
 

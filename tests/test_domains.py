@@ -117,6 +117,13 @@ def test_general_factors_are_reused_where_they_are_there(tmp_path, few, facts, c
     assert (folder / "factors" / "metadata.json").stat().st_mtime_ns != written
 
 
+def test_a_domain_that_was_not_read_is_no_domain(tmp_path, few, facts, capsys):  # noqa: F811
+    with pytest.raises(SystemExit):
+        main(["fit", *domain_options(tmp_path, few, facts, **{"trainer.max_steps": 1})])
+    assert "ended before the domain sums was read" in capsys.readouterr().err
+    assert (tmp_path / "factors" / "metadata.json").is_file() and not (tmp_path / "edited").exists()
+
+
 def test_other_text_under_the_same_name_is_collected_again(tmp_path, few, facts, capsys):  # noqa: F811
     corpus = write_jsonl(tmp_path / "text.jsonl", [{"text": "one two three four five six seven"}] * 5)
     options = domain_options(tmp_path / "run", few, facts, **{"collect.reuse": "true", "data.corpus": corpus})

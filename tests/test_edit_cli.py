@@ -343,3 +343,22 @@ def test_factors_come_from_and_go_to_the_hub_by_name(tmp_path, demo_factors, mon
 def test_a_repository_that_does_not_exist(capsys):
     error = failed(capsys, "inspect", factors="someone/nothing")
     assert "someone/nothing: neither a folder here nor a repository that the hub gives" in error
+
+
+def test_a_sweep_that_is_stopped_says_so_and_keeps_what_it_has(tmp_path, demo_factors, few, monkeypatch, capsys):  # noqa: F811
+    from lightning_kfac.evaluator import ModelEvaluator
+
+    measure, calls = ModelEvaluator.__call__, []
+
+    def stop_at_the_third(self, model):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(self, model)
+
+    monkeypatch.setattr(ModelEvaluator, "__call__", stop_at_the_third)
+    words = [w for n, v in sweep_options(tmp_path / "s", demo_factors, few).items() for w in (f"--{n}", str(v))]
+    with pytest.raises(SystemExit) as stopped:
+        main(["sweep", *words])
+    assert stopped.value.code == 130 and "stopped; what was measured" in capsys.readouterr().err
+    assert [row["stage"] for row in read_results(tmp_path / "s" / "results.jsonl")] == ["baseline", "edited"]

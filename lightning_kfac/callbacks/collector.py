@@ -159,6 +159,7 @@ class CurvatureCollector(Callback):
         self.bases = BasisCache(folder / "bases" if trainer.is_global_zero else None)
         if self.reuse:
             self._reuse(folder, trainer)
+            trainer.strategy.barrier()  # rank 0 puts the folder aside next
         self._texts = [*([] if self.factors else [CORPUS]), *getattr(data, "domains", {})]
         if not self._texts and not self.moments:
             raise InputError(

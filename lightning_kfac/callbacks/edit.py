@@ -12,6 +12,7 @@ from lightning_kfac.editing.checks import check_alpha, check_formula, named_in_l
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.report import EditReport
 from lightning_kfac.editor import KFACEditor
+from lightning_kfac.errors import InputError
 from lightning_kfac.fingerprint import weights_fingerprint
 
 
@@ -73,6 +74,11 @@ class EditCallback(Callback):
         collector = find_collector(trainer)
         if trainer.enable_validation and not pl_module.results:  # the fit was cut short: no baseline yet
             trainer.fit_loop.epoch_loop.val_loop.run()
+        domains = getattr(trainer.datamodule, "domains", {})
+        if unread := [name for name in domains if name not in collector.domain_factors]:
+            raise InputError(
+                f"the collection ended before the domain {unread[0]} was read; the factors so far are saved"
+            )
         moments = dict(collector.moments_of)
         editor = KFACEditor(
             pl_module.model,
