@@ -174,7 +174,7 @@ def _plain(curvature: LayerCurvature, config: EditConfig, c: Tensor) -> tuple[Te
         total = lambda_G.sum() * prefix[-1]
         share = ((lambda_G * prefix[counts]).sum() / total).item() if total else 1.0
         return torch.arange(len(mu_A), device=c.device) < counts[:, None], share
-    importance = _importance(curvature, config, c, None)
+    importance = _importance(curvature, config, c)
     if config.formula == "lowest":
         keep = ~select_count(importance, importance.numel() - _original_count(curvature, config.rho))
     elif _budget(config, mixing=False) == "count":
@@ -244,13 +244,13 @@ def _original_count(curvature: LayerCurvature, rho: float) -> int:
     return int(select_products(curvature.general.G.values, curvature.general.A.values, rho).sum())
 
 
-def _importance(curvature: LayerCurvature, config: EditConfig, c: Tensor, domain: str | None) -> Tensor:
+def _importance(curvature: LayerCurvature, config: EditConfig, c: Tensor) -> Tensor:
     """S [d_out, d_in] of a formula in the general basis, float64."""
     if config.formula == "random":
         return random(tuple(c.shape), config.seed, curvature.name).to(c.device)
     if config.formula == "magnitude":
         return c.double() ** 2
-    return _scaled(_curvature(curvature, config, curvature.general, domain), config, c)
+    return _scaled(_curvature(curvature, config, curvature.general, None), config, c)
 
 
 def _curvature(curvature: LayerCurvature, config: EditConfig, basis: Basis, domain: str | None) -> Tensor:
