@@ -238,6 +238,14 @@ def test_sweep_measures_resumes_and_shows(tmp_path, demo_factors, few, capsys, m
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     assert events.Tags()["images"] == ["sweep/pareto"]
+    lines = EventAccumulator(str(folder / "tensorboard" / "original, 3 gate,up"))
+    lines.Reload()
+    steps = {e.step: e.value for e in lines.Scalars("strict_acc by 1000 rho")}
+    assert steps == {
+        round(1000 * r["edit"]["rho"]): pytest.approx(r["strict_acc"])
+        for r in rows
+        if r["edit"] and r["edit"]["formula"] == "original"
+    }
 
     # Each point is what `apply` makes, and measured as `train.py validate` measures it.
     monkeypatch.setattr("lightning_kfac.evaluator.ModelEvaluator.__call__", None)  # nothing is left to measure

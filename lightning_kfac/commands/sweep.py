@@ -1,11 +1,13 @@
 """Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.commands.common import (
@@ -146,12 +148,21 @@ def _show(rows: list[dict], folder: Path, name: str, target: float) -> None:
         show(sweep_table([*merged[:1], *reached], title) if reached else f"No edit reaches strict {target:g}.")
     figure = pareto_figure(merged, f"{name}: what each edit costs, and what it suppresses")
     figure.savefig(folder / "pareto.png", dpi=150)
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        writer.add_figure("sweep/pareto", figure)
-        for row in edits:
-            for key in ("strict_acc", "perplexity", "ndcg@10"):
-                if row.get(key) is not None:
-                    step = round(1000 * row["edit"]["rho"])
-                    label = f"{edit_label(row['edit'])}, {edit_place(row['edit'])}"
-                    writer.add_scalar(f"{key} by 1000 rho/{label}", row[key], step)
+    _to_tensorboard(edits, figure, folder / "tensorboard")
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
+
+
+def _to_tensorboard(edits: list[dict], figure: Figure, board: Path) -> None:
+    """The figure, and one run for each kind of edit, so that TensorBoard draws them in one chart."""
+    shutil.rmtree(board, ignore_errors=True)  # all of it is written again each time
+    with SummaryWriter(str(board)) as writer:
+        writer.add_figure("sweep/pareto", figure)
+    kinds: dict[str, list[dict]] = {}
+    for row in sorted(edits, key=lambda row: row["edit"]["rho"]):
+        kinds.setdefault(f"{edit_label(row['edit'])}, {edit_place(row['edit'])}", []).append(row)
+    for label, rows in kinds.items():
+        with SummaryWriter(str(board / label)) as writer:
+            for row in rows:
+                for key in ("strict_acc", "perplexity", "ndcg@10"):
+                    if row.get(key) is not None:
+                        writer.add_scalar(f"{key} by 1000 rho", row[key], round(1000 * row["edit"]["rho"]))
