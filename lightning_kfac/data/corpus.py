@@ -1,7 +1,6 @@
 """Where text comes from: the embedded corpus, local files, or a data set on the Hugging Face hub."""
 
 import hashlib
-import json
 import random
 import re
 import sys
@@ -10,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.json_lines import parse_object
 from lightning_kfac.errors import InputError
 
 # Names of the original tool.
@@ -178,7 +178,7 @@ def _documents_of_file(file: str, text_field: str) -> Iterator[str]:
             if kind in JSON_LINES:
                 if not row["text"].strip():
                     continue
-                row = _parse_json(row["text"], f"{file}, line {number}")
+                row = parse_object(row["text"], f"{file}, line {number}")
             else:
                 text_field = "text" if kind != ".parquet" else text_field
             yield _text_of(row, text_field, f"{file}, record {number}")
@@ -186,16 +186,6 @@ def _documents_of_file(file: str, text_field: str) -> Iterator[str]:
         raise
     except Exception as error:  # the readers below raise a dozen types for a damaged file
         raise InputError(f"{file}: cannot be read: {_first_line(error)}") from error
-
-
-def _parse_json(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return row
 
 
 def _text_of(row: dict, field: str, where: str) -> str:

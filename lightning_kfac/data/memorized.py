@@ -1,11 +1,11 @@
 """Memorized sets: JSONL files of prefixes and the suffixes that a model may recite."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.json_lines import read_objects
 from lightning_kfac.errors import InputError
 
 PREFIX_FIELDS = ("prefix", "prefix_text", "prompt")
@@ -36,29 +36,13 @@ def load_memorized(path: str | Path, tokenizer: Callable | None, vocab_size: int
         InputError: Names the file and the line.
     """
     path = resolve_path(path)
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-    sequences = [
-        _parse_row(line, f"{path}, line {number}", tokenizer, vocab_size)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    sequences = [_parse_row(row, where, tokenizer, vocab_size) for where, row in read_objects(path)]
     if not sequences:
         raise InputError(f"{path}: the memorized set is empty")
     return sequences
 
 
-def _parse_row(line: str, where: str, tokenizer: Callable | None, vocab_size: int) -> MemorizedSequence:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+def _parse_row(row: dict, where: str, tokenizer: Callable | None, vocab_size: int) -> MemorizedSequence:
     if "prefix_ids" in row and "suffix_ids" in row:
         prefix, suffix = row["prefix_ids"], row["suffix_ids"]
     else:

@@ -1,13 +1,12 @@
 """Questions with known answers: JSONL files or data sets on the hub, such as GSM8K."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.json_lines import read_objects
 from lightning_kfac.errors import InputError
 
 
@@ -145,16 +144,7 @@ class QuestionSet:
         if not self._is_file():
             yield from self._hub_rows()
             return
-        path = resolve_path(self.source)
-        for number, line in enumerate(_read(path).split("\n"), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}, line {number}: expected a JSON object")
-                yield f"{path}, line {number}", row
+        yield from read_objects(resolve_path(self.source))
 
     def _hub_rows(self) -> Iterator[tuple[str, dict]]:
         from datasets import load_dataset
@@ -164,12 +154,3 @@ class QuestionSet:
         except Exception as error:
             raise InputError(f"questions {self.source}: {str(error).splitlines()[0]}") from error
         yield from ((f"{self.source}, row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None

@@ -1,0 +1,36 @@
+"""JSON lines, with errors that name the file and the line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_kfac.errors import InputError
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yields (file and line, object) for each line that is not empty.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8, or a line is no JSON object.
+    """
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_object(line, where)
+
+
+def parse_object(line: str, where: str) -> dict:
+    """The JSON object in a line; raises ``InputError`` where there is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
