@@ -163,7 +163,7 @@ def load_factors(path: str | Path) -> FactorFolder:
     try:
         metadata = json.loads((path / METADATA).read_text("utf-8"))
         known, layers = metadata["format"], metadata["layers"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: not a factor folder: it has no {METADATA}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path / METADATA}: cannot be read ({error!r}); the factors are damaged") from None

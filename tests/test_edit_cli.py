@@ -131,6 +131,7 @@ def test_wrong_input_is_one_line(tmp_path, demo_factors, capsys):
     assert "--factors is missing" in failed(capsys, "apply", **out)
     assert "--output is missing" in failed(capsys, "apply", **factors)
     assert "not a factor folder" in failed(capsys, "apply", factors=tmp_path, **out)
+    assert "not a factor folder" in failed(capsys, "apply", factors=ROOT / "Makefile", **out)
     assert "rho is 1.5" in failed(capsys, "apply", rho=1.5, **factors, **out)
     assert "needs moments measured" in failed(capsys, "apply", formula="corrected", **factors, **out)
     assert "--layers-json: not valid JSON" in failed(capsys, "apply", **{"layers-json": "{"}, **factors, **out)

@@ -79,12 +79,13 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
     if options.dry_run or options.domains:
         raise InputError("--patch applies an edit as it was made: leave --dry-run and --domains out")
     name = options.model or patch_source(options.patch)
+    if output:
+        check_not_within(output, {"the model": name, "the patch": options.patch})
     console.print(f"apply the patch {options.patch} to {name}")
     model = open_model(name, options)
     details = apply_patch(model, options.patch, options.force)
     console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
     if output:
-        check_not_within(output, {"the model": name, "the patch": options.patch})
         tokenizer = load_tokenizer(name, options.trust_remote_code)
         save_checkpoint(model, tokenizer, output, extra={EDIT_FILE: json.dumps(details, indent=2)})
         _say_what_next(output, "full", name)

@@ -108,7 +108,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         weights = load_file(path / WEIGHTS)
         if not all(isinstance(details["patch"][key], str) for key in ("before", "after")):
             raise KeyError("patch")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}") from None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{path}: the patch is damaged ({error!r})") from None
