@@ -8,6 +8,7 @@ from lightning_kfac.editor import KFACEditor
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
 from lightning_kfac.math.selection import select_components, select_products
+from lightning_kfac.measuring import MemorizationScore, memorization_score, ndcg, perplexity
 
 __all__ = [
     "EditConfig",
@@ -15,10 +16,14 @@ __all__ = [
     "InputError",
     "KFACEditor",
     "KroneckerFactors",
+    "MemorizationScore",
     "collect_factors",
     "collect_moments",
     "compare_formulas",
     "load_factors",
+    "memorization_score",
+    "ndcg",
+    "perplexity",
     "save_factors",
     "select_components",
     "select_products",

@@ -63,6 +63,7 @@ def save_edited(
         save: ``full``, ``patch`` or ``none``.
     """
     details = report.to_dict() | {
+        "summary": report.summary(),
         "model": source,
         "fingerprint": fingerprint,
         "factors": dict(factors or {}),

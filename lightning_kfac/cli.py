@@ -4,6 +4,7 @@ import argparse
 import itertools
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -22,15 +23,17 @@ from lightning_kfac.callbacks import (
     RunReport,
     SaveTrainedModel,
 )
-from lightning_kfac.callbacks.mining import MINED
+from lightning_kfac.callbacks.mining import LOG, MINED
 from lightning_kfac.checkpoints import Save
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.errors import InputError
+from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.loading import skeleton
 from lightning_kfac.modules import CausalLM
-from lightning_kfac.progress import console
+from lightning_kfac.progress import console, say
+from lightning_kfac.reference import edit_details, find_reference
 from lightning_kfac.run_folder import RunFolder
 from lightning_kfac.strategies import strategy_for
 from lightning_kfac.targets import count_blocks, narrow
@@ -160,15 +163,39 @@ class TrainCLI(LightningCLI):
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
 
     def validate(self, **kwargs) -> None:
-        """Evaluates without the Trainer's own table; ours is printed by RunReport."""
+        """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
+        model = self.model
+        edited = bool(edit_details(model.model_name))
+        reference, why = find_reference(model.model_name, model.reference, model.vocab_size)
+        if reference and not model.skip_baseline:
+            model.turn_to("baseline", reference)
+            self.trainer.validate(verbose=False, **kwargs)
+            self._check_reference(reference)
+            model.turn_to("edited", model.model_name)
+        elif edited or model.reference:
+            model.turn_to("edited", model.model_name)
+            why = why or "the baseline is skipped"
+            say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")
         self.trainer.validate(verbose=False, **kwargs)
+        if self.trainer.global_rank == 0:
+            self._callback(RunReport).show_comparison()
+
+    def _check_reference(self, reference: str) -> None:
+        """Says where the reference is not what was edited."""
+        details = edit_details(self.model.model_name)
+        layers = [layer["name"] for layer in details.get("layers", [])]
+        if layers and weights_fingerprint(self.model.model, layers) != details.get("fingerprint"):
+            say(f"note: {reference} has other weights than the model that was edited, or another dtype")
 
     def before_predict(self) -> None:
-        """Checks all input."""
+        """Checks all input; a finished search is replaced only if asked for, an unfinished one goes on."""
         self._check_data()
-        found = self.folder.path / MINED
-        if found.exists() and not self._get(self.config, "overwrite"):
+        found, overwrite = self.folder.path / MINED, self._get(self.config, "overwrite")
+        if found.exists() and not overwrite:
             raise InputError(f"{found} is already there; add --overwrite to replace it")
+        if overwrite and self.trainer.global_rank == 0:
+            found.unlink(missing_ok=True)
+            shutil.rmtree(self.folder.path / LOG, ignore_errors=True)
 
     def after_fit(self) -> None:
         """Closes the run folder and says where everything is."""
@@ -294,7 +321,7 @@ def quiet() -> None:
         ".*in eval mode at the start of training.*",
         ".*smaller than the logging interval.*",
         ".*Total length of `list` across ranks is zero.*",
-        ".*custom batch sampler `ShardedBatches`.*",
+        ".*custom batch sampler .*",
         ".*overridden `on_before_batch_transfer`.*",
         ".*sync_dist=True.*",
     ):

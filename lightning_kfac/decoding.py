@@ -1,10 +1,72 @@
-"""Greedy decoding of many prefixes at once."""
+"""Rows of tokens that a model reads piece by piece, and their greedy continuations."""
 
 import inspect
 from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+class CachedRows:
+    """B rows of tokens, what a model remembers of them, and which of it counts.
+
+    What is read may hold places without a token, before or after the real ones; they take a place in the cache that
+    nothing attends to. Positions count real tokens only.
+
+    Attributes:
+        attend: bool [B, S], which places of the cache hold a token that counts.
+    """
+
+    def __init__(self, model: nn.Module, count: int):
+        self.model, self.cache = model, None
+        self.attend = torch.zeros(count, 0, dtype=torch.bool, device=next(model.parameters()).device)
+        self._slices_head = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def read(self, ids: Tensor, real: Tensor, keep: int = 1) -> Tensor:
+        """Runs the next places through the model.
+
+        Args:
+            ids: int64 [B, n].
+            real: bool [B, n], False where there is no token.
+            keep: Of how many of the last places the logits are wanted.
+
+        Returns:
+            [B, keep, V] in the model's dtype.
+        """
+        positions = (self.attend.sum(1, keepdim=True) + real.long().cumsum(1) - 1).clamp(min=0)
+        self.attend = torch.cat([self.attend, real], dim=1)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.attend.long(),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **({"logits_to_keep": keep} if self._slices_head else {}),
+        )
+        self.cache = output.past_key_values
+        return output.logits[:, -keep:]
+
+    def take(self, rows: Tensor) -> "CachedRows":
+        """Some of the rows, by number, with a cache of their own. Needs ``has_plain_cache``."""
+        taken = CachedRows(self.model, len(rows))
+        taken.attend, taken.cache = self.attend[rows], DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            taken.cache.update(layer.keys[rows], layer.values[rows], number)
+        return taken
+
+    def forget_after(self, lengths: Tensor) -> None:
+        """Keeps of each row only the first so many tokens. int64 [B]."""
+        self.attend = self.attend & (self.attend.cumsum(1) <= lengths[:, None])
+
+
+def has_plain_cache(model: nn.Module) -> bool:
+    """Whether every layer remembers every token by itself: no sliding window, no recurrent state.
+
+    Only then may places of the cache be left out of account.
+    """
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 @torch.no_grad()
@@ -27,32 +89,46 @@ def greedy_continuations(
     Returns:
         B lists; shorter than asked for where the text ended.
     """
-    if not prefixes:
-        return []
-    device = next(model.parameters()).device
-    ids, attend = _left_pad(prefixes, device)
-    positions = (attend.cumsum(-1) - 1).clamp(min=0)
-    options = {"use_cache": True}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = 1
-    stop = torch.tensor(sorted(end_of_text), device=device, dtype=torch.long)
-    limits = torch.tensor(list(lengths), device=device)
-    running = limits > 0
-    generated, cache = [], None
-    while running.any():
-        output = model(input_ids=ids, attention_mask=attend, position_ids=positions, past_key_values=cache, **options)
-        token = output.logits[:, -1].float().argmax(-1)
-        generated.append(torch.where(running, token, -1))
-        running = running & (limits > len(generated)) & ~torch.isin(token, stop)
-        cache, ids, positions = output.past_key_values, token[:, None], positions[:, -1:] + 1
-        attend = torch.cat([attend, attend.new_ones(len(attend), 1)], dim=1)
-    if not generated:
+    if not prefixes or not any(lengths):
         return [[] for _ in prefixes]
-    return [[t for t in row if t >= 0] for row in torch.stack(generated, dim=1).tolist()]
+    rows = CachedRows(model, len(prefixes))
+    ids, real = left_padded(prefixes, rows.attend.device)
+    first = rows.read(ids, real)[:, -1].float().argmax(-1)
+    return continue_greedily(rows, first, torch.tensor(list(lengths)), end_of_text)
 
 
-def _left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    attend = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, attend
+def continue_greedily(
+    rows: CachedRows, first: Tensor, lengths: Tensor, end_of_text: Collection[int] = frozenset()
+) -> list[list[int]]:
+    """Decodes rows from their first generated token on, which the model has not read yet.
+
+    Args:
+        first: int64 [B].
+        lengths: int64 [B], tokens to generate, the first one included.
+        end_of_text: A row stops after one of these.
+    """
+    stop = torch.tensor(sorted(end_of_text), device=first.device, dtype=torch.long)
+    lengths, token = lengths.to(first.device), first
+    running, generated = lengths > 0, []
+    while True:
+        generated.append(torch.where(running, token, -1))
+        running = running & (lengths > len(generated)) & ~torch.isin(token, stop)
+        if not running.any():
+            return [[t for t in row if t >= 0] for row in torch.stack(generated, dim=1).tolist()]
+        token = rows.read(token[:, None], torch.ones_like(token[:, None], dtype=torch.bool))[:, -1].float().argmax(-1)
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids int64 [B, width] and which of them are real, bool [B, width]."""
+    return _padded([[None] * (max(map(len, rows)) - len(row)) + list(row) for row in rows], device)
+
+
+def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same with the padding behind the tokens."""
+    return _padded([list(row) + [None] * (max(map(len, rows)) - len(row)) for row in rows], device)
+
+
+def _padded(rows: list[list[int | None]], device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([[-1 if token is None else token for token in row] for row in rows], device=device)
+    ids = ids.view(len(rows), -1).long()
+    return ids.clamp(min=0), ids >= 0

@@ -1,6 +1,7 @@
 """ModelEvaluator: measures a model again and again, on data that are prepared once."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from torch import nn
@@ -45,10 +46,10 @@ class ModelEvaluator:
             use_distributed_sampler=False,
         )
 
-    def __call__(self, model: nn.Module) -> dict[str, float | int | None]:
-        """All figures under the names of ``results.jsonl``."""
+    def __call__(self, model: nn.Module) -> dict[str, Any]:
+        """All figures under the names of ``results.jsonl``, with intervals and differences from the first model."""
         home = next(model.parameters()).device
         self.module.model = model
         self.trainer.validate(self.module, self.data, verbose=False)
         model.to(home)
-        return self.module.results
+        return self.module.record

@@ -22,6 +22,16 @@ def show(table: object) -> None:
     Console(highlight=False, emoji=False, width=None if console.is_terminal else WIDTH_OF_LOGS).print(table)
 
 
+def say(text: str) -> None:
+    """Tells the user something that is no result; on rank 0 only."""
+    if _speaks():
+        progress_console.print(text)
+
+
+def _speaks() -> bool:
+    return getattr(rank_zero_only, "rank", 0) in (None, 0)
+
+
 class RateColumn(ProgressColumn):
     """Units a second since the start."""
 
@@ -40,7 +50,7 @@ def track_count(description: str, unit: str, total: int | None = None) -> Iterat
         ...     for i in range(3):
         ...         advance_to(i + 1)  # doctest: +SKIP
     """
-    if getattr(rank_zero_only, "rank", 0) not in (None, 0):
+    if not _speaks():
         yield lambda done: None
     elif progress_console.is_terminal:
         with _bar() as bar:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -15,10 +15,22 @@ METRICS = {
     "strict_acc": ("strict accuracy", "{:.3f}"),
     "loose_acc": ("loose accuracy", "{:.3f}"),
     "avg_levenshtein_norm": ("normalised Levenshtein", "{:.3f}"),
+    "unchanged": ("not recited: continuation as before", "{:.3f}"),
+    "shift_levenshtein_norm": ("not recited: Levenshtein from before", "{:.3f}"),
+    "original_len": ("tokens recited from the prefix", "{:.1f}"),
+    "stress_len": ("from the best perturbed prompt", "{:.1f}"),
+    "stress_difference": ("difference", "{:.1f}"),
+    "original_full_match": ("recited to the end, prefix", "{:.3f}"),
+    "stress_full_match": ("recited to the end, perturbed", "{:.3f}"),
     "perplexity": ("perplexity, held-out text", "{:.2f}"),
+    "perplexity_batch_mean": ("mean of exp(batch loss)", "{:.2f}"),
     "ndcg@10": ("nDCG@10 against the unedited", "{:.4f}"),
     "exact_acc": ("answers right", "{:.3f}"),
 }
+OF_THE_REST = ("unchanged", "shift_levenshtein_norm")  # what the unedited model does not recite
+FEWEST_SHOWN = 10
+OF_A_SET = ("strict_acc", "loose_acc", "avg_levenshtein_norm", *OF_THE_REST)
+OF_STRESS = ("original_len", "stress_len", "stress_difference", "original_full_match", "stress_full_match")
 # Of a sweep, with shorter names.
 SWEEP_COLUMNS = {
     "strict_acc": ("strict", "{:.3f}"),
@@ -37,25 +49,32 @@ class Example(NamedTuple):
     after: str
 
 
-def comparison_table(evaluations: Mapping[str, Mapping[str, float | int | None]]) -> Table:
-    """One column for each evaluated stage, one row for each metric; memorized sets one below the other."""
-    table = Table(box=box.SIMPLE_HEAD, title="Before and after" if len(evaluations) > 1 else None, title_justify="left")
-    table.add_column("")
-    for stage in evaluations:
+def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures of each evaluated stage with 95 % intervals, and what changed since the first.
+
+    Args:
+        records: Stage to record: figures, and ``intervals`` and ``differences`` by the name of the figure.
+    """
+    table = Table(box=box.SIMPLE_HEAD, title="Before and after" if len(records) > 1 else None, title_justify="left")
+    table.add_column("[dim]with 95 % intervals[/]", overflow="fold")
+    for stage, record in records.items():
         table.add_column(stage, justify="right")
-    first = next(iter(evaluations.values()))
+        if record.get("differences"):
+            table.add_column("change", justify="right")
+    first = next(iter(records.values()))
     for prefix in _sets(first):
         count = first.get(f"{prefix}n_sequences")
         table.add_row(f"[bold]{prefix.rstrip('/') or 'memorized'}[/] ({count} sequences)")
-        for key in ("strict_acc", "loose_acc", "avg_levenshtein_norm"):
-            _add(table, f"{prefix}{key}", key, evaluations)
+        _add(table, prefix, OF_A_SET, records)
+    if "stress/stress_len" in first:
+        table.add_row("[bold]memorized, position stress[/]")
+        _add(table, "stress/", OF_STRESS, records)
     if "perplexity" in first:
         table.add_row("[bold]general ability[/]")
-        for key in ("perplexity", "ndcg@10"):
-            _add(table, key, key, evaluations)
+        _add(table, "", ("perplexity", "perplexity_batch_mean", "ndcg@10"), records)
     for prefix in _sets(first, "n_questions"):
         table.add_row(f"[bold]{prefix.rstrip('/')}[/] ({first[f'{prefix}n_questions']} questions)")
-        _add(table, f"{prefix}exact_acc", "exact_acc", evaluations)
+        _add(table, prefix, ("exact_acc",), records)
     return table
 
 
@@ -83,10 +102,30 @@ def _sets(results: Mapping[str, object], count: str = "n_sequences") -> list[str
     return [key.removesuffix(count) for key in results if key.endswith(count)]
 
 
-def _add(table: Table, key: str, kind: str, evaluations: Mapping[str, Mapping]) -> None:
-    title, style = METRICS[kind]
-    values = [results.get(key) for results in evaluations.values()]
-    table.add_row(f"  {title}", *(("n/a" if v is None else style.format(v)) for v in values))
+def _add(table: Table, prefix: str, kinds: Sequence[str], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line for each figure that any stage has."""
+    for kind in kinds:
+        key, (title, style) = f"{prefix}{kind}", METRICS[kind]
+        if all(key not in record for record in records.values()):
+            continue
+        if kind in OF_THE_REST and max(r.get(f"{prefix}n_not_recited", 0) for r in records.values()) < FEWEST_SHOWN:
+            continue
+        cells = []
+        for record in records.values():
+            cells.append(_with_interval(style, record.get(key), record.get("intervals", {}).get(key)))
+            if changes := record.get("differences"):
+                change, *bounds = changes.get(key) or [None]
+                cells.append(_with_interval(style.replace(":", ":+"), change, bounds) if change is not None else "")
+        table.add_row(f"  {title}", *cells)
+
+
+def _with_interval(style: str, value: float | None, bounds: Sequence[float | None] | None) -> str:
+    if value is None:
+        return "n/a"
+    text = style.format(value)
+    if not bounds or None in bounds or bounds[0] == bounds[1] == value:
+        return text
+    return f"{text} [dim]\\[{style.format(bounds[0])}, {style.format(bounds[1])}][/]"
 
 
 def _escaped(text: str) -> str:

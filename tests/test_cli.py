@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_kfac import load_factors
 from lightning_kfac.assets import DEMO
+from lightning_kfac.checkpoints import save_checkpoint
 from lightning_kfac.cli import main
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.fingerprint import weights_fingerprint
@@ -169,15 +171,56 @@ def test_saved_config_runs_again(quickstart, tmp_path, few):
     assert [row["stage"] for row in results(tmp_path / "again")] == ["baseline", "edited"]
 
 
-def test_validate_an_edited_checkpoint(quickstart, tmp_path):
-    folder, edited = tmp_path / "v", results(quickstart[0])[1]
-    options = small(folder, "demo:planted_report.jsonl", **{"model.model_name": quickstart[0] / "edited"})
+def validate(folder, **changes):
+    options = small(folder, "demo:planted_report.jsonl", **changes)
     options = [o for o in options if not o.startswith("--collect")]
     main(["validate", *(o for o in options if o not in ("[3]", "[up]"))])
-    (row,) = results(folder)
-    assert row["stage"] == "edited" and row["ndcg@10"] is None
+    return results(folder)
+
+
+def test_validate_compares_an_edited_checkpoint_with_its_source(quickstart, tmp_path, capsys):
+    edited = results(quickstart[0])[1]
+    before, after = validate(tmp_path / "v", **{"model.model_name": quickstart[0] / "edited"})
+    assert (before["stage"], after["stage"]) == ("baseline", "edited")
+    assert (before["model"], before["edit"]) == ("demo", None)
+    assert after["edit"] == edited["edit"] and before["ndcg@10"] == 1
     for name in ("strict_acc", "loose_acc", "avg_levenshtein_norm", "n_sequences"):
-        assert row[name] == edited[name]
+        assert after[name] == edited[name]
+    shown = capsys.readouterr()
+    assert "change" in shown.out and "note:" not in shown.err
+
+
+def test_validate_without_a_baseline(quickstart, tmp_path, capsys):
+    changes = {"model.model_name": quickstart[0] / "edited", "model.skip_baseline": "true"}
+    (row,) = validate(tmp_path / "v", **changes)
+    assert row["stage"] == "edited" and row["ndcg@10"] is None and not row["differences"]
+    assert "the baseline is skipped; --model.reference names" in capsys.readouterr().err
+
+
+def test_validate_with_a_source_that_is_gone(quickstart, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(quickstart[0] / "edited", copy)
+    details = json.loads((copy / "edit.json").read_text())
+    (copy / "edit.json").write_text(json.dumps(details | {"model": str(tmp_path / "gone")}))
+    (row,) = validate(tmp_path / "v", **{"model.model_name": copy})
+    assert row["stage"] == "edited" and row["ndcg@10"] is None
+    assert "cannot be found" in capsys.readouterr().err
+    # The user's own reference is an error instead.
+    with pytest.raises(SystemExit):
+        validate(tmp_path / "w", **{"model.model_name": copy, "model.reference": tmp_path / "gone"})
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_validate_with_another_reference(quickstart, tmp_path, capsys):
+    """A reference that is not what was edited is said to be so."""
+    folder = tmp_path / "other"
+    model = load_model("demo", "float32")
+    model.get_submodule("model.layers.3.mlp.up_proj").weight.data.mul_(1.01)
+    save_checkpoint(model, load_tokenizer("demo"), folder)
+    changes = {"model.model_name": quickstart[0] / "edited", "model.reference": folder}
+    before, _ = validate(tmp_path / "v", **changes)
+    assert before["model"] == str(folder)
+    assert "has other weights than the model that was edited" in capsys.readouterr().err
 
 
 def test_predict_finds_a_planted_window(tmp_path, few):
@@ -185,14 +228,14 @@ def test_predict_finds_a_planted_window(tmp_path, few):
     planted = [json.loads(line) for line in few.read_text().splitlines()]
     texts = [(row["prefix"] + row["suffix"], row["prefix_ids"] + row["suffix_ids"]) for row in planted]
     whole = next(text for text, ids in texts if tokenizer(text)["input_ids"] == ids)
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": whole}, {"text": "x " * 300}])
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": "short"}, {"text": "x " * 300}, {"text": whole}])
     folder = tmp_path / "mined"
     options = ["--data.corpus", str(corpus), "--trainer.default_root_dir", str(folder)]
     main(["predict", "--model.model_name", "demo", *options])
     with pytest.raises(SystemExit):  # a second run must not replace it unasked
         main(["predict", "--model.model_name", "demo", *options])
     (found,) = [json.loads(line) for line in (folder / "memorized.jsonl").read_text().splitlines()]
-    assert found["offset"] == 0
+    assert (found["document"], found["offset"], found["match_length"]) == (2, 0, 48)
     assert found["prefix"] + found["suffix"] == whole
 
 
@@ -201,7 +244,8 @@ def test_predict_finds_a_planted_window(tmp_path, few):
 
 def test_every_config_is_tested():
     unions = {"hessian_union", "hessian_union_gsm8k"}  # tests/test_domains.py
-    small = {"quickstart", "demo_model", "demo_arithmetic", "sweep", *unions}  # the sweep in tests/test_edit_cli.py
+    elsewhere = {"sweep", "mine", *unions}  # tests/test_edit_cli.py, tests/test_mining.py
+    small = {"quickstart", "demo_model", "demo_arithmetic", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
 
 

@@ -13,6 +13,7 @@ import zstandard
 from lightning_kfac import InputError
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.data import embedded
+from lightning_kfac.data.bad_rows import BadRows
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.data.demo import planted_documents
@@ -20,6 +21,7 @@ from lightning_kfac.data.embedded import Document, embedded_documents, is_heldou
 from lightning_kfac.data.loading import FILLER, ShardedBatches, TokenRows, collate_rows
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.packing import row_offsets, tokenize_documents
+from lightning_kfac.data.tokenized import tokenized_text
 from lightning_kfac.loading import load_tokenizer
 from lightning_kfac.modules.optimizers import Muon, orthogonalized
 from tests.conftest import build_model
@@ -159,9 +161,10 @@ def test_wrong_corpora(tmp_path):
 def test_documents_are_joined_with_eos_to_an_exact_budget(tokenizer):
     texts = ["Return the value.", "A class.", "Another piece of text."]
     ids = [i for text in texts for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
-    assert tokenize_documents(texts, tokenizer, None).tolist() == ids
-    assert tokenize_documents(texts, tokenizer, 7).tolist() == ids[:7]
-    assert tokenize_documents(texts, tokenizer, 10_000).tolist() == ids
+    for budget in (None, 7, 10_000, len(ids), len(ids) - 1):
+        documents = list(tokenize_documents(texts, tokenizer, budget))
+        assert np.concatenate(documents).tolist() == ids[:budget]
+        assert all(document[-1] == tokenizer.eos_token_id for document in documents[:-1])
     assert row_offsets(10, 4).tolist() == [0, 4, 8, 10]
     assert row_offsets(8, 4).tolist() == [0, 4, 8]
 
@@ -174,13 +177,13 @@ def test_no_document_is_read_beyond_the_budget(tokenizer):
             read.append(i)
             yield "some text that takes a few tokens"
 
-    tokenize_documents(stream(), tokenizer, 100)
+    list(tokenize_documents(stream(), tokenizer, 100))
     assert len(read) <= 256
 
 
 def test_wrong_empty_corpus(tokenizer):
     with pytest.raises(InputError, match="no text"):
-        tokenize_documents([], tokenizer, None)
+        list(tokenize_documents([], tokenizer, None))
 
 
 @pytest.mark.parametrize("n_rows", [1, 9, 17, 23])
@@ -322,3 +325,97 @@ def test_muon_takes_the_steps_of_torchs_own():
     assert (ours - theirs).norm() < 0.02 * moved
     values = torch.linalg.svdvals(orthogonalized(torch.randn(40, 24, generator=torch.Generator().manual_seed(3))))
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+# -- bad rows ------------------------------------------------------------------------------------------------------
+
+
+def test_bad_rows_of_a_set_are_skipped_and_counted(tmp_path, capsys):
+    good = {"prefix_ids": [1, 2], "suffix_ids": [3]}
+    other = {"prefix_ids": [1, 4], "suffix_ids": [3, 5, 6]}
+    rows = [good, '{"prefix_ids": [1', other, {"prefix_ids": [1], "suffix_ids": []}, good, {"prefix_ids": [77]}]
+    path = write_jsonl(tmp_path / "m.jsonl", rows)
+    found = load_memorized(path, None, 50, skip_bad_rows=True)
+    assert [(s.prefix, s.suffix) for s in found] == [([1, 2], [3]), ([1, 4], [3, 5, 6])]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "4 bad rows skipped; the first:" in said and "line 2: not valid JSON" in said
+    with pytest.raises(InputError, match="line 2: not valid JSON"):
+        load_memorized(path, None, 50)
+
+
+def test_repeated_rows_count_again_and_are_told(tmp_path, capsys):
+    row = {"prefix_ids": [1, 2], "suffix_ids": [3]}
+    path = write_jsonl(tmp_path / "m.jsonl", [row, {"prefix_ids": [9], "suffix_ids": [3]}, row])
+    assert len(load_memorized(path, None, 50)) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 rows repeat earlier ones" in said and "line 3 repeats line 1" in said
+
+
+def test_sets_are_cut_at_the_seam(tmp_path):
+    rows = [{"prefix_ids": [1, 2, 3], "suffix_ids": [4, 5, 6]}, {"prefix_ids": [7], "suffix_ids": [8, 9]}]
+    path = write_jsonl(tmp_path / "m.jsonl", rows[:1])
+    (cut,) = load_memorized(path, None, 50, prefix_len=2, suffix_len=1)
+    assert (cut.prefix, cut.suffix) == ([2, 3], [4])
+    write_jsonl(path, rows)
+    with pytest.raises(InputError, match=r"line 2: the prefix has 1 tokens, data\.prefix_len asks for 2"):
+        load_memorized(path, None, 50, prefix_len=2)
+    assert len(load_memorized(path, None, 50, prefix_len=2, skip_bad_rows=True)) == 1
+
+
+def test_wrong_tokenizer_shows_in_the_text_beside_the_ids(tmp_path, tokenizer):
+    texts = ["Return the value", "A list of strings", "The name of the file"]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    rows = [{"prefix": t, "prefix_ids": i, "suffix": "x", "suffix_ids": [5]} for t, i in zip(texts, ids, strict=True)]
+    assert len(load_memorized(write_jsonl(tmp_path / "m.jsonl", rows), tokenizer, 2048)) == 3
+    shifted = [{**row, "prefix_ids": [i + 1 for i in row["prefix_ids"]]} for row in rows]
+    path = write_jsonl(tmp_path / "m.jsonl", shifted)
+    with pytest.raises(InputError, match=r"m\.jsonl: the ids do not belong to the text beside them"):
+        load_memorized(path, tokenizer, 2048)
+
+
+def test_bad_records_of_a_corpus_are_skipped_and_counted(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "one"}\n{"text": 3}\n{"text": "two"}\n{"text": "cut off in the mid')
+    bad = BadRows(skip=True)
+    assert list(Corpus(source=str(path)).documents(bad)) == ["one", "two"]
+    assert bad.count == 2 and "line 2" not in str(bad.first) and "record 2: no text" in str(bad.first)
+    with pytest.raises(InputError, match=r"c\.jsonl, record 2"):
+        list(Corpus(source=str(path)).documents())
+    path.write_text('{"text": "one"}\n{"text": "cut off in the mid')
+    with pytest.raises(InputError, match=r"c\.jsonl, line 2: not valid JSON"):
+        list(Corpus(source=str(path)).documents())
+
+
+def test_clean_windows_are_spread_over_the_heldout_text(tmp_path):
+    data = TextData(
+        heldout="embedded", heldout_tokens=20_000, clean_windows=9, prefix_len=20, suffix_len=8, tokenizer="demo"
+    )
+    text = tokenized_text(tmp_path, "heldout", data.heldout, data.tokenizer, 20_000, 2048)
+    data._texts_read["heldout"] = text
+    windows = data._clean()
+    assert len({tuple(w.prefix) for w in windows}) == 9
+    stream = text.tokens.tolist()
+    for window in windows:
+        ids = [*window.prefix, *window.suffix]
+        assert (len(window.prefix), len(window.suffix)) == (20, 8) and 0 not in ids
+        assert any(stream[i : i + 28] == ids for i in range(len(stream)))
+    with pytest.raises(InputError, match=r"clean_windows is 100000, but the held-out text holds"):
+        data.clean_windows = 100_000
+        data._clean()
+    for wrong in ({"clean_windows": 5}, {"clean_windows": 5, "heldout": "embedded", "sets": {"clean": "x"}}):
+        with pytest.raises(InputError, match=r"data\.clean_windows needs"):
+            TextData(**wrong)
+
+
+def test_tokenized_text_is_made_once(tmp_path, tokenizer):
+    write_jsonl(tmp_path / "c.jsonl", [{"text": "Return the value."}, {"text": "A class."}])
+    corpus = Corpus(source=str(tmp_path / "c.jsonl"))
+    text = tokenized_text(tmp_path / "t", "corpus", corpus, tokenizer, None, 2048)
+    parts = np.split(text.tokens, text.ends[:-1])
+    assert [tokenizer.decode(part[:-1]) for part in parts] == ["Return the value.", "A class."]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "t").iterdir()}
+    again = tokenized_text(tmp_path / "t", "corpus", corpus, tokenizer, None, 2048)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "t").iterdir()} == before
+    assert np.array_equal(again.tokens, text.tokens)
+    tokenized_text(tmp_path / "t", "corpus", corpus, tokenizer, 3, 2048)
+    assert len(list((tmp_path / "t").iterdir())) == 4

@@ -193,8 +193,8 @@ def test_moments_of_a_run_are_those_of_python(tmp_path, few):  # noqa: F811
 def _packed(folder):
     import numpy as np
 
-    (file,) = (folder / "data").glob("corpus-*.npy")
-    tokens = np.load(file)
+    (file,) = (folder / "data").glob("corpus-*.tokens")
+    tokens = np.fromfile(file, dtype=np.int32)
     return [tokens[i : i + 64] for i in range(0, len(tokens), 64)]
 
 

@@ -263,7 +263,7 @@ def test_a_sweep_measures_what_apply_makes(tmp_path, demo_factors, few):  # noqa
     words = ["--model.model_name", str(tmp_path / "edited"), "--data.memorized", str(few), "--data.heldout", "embedded"]
     words += ["--data.heldout_tokens", "400", "--data.seq_len", "64", "--trainer.accelerator", "cpu"]
     train(["validate", *words, "--trainer.default_root_dir", str(tmp_path / "v")])
-    (expected,) = read_results(tmp_path / "v" / "results.jsonl")
+    _, expected = read_results(tmp_path / "v" / "results.jsonl")
     found = read_results(folder / "results.jsonl")[-1]
     for key in ("strict_acc", "loose_acc", "avg_levenshtein_norm", "perplexity"):
         assert found[key] == expected[key]

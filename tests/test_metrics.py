@@ -64,6 +64,7 @@ def test_memorization_averages_over_sequences():
         "loose_acc": 2 / 3,
         "avg_levenshtein_norm": pytest.approx((0 + 1 + 1 / 8) / 3, abs=1e-15),
         "n_sequences": 3,
+        "n_near_ties": 0,
     }
 
 

@@ -257,7 +257,8 @@ class CurvatureCollector(Callback):
         if trainer.is_global_zero:
             progress_console.print(f"plan: {self.plan}")
         # One epoch a pass; the unedited model is evaluated once, after the last.
-        trainer.fit_loop.max_epochs = trainer.check_val_every_n_epoch = len(self._passes)
+        trainer.fit_loop.max_epochs = len(self._passes)
+        trainer.check_val_every_n_epoch = len(self._passes) + pl_module.skip_baseline  # beyond the last: never
         if len({work.text for work in self._passes}) > 1:
             trainer.reload_dataloaders_every_n_epochs = 1
 

@@ -72,7 +72,8 @@ class EditCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer)
-        if trainer.enable_validation and not pl_module.results:  # the fit was cut short: no baseline yet
+        if trainer.enable_validation and not (pl_module.results or pl_module.skip_baseline):
+            # The fit was cut short: no baseline yet.
             trainer.fit_loop.epoch_loop.val_loop.run()
         domains = getattr(trainer.datamodule, "domains", {})
         if unread := [name for name in domains if name not in collector.domain_factors]:

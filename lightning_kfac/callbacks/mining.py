@@ -1,51 +1,95 @@
 """MiningWriter: keeps the windows that a model recites, as a memorized set."""
 
 import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
+from lightning_kfac.mining.search import Found, Searched
 from lightning_kfac.progress import console
+from lightning_kfac.results import timestamp
 
-MINED = "memorized.jsonl"
+MINED, REPETITIONS, SUMMARY, LOG = "memorized.jsonl", "repetitions.jsonl", "mining.json", "mining"
 
 
 class MiningWriter(Callback):
-    """Writes the windows found by ``predict`` to ``<run>/memorized.jsonl``.
+    """Writes what ``predict`` finds: ``memorized.jsonl``, ``repetitions.jsonl`` and counts in ``mining.json``.
 
-    Each row holds ``prefix_ids``, ``suffix_ids``, their text, and ``offset``, the window's first
-    position in the tokenized corpus.
-
-    Attributes:
-        found: This rank's rows so far.
+    Each row holds ``document`` (its number in the corpus), ``offset`` (in tokens of the document), ``match_length``
+    (tokens recited behind the prefix), ``entropy_bits`` of the suffix, ids and text. What is done is logged batch by
+    batch in ``mining/``, so that a search that was stopped goes on.
     """
 
-    def __init__(self):
-        self.found: list[dict] = []
-
-    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self.found += outputs
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module, outputs: Searched, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        if batch["batch"] is not None:
+            row = {"batch": batch["batch"], **outputs._asdict(), "found": [f._asdict() for f in outputs.found]}
+            trainer.datamodule.mining_log.append(trainer.global_rank, row)
+        if trainer.received_sigterm:  # outside of fit nobody else looks
+            raise SIGTERMException
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows = self.found
-        if dist.is_initialized():
-            gathered = [None] * trainer.world_size
-            dist.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
+        data = trainer.datamodule
+        trainer.strategy.barrier("mining")
         if not trainer.is_global_zero:
             return
-        tokenizer = trainer.datamodule.tokenizer
-        lines = [
-            json.dumps(
-                row | {"prefix": tokenizer.decode(row["prefix_ids"]), "suffix": tokenizer.decode(row["suffix_ids"])},
-                ensure_ascii=False,
-            )
-            for row in sorted(rows, key=lambda row: row["offset"])
-        ]
-        path = Path(trainer.default_root_dir) / MINED
-        partial = path.with_suffix(".part")
-        partial.write_text("".join(line + "\n" for line in lines), "utf-8")
-        partial.replace(path)
-        windows = len(trainer.predict_dataloaders.dataset)
-        console.print(f"{len(lines):,} of {windows:,} windows are recited word for word -> {path}")
+        done = list(data.mining_log.rows())
+        found = sorted((Found(**f) for row in done for f in row["found"]), key=lambda f: (f.document, f.offset))
+        low = {f for f in range(len(found)) if entropy_bits(found[f].suffix_ids) < data.mining.low_entropy}
+        telling = [f for number, f in enumerate(found) if number not in low]
+        texts = [[*f.prefix_ids, *f.suffix_ids] for f in telling]
+        kept, exact, near = first_of_each(texts, data.mining.near_duplicate)
+        folder = Path(trainer.default_root_dir)
+        decode = data.tokenizer.decode
+        _write(folder / REPETITIONS, (found[f] for f in sorted(low)), decode)
+        _write(folder / MINED, (telling[f] for f in kept), decode)
+        counts = {name: sum(row[name] for row in done) for name in ("windows", "checked", "near_ties")}
+        summary = {
+            "model": pl_module.model_name,
+            "corpus": data.corpus.label,
+            "max_tokens": data.max_tokens,
+            "prefix_len": data.window[0],
+            "suffix_len": data.window[1],
+            "stride": data.mining.stride,
+            "exhaustive": data.mining.exhaustive,
+            **counts,
+            "recited": len(found),
+            "repetitions": len(low),
+            "exact_duplicates": exact,
+            "near_duplicates": near,
+            "kept": len(kept),
+            "timestamp": timestamp(),
+        }
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        shutil.rmtree(folder / LOG, ignore_errors=True)
+        _tell(summary, folder)
+
+
+def _write(path: Path, rows: Iterable[Found], decode) -> None:
+    partial = path.with_suffix(".part")
+    with open(partial, "w", encoding="utf-8") as file:
+        for f in rows:
+            text = {"prefix": decode(f.prefix_ids), "suffix": decode(f.suffix_ids)}
+            entropy = {"entropy_bits": round(entropy_bits(f.suffix_ids), 3)}
+            file.write(json.dumps({**f._asdict(), **entropy, **text}, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def _tell(summary: dict, folder: Path) -> None:
+    console.print(
+        f"{summary['windows']:,} windows looked at, {summary['checked']:,} checked by themselves, "
+        f"{summary['recited']:,} recited word for word: {summary['repetitions']:,} mere repetitions, "
+        f"{summary['exact_duplicates']:,} duplicates, {summary['near_duplicates']:,} near-duplicates, "
+        f"{summary['kept']:,} kept -> {folder / MINED}"
+    )
+    if not summary["exhaustive"]:
+        console.print(
+            "Only windows that one long forward finds likely were checked; --data.mining.exhaustive true checks all."
+        )
+    if summary["near_ties"]:
+        console.print(f"{summary['near_ties']:,} verdicts hang on logits that are equal within the model's precision.")

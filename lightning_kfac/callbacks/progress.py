@@ -43,10 +43,10 @@ class RunProgress(ProgressBar):
         self._display.close()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start("look for recited windows", "batches", int(sum(trainer.num_predict_batches)))
+        self._start("look for recited windows", "windows", trainer.datamodule.windows_left)
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self._advance(1)
+        self._advance(outputs.windows * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._display.close()

@@ -5,7 +5,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.data.datamodule import MEMORIZED
-from lightning_kfac.progress import console
+from lightning_kfac.progress import console, show
+from lightning_kfac.reference import edit_details
 from lightning_kfac.run_folder import RunFolder
 from lightning_kfac.tables import METRICS, Example, comparison_table, examples_markdown, examples_table
 
@@ -34,20 +35,22 @@ class RunReport(Callback):
         stage = pl_module.stage
         if trainer.sanity_checking:
             return
-        self.evaluations[stage] = pl_module.results
+        self.evaluations[stage] = pl_module.record
         self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
-            row = {"stage": stage, **pl_module.results}
-            row["edit"] = _edit_row(trainer, stage)
-            self.folder.append_result(row | {"model": pl_module.model_name})
-            if trainer.state.fn == "validate":
-                console.print(comparison_table(self.evaluations))
+            row = {"stage": stage, **pl_module.record, "edit": _edit_row(trainer, pl_module)}
+            row |= {"measured": trainer.datamodule.described(), "model": pl_module.evaluated}
+            self.folder.append_result(row)
+
+    def show_comparison(self) -> None:
+        """Prints all evaluations side by side."""
+        show(comparison_table(self.evaluations))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         if self.evaluations:
-            console.print(comparison_table(self.evaluations))
+            self.show_comparison()
         last = list(self.continuations)[-1] if self.continuations else None
         if last != "baseline" and self.continuations.get(last) and self.continuations.get("baseline"):
             examples = self._examples(trainer)
@@ -72,7 +75,7 @@ class RunReport(Callback):
     def _log_hyperparameters(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(trainer.logger, TensorBoardLogger) or not self.evaluations:
             return
-        data, edit = trainer.datamodule, _edit_row(trainer, list(self.evaluations)[-1]) or {}
+        data, edit = trainer.datamodule, _edit_row(trainer, pl_module) or {}
         settings = {
             "model": pl_module.model_name,
             "labels": pl_module.labels,
@@ -90,7 +93,9 @@ class RunReport(Callback):
         trainer.logger.save()
 
 
-def _edit_row(trainer: Trainer, stage: str) -> dict | None:
-    """The field ``edit`` of a result."""
+def _edit_row(trainer: Trainer, pl_module: LightningModule) -> dict | None:
+    """The field ``edit`` of a result: what this run did, or what was done to the checkpoint it measures."""
     reports = next((c.reports for c in trainer.callbacks if isinstance(c, EditCallback)), {})
-    return reports[stage].summary() if stage in reports else None
+    if pl_module.stage in reports:
+        return reports[pl_module.stage].summary()
+    return edit_details(pl_module.evaluated).get("summary")

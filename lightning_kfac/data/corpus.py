@@ -9,12 +9,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.bad_rows import BadRows
 from lightning_kfac.data.json_lines import parse_object
 from lightning_kfac.errors import InputError
 
 # Names of the original tool.
 ALIASES = {"olmo": "allenai/olmo-mix-1124", "dolmo": "allenai/dolmino-mix-1124"}
-EMBEDDED_SPLITS = ("train", "heldout", "all")
+# "all" leaves the documents of the planted sequences out, "whole" does not.
+EMBEDDED_SPLITS = ("train", "heldout", "all", "whole")
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (*JSON_LINES, ".parquet", ".txt", ".md")
 COMPRESSION = (".gz", ".zst")
@@ -33,7 +35,7 @@ class Corpus:
             (``olmo`` and ``dolmo`` stand for the OLMo-2 mixes).
         subset: Configuration name of a hub data set.
         split: Split of a hub data set (by default ``train``); of the embedded corpus ``train``,
-            ``heldout`` or ``all`` (by default what it is used for).
+            ``heldout``, ``all`` or, with what the demo model has memorized, ``whole`` (by default what it is used for).
         text_field: Field of JSONL and Parquet records that holds the text, or a text with several in it, such as
             ``{question} {answer}``.
     """
@@ -86,27 +88,32 @@ class Corpus:
             return list(sys.version_info[:3])
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _local_files(self.source)]
 
-    def check(self) -> None:
+    def check(self, skip_bad_rows: bool = False) -> None:
         """Raises ``InputError`` where a local source can already be seen to be unusable."""
+        bad = BadRows(skip_bad_rows)
         local = [] if self.embedded else _local_files(self.source)
-        if local and all(next(_documents_of_file(str(path), self.text_field), None) is None for path in local):
+        if local and all(next(_documents_of_file(str(path), self.text_field, bad), None) is None for path in local):
             raise InputError(f"{self.source}: has no text")
 
-    def documents(self) -> Iterator[str]:
+    def documents(self, bad: BadRows | None = None) -> Iterator[str]:
         """Yields texts: all of the embedded corpus, or a stream over the source's files.
 
         Several files are read in turn, in an order that is shuffled once with a fixed seed, so that
         the beginning of the stream is a sample of the whole mixture.
+
+        Args:
+            bad: What to do with records that hold no text; by default the first one is an error.
         """
+        bad = bad or BadRows()
         if self.embedded:
             yield from _embedded_texts(self.split)
             return
         files = [str(path) for path in _local_files(self.source)] or self._hub_files()
         if not files:
-            yield from self._hub_stream()
+            yield from self._hub_stream(bad)
             return
         random.Random(0).shuffle(files)
-        yield from _in_turn([_documents_of_file(file, self.text_field) for file in files])
+        yield from _in_turn([_documents_of_file(file, self.text_field, bad) for file in files])
 
     def _hub_files(self) -> list[str]:
         """The JSONL and Parquet files of a hub data set; empty if it is made of something else.
@@ -123,22 +130,23 @@ class Corpus:
         files = [str(file) for file in data_files.get(self.split, [])]
         return files if all(_kind(file) in (*JSON_LINES, ".parquet") for file in files) else []
 
-    def _hub_stream(self) -> Iterator[str]:
+    def _hub_stream(self, bad: BadRows) -> Iterator[str]:
         from datasets import load_dataset
 
         try:
             rows = load_dataset(self.source, self.subset, split=self.split, streaming=True)
         except Exception as error:
             raise InputError(f"corpus {self.source}: {_first_line(error)}") from error
-        for row in rows:
-            yield _text_of(row, self.text_field, self.source)
+        for number, row in enumerate(rows, start=1):
+            yield from _text_of(row, self.text_field, f"{self.source}, record {number}", bad)
 
 
 def _embedded_texts(split: str) -> Iterator[str]:
     from lightning_kfac.data.demo import planted_documents
     from lightning_kfac.data.embedded import embedded_documents, split_documents
 
-    excluded = planted_documents()
+    excluded = planted_documents() if split != "whole" else ()
+    split = "all" if split == "whole" else split
     yield from (document.text for document in split_documents(embedded_documents(), split, excluded))
 
 
@@ -163,7 +171,7 @@ def _kind(name: str) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSION else path).suffix
 
 
-def _documents_of_file(file: str, text_field: str) -> Iterator[str]:
+def _documents_of_file(file: str, text_field: str, bad: BadRows) -> Iterator[str]:
     from datasets import load_dataset
 
     kind = _kind(file)
@@ -178,21 +186,27 @@ def _documents_of_file(file: str, text_field: str) -> Iterator[str]:
             if kind in JSON_LINES:
                 if not row["text"].strip():
                     continue
-                row = parse_object(row["text"], f"{file}, line {number}")
+                try:
+                    row = parse_object(row["text"], f"{file}, line {number}")
+                except InputError as error:
+                    bad.meet(error)
+                    continue
             else:
                 text_field = "text" if kind != ".parquet" else text_field
-            yield _text_of(row, text_field, f"{file}, record {number}")
+            yield from _text_of(row, text_field, f"{file}, record {number}", bad)
     except InputError:
         raise
     except Exception as error:  # the readers below raise a dozen types for a damaged file
         raise InputError(f"{file}: cannot be read: {_first_line(error)}") from error
 
 
-def _text_of(row: dict, field: str, where: str) -> str:
+def _text_of(row: dict, field: str, where: str, bad: BadRows) -> Iterator[str]:
+    """The text of a record, if it has one."""
     for name in _fields(field):
         if not isinstance(row.get(name), str):
-            raise InputError(f"{where}: no text in field {name!r}; fields here: {', '.join(row)}")
-    return PLACEHOLDER.sub(lambda found: row[found[1]], field) if PLACEHOLDER.search(field) else row[field]
+            bad.meet(InputError(f"{where}: no text in field {name!r}; fields here: {', '.join(row)}"))
+            return
+    yield PLACEHOLDER.sub(lambda found: row[found[1]], field) if PLACEHOLDER.search(field) else row[field]
 
 
 def _fields(text_field: str) -> list[str]:

@@ -1,9 +1,8 @@
 """The LightningDataModule: corpus, held-out text and memorized sets."""
 
 import hashlib
-import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,25 @@ from torch.utils.data import DataLoader
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.loading import TokenRows, question_loader, row_loader, sequence_loader
+from lightning_kfac.data.loading import TokenRows, piece_loader, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
-from lightning_kfac.data.packing import row_offsets, tokenize_documents
+from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.data.questions import Question, QuestionSet
+from lightning_kfac.data.tokenized import TokenizedText, tokenized_text, tokenizer_key
 from lightning_kfac.errors import InputError
+from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.loading import load_tokenizer
-from lightning_kfac.progress import track_count
+from lightning_kfac.mining.log import MiningLog
+from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces
 
+# The windows of the paper.
 WINDOW_PREFIX, WINDOW_SUFFIX = 64, 48
 # Typed, so that the command line takes a text with braces in it as a text.
 Fields = dict[str, bool | int | str | list[str] | None]
 CORPUS = "corpus"
 HELDOUT = "heldout"
 MEMORIZED = "memorized"
+CLEAN = "clean"
 
 
 class TextData(LightningDataModule):
@@ -41,12 +45,19 @@ class TextData(LightningDataModule):
             the documents that are held out of the embedded corpus.
         heldout_tokens: Token budget of the held-out text.
         memorized: JSONL file of memorized sequences (``demo:FILE`` names an embedded one).
-        sets: Further memorized sets, name to file; their metrics carry the name as a prefix.
+        sets: Further memorized sets, name to file; their metrics carry the name as a prefix. Suffixes may differ in
+            length.
+        clean_windows: So many windows of the held-out text are a set of their own, ``clean``: what does the edit do
+            to text that the model does not recite?
+        prefix_len: Tokens of each prefix, its last ones; by default all, and 64 in mining.
+        suffix_len: Tokens of each suffix, its first ones; by default all, and 48 in mining.
         questions: Questions with known answers, name to a JSONL file or to a mapping with the fields of
             ``QuestionSet``; measured by exact answers.
         domains: Text whose curvature is collected as well, by name, each like ``corpus``.
         domain_tokens: Token budget of each domain; null takes all of it.
         eval_batch_size: Sequences a batch in recitation.
+        skip_bad_rows: Leave out rows of any file that cannot be used, and say how many; otherwise they are errors.
+        mining: How ``predict`` looks for recited windows.
         tokenizer: Hub name or folder; by default the model's own.
         planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
         exposures: How often each planted row appears.
@@ -66,7 +77,12 @@ class TextData(LightningDataModule):
         questions: dict[str, str | Fields] | None = None,
         domains: dict[str, str | Fields] | None = None,
         domain_tokens: int | None = None,
+        clean_windows: int = 0,
+        prefix_len: int | None = None,
+        suffix_len: int | None = None,
         eval_batch_size: int = 64,
+        skip_bad_rows: bool = False,
+        mining: Mining = Mining(),  # noqa: B008 (frozen)
         tokenizer: str | None = None,
         planted: list[str] | None = None,
         exposures: int = 1,
@@ -81,6 +97,8 @@ class TextData(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.memorized_files = ({MEMORIZED: memorized} if memorized else {}) | (sets or {})
         self.question_sets = {name: QuestionSet.parse(name, value) for name, value in (questions or {}).items()}
+        self.clean_windows, self.prefix_len, self.suffix_len = clean_windows, prefix_len, suffix_len
+        self.skip_bad_rows, self.mining = skip_bad_rows, mining
         self.tokenizer_name = tokenizer
         self.planted_files, self.exposures, self.shuffle = planted or [], exposures, shuffle
         for name, value, least in (
@@ -91,9 +109,14 @@ class TextData(LightningDataModule):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("exposures", exposures, 1),
+            ("prefix_len", prefix_len, 1),
+            ("suffix_len", suffix_len, 1),
+            ("clean_windows", clean_windows, 0),
         ):
             if value is not None and value < least:
                 raise InputError(f"data.{name} is {value}; it must be at least {least}")
+        if clean_windows and (heldout is None or CLEAN in self.memorized_files):
+            raise InputError("data.clean_windows needs data.heldout, and no set of the name clean")
         for option, names in (
             ("sets", self.memorized_files),
             ("questions", self.question_sets),
@@ -104,7 +127,9 @@ class TextData(LightningDataModule):
         self._questions: dict[str, list[Question]] = {}
         self._tokenizer = None
         self._sequences: dict[str, list[MemorizedSequence]] | None = None
-        self._tokens: dict[str, np.ndarray] = {}
+        self._texts_read: dict[str, TokenizedText] = {}
+        self.mining_log: MiningLog | None = None
+        self.windows_left = 0
 
     # -- checks, before anything expensive ---------------------------------------------------------
 
@@ -130,13 +155,15 @@ class TextData(LightningDataModule):
             questions.check()
         for corpus in (self.corpus, self.heldout, *self.domains.values()):
             if corpus is not None:
-                corpus.check()
+                corpus.check(self.skip_bad_rows)
 
     def load_sequences(self, vocab_size: int) -> dict[str, list[MemorizedSequence]]:
         """The memorized sets by name, checked."""
         if self._sequences is None:
+            cut = {"prefix_len": self.prefix_len, "suffix_len": self.suffix_len, "skip_bad_rows": self.skip_bad_rows}
             self._sequences = {
-                name: load_memorized(file, self.tokenizer, vocab_size) for name, file in self.memorized_files.items()
+                name: load_memorized(file, self.tokenizer, vocab_size, **cut)
+                for name, file in self.memorized_files.items()
             }
         return self._sequences
 
@@ -157,7 +184,18 @@ class TextData(LightningDataModule):
         ]
         heldout = None if self.heldout is None else (self.heldout, self.heldout.state(), self.heldout_tokens)
         cut = self.seq_len, self.batch_size, self.tokenizer_name, list(self.question_sets.values())
+        cut += self.prefix_len, self.suffix_len, self.clean_windows, self.skip_bad_rows
         return hashlib.sha256(repr((contents, heldout, cut)).encode()).hexdigest()[:16]
+
+    def described(self) -> dict[str, str | int | None]:
+        """What a figure depends on beside the model: held-out text and how it is packed, and how sets are cut."""
+        return {
+            "heldout": self.heldout and self.heldout.label,
+            "heldout_tokens": len(self._texts_read[HELDOUT].tokens) if HELDOUT in self._texts_read else None,
+            "seq_len": self.seq_len,
+            "prefix_len": self.prefix_len,
+            "suffix_len": self.suffix_len,
+        }
 
     @property
     def tokenizer(self):
@@ -179,15 +217,22 @@ class TextData(LightningDataModule):
         """Maps the tokenized text into memory and reads the memorized sets (every process)."""
         self.load_sequences(self.trainer.lightning_module.vocab_size)
         for name, corpus, max_tokens in self._texts():
-            self._tokens[name] = self._tokenize(name, corpus, max_tokens)
+            self._texts_read[name] = self._tokenize(name, corpus, max_tokens)
         if stage != "predict":
-            limits = self._vocab_size, self.trainer.lightning_module.max_positions
+            limits = self._vocab_size, self.trainer.lightning_module.max_positions, self.skip_bad_rows
             self._questions = {name: q.load(self.tokenizer, *limits) for name, q in self.question_sets.items()}
+            if self.clean_windows:
+                self._sequences[CLEAN] = self._clean()
 
     @property
     def validation_names(self) -> list[str]:
         """Names of the validation loaders, in order: memorized sets, questions, the held-out text."""
-        return [*self.memorized_files, *self.question_sets, *([HELDOUT] if self.heldout is not None else [])]
+        return [*self.set_names, *self.question_sets, *([HELDOUT] if self.heldout is not None else [])]
+
+    @property
+    def set_names(self) -> list[str]:
+        """Names of the sets of prefixes and suffixes."""
+        return [*self.memorized_files, *([CLEAN] if self.clean_windows else [])]
 
     def train_dataloader(self) -> DataLoader:
         """Packed rows of the text in turn (the corpus, or a domain), for training with the planted rows among them."""
@@ -198,19 +243,56 @@ class TextData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader for each of ``validation_names``."""
-        loaders = [sequence_loader(s, self.eval_batch_size, *self._rank) for s in self._sequences.values()]
+        sets = [self._sequences[name] for name in self.set_names]
+        loaders = [sequence_loader(sequences, self.eval_batch_size, *self._rank) for sequences in sets]
         loaders += [question_loader(q, self.eval_batch_size, *self._rank) for q in self._questions.values()]
         if self.heldout is not None:
             loaders.append(row_loader(self._rows(HELDOUT), self.batch_size, *self._rank))
         return loaders
 
     def predict_dataloader(self) -> DataLoader:
-        """Windows of prefix and suffix over the corpus, one after the other."""
-        tokens = self._tokens[CORPUS]
-        starts = range(0, len(tokens) - WINDOW_PREFIX - WINDOW_SUFFIX + 1, WINDOW_PREFIX + WINDOW_SUFFIX)
-        if not starts:
-            raise InputError(f"the corpus is shorter than one window of {WINDOW_PREFIX} + {WINDOW_SUFFIX} tokens")
-        return sequence_loader(Windows(tokens, starts), self.eval_batch_size, *self._rank)
+        """Pieces of the corpus with the windows to look at, but for those that an earlier, unfinished run has done."""
+        pieces = MiningPieces(self._texts_read[CORPUS], sum(self.window), self.mining.stride, self.seq_len)
+        if not len(pieces):
+            raise InputError(f"no document of the corpus is as long as one window of {sum(self.window)} tokens")
+        self.mining_log = MiningLog(Path(self.trainer.default_root_dir) / "mining", self._mining_key())
+        done = self.mining_log.done()
+        self.trainer.strategy.barrier("mining log")  # nobody writes before all have read
+        batches = MiningBatches(pieces, self.batch_size * self.seq_len, done, *self._rank)
+        self.windows_left = batches.n_windows(batches.left)
+        return piece_loader(pieces, batches)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Tokens of prefix and suffix of a mined window."""
+        return self.prefix_len or WINDOW_PREFIX, self.suffix_len or WINDOW_SUFFIX
+
+    def _mining_key(self) -> str:
+        module = self.trainer.lightning_module
+        search = self.corpus.identity(), self.max_tokens, self.skip_bad_rows, tokenizer_key(self.tokenizer)
+        cut = (
+            *self.window,
+            self.seq_len,
+            self.batch_size,
+            self.mining.stride,
+            self.mining.exhaustive,
+            self.mining.likely,
+        )
+        identity = weights_fingerprint(module.model, ()), *search, *cut
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+
+    def _clean(self) -> list[MemorizedSequence]:
+        """Windows spread evenly over the held-out text, none of which overlap."""
+        prefix, suffix = self.window
+        pieces = MiningPieces(self._texts_read[HELDOUT], prefix + suffix, prefix + suffix, prefix + suffix)
+        if len(pieces) < self.clean_windows:
+            raise InputError(
+                f"data.clean_windows is {self.clean_windows}, but the held-out text holds {len(pieces)} windows of "
+                f"{prefix} + {suffix} tokens; raise data.heldout_tokens"
+            )
+        chosen = np.linspace(0, len(pieces) - 1, self.clean_windows).astype(int)
+        texts = [pieces[int(number)].tokens.tolist() for number in chosen]
+        return [MemorizedSequence(ids[:prefix], ids[prefix:]) for ids in texts]
 
     def _texts(self) -> Iterator[tuple[str, Corpus, int | None]]:
         """Every text that this run reads: name, corpus, token budget."""
@@ -222,7 +304,7 @@ class TextData(LightningDataModule):
             yield HELDOUT, self.heldout, self.heldout_tokens
 
     def _rows(self, name: str) -> TokenRows:
-        tokens = self._tokens[name]
+        tokens = self._texts_read[name].tokens
         return TokenRows(tokens, row_offsets(len(tokens), self.seq_len))
 
     @property
@@ -233,50 +315,14 @@ class TextData(LightningDataModule):
     def _vocab_size(self) -> int:
         return self.trainer.lightning_module.vocab_size
 
-    def _tokenize(self, name: str, corpus: Corpus, max_tokens: int | None) -> np.ndarray:
-        identity = (corpus, corpus.state(), max_tokens, _tokenizer_key(self.tokenizer))
-        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-        path = Path(self.trainer.default_root_dir) / "data" / f"{name}-{key}.npy"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with track_count(f"tokenize {corpus.label}", "tokens", total=max_tokens) as advance_to:
-                tokens = tokenize_documents(corpus.documents(), self.tokenizer, max_tokens, advance_to)
-            if (largest := int(tokens.max())) >= self._vocab_size:
-                raise InputError(
-                    f"{corpus.label}: the tokenizer {self.tokenizer_name} makes the id {largest}, but the model's "
-                    f"vocabulary ends at {self._vocab_size - 1}; set data.tokenizer to the model's own"
-                )
-            if max_tokens is not None and len(tokens) < max_tokens:
-                print(f"{corpus.label} has {len(tokens):,} tokens, fewer than the {max_tokens:,} asked for")
-            partial = path.with_suffix(f".part{os.getpid()}")
-            with open(partial, "wb") as file:
-                np.save(file, tokens)
-            partial.replace(path)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+    def _tokenize(self, name: str, corpus: Corpus, max_tokens: int | None) -> TokenizedText:
+        folder = Path(self.trainer.default_root_dir) / "data"
+        return tokenized_text(folder, name, corpus, self.tokenizer, max_tokens, self._vocab_size, self.skip_bad_rows)
 
 
 def domain_text(name: str) -> str:
     """The name of a domain among a run's texts."""
     return f"domain-{name}"
-
-
-class Windows(Sequence[MemorizedSequence]):
-    """Windows of a corpus in the form of a memorized set.
-
-    Args:
-        tokens: int32 [n_tokens].
-        starts: First position of each window.
-    """
-
-    def __init__(self, tokens: np.ndarray, starts: Sequence[int]):
-        self.tokens, self.starts = tokens, starts
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> MemorizedSequence:
-        ids = self.tokens[self.starts[index] :][: WINDOW_PREFIX + WINDOW_SUFFIX].tolist()
-        return MemorizedSequence(ids[:WINDOW_PREFIX], ids[WINDOW_PREFIX:])
 
 
 def _check_names(option: str, names: Iterable[str], taken: Collection[str]) -> None:
@@ -292,9 +338,3 @@ def _with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: 
     lengths = np.array([len(row) for row in extra])
     offsets = np.concatenate([rows.offsets, rows.offsets[-1] + lengths.cumsum()])
     return TokenRows(np.concatenate([rows.tokens, *extra]), offsets)
-
-
-def _tokenizer_key(tokenizer) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{text}{tokenizer.eos_token_id}".encode()).hexdigest()

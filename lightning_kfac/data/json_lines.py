@@ -4,15 +4,20 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning_kfac.data.bad_rows import BadRows
 from lightning_kfac.errors import InputError
 
 
-def read_objects(path: Path) -> Iterator[tuple[str, dict]]:
+def read_objects(path: Path, bad: BadRows | None = None) -> Iterator[tuple[str, dict]]:
     """Yields (file and line, object) for each line that is not empty.
+
+    Args:
+        bad: What to do with a line that is no JSON object; by default it is an error.
 
     Raises:
         InputError: The file cannot be read, is not UTF-8, or a line is no JSON object.
     """
+    bad = bad or BadRows()
     try:
         lines = path.read_text("utf-8").split("\n")
     except OSError as error:
@@ -22,7 +27,12 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield where, parse_object(line, where)
+            try:
+                row = parse_object(line, where)
+            except InputError as error:
+                bad.meet(error)
+                continue
+            yield where, row
 
 
 def parse_object(line: str, where: str) -> dict:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.questions import Question
 from lightning_kfac.math.loss import IGNORED
+from lightning_kfac.mining.windows import MiningBatches, MiningPieces, Piece
 
 FILLER = -1
 
@@ -129,3 +130,25 @@ def question_loader(questions: Sequence[Question], batch_size: int, rank: int, w
 def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list]:
     """Numbers of the questions; filler rows are dropped."""
     return {"index": [i for i, _ in rows if i != FILLER]}
+
+
+class _Pieces(Dataset):
+    """Pieces of documents by number, each with its number."""
+
+    def __init__(self, pieces: MiningPieces):
+        self.pieces = pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, number: int) -> tuple[int, Piece]:
+        return number, self.pieces[number]
+
+
+def piece_loader(pieces: MiningPieces, batches: MiningBatches) -> DataLoader:
+    """Pieces in batches for one rank; a batch knows its number, and an empty one has none."""
+
+    def collate(rows: list[tuple[int, Piece]]) -> dict:
+        return {"batch": batches.number_of(rows[0][0]) if rows else None, "pieces": [piece for _, piece in rows]}
+
+    return DataLoader(_Pieces(pieces), batch_sampler=batches, collate_fn=collate)

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.bad_rows import BadRows
 from lightning_kfac.data.json_lines import read_objects
 from lightning_kfac.errors import InputError
+from lightning_kfac.progress import say
 
 PREFIX_FIELDS = ("prefix", "prefix_text", "prompt")
 SUFFIX_FIELDS = ("target_suffix", "suffix_text", "suffix")
+# Of the rows that hold text beside ids, so many are compared with the tokenizer; of fewer nothing is concluded.
+COMPARED_WITH_TEXT = 20
+FEWEST_COMPARED = 3
 
 
 @dataclass(frozen=True)
@@ -19,26 +24,72 @@ class MemorizedSequence:
     prefix: Sequence[int]
     suffix: Sequence[int]
 
+    def cut(self, prefix_len: int | None, suffix_len: int | None) -> "MemorizedSequence":
+        """The last ``prefix_len`` tokens of the prefix and the first ``suffix_len`` of the suffix.
 
-def load_memorized(path: str | Path, tokenizer: Callable | None, vocab_size: int) -> list[MemorizedSequence]:
+        Raises:
+            InputError: It has fewer.
+        """
+        for option, wanted, ids in (("prefix", prefix_len, self.prefix), ("suffix", suffix_len, self.suffix)):
+            if wanted is not None and len(ids) < wanted:
+                raise InputError(f"the {option} has {len(ids)} tokens, data.{option}_len asks for {wanted}")
+        prefix = self.prefix if prefix_len is None else self.prefix[len(self.prefix) - prefix_len :]
+        return MemorizedSequence(prefix, self.suffix if suffix_len is None else self.suffix[:suffix_len])
+
+
+def load_memorized(
+    path: str | Path,
+    tokenizer: Callable | None,
+    vocab_size: int,
+    *,
+    prefix_len: int | None = None,
+    suffix_len: int | None = None,
+    skip_bad_rows: bool = False,
+) -> list[MemorizedSequence]:
     """Reads a memorized set.
 
     Rows hold ``prefix_ids`` and ``suffix_ids``, used untouched, or text under ``prefix`` /
     ``prefix_text`` / ``prompt`` and ``target_suffix`` / ``suffix_text`` / ``suffix``. Text is tokenized
     prefix and suffix apart, the prefix with the tokenizer's special tokens (BOS), the suffix without.
+    Rows that repeat earlier ones count again, with a notice, unless bad rows are skipped.
 
     Args:
         path: A JSONL file, or ``demo:FILE``.
-        tokenizer: Needed for text rows only.
+        tokenizer: Needed for text rows; where rows hold ids and text, it is checked against them.
         vocab_size: Ids must lie below it.
+        prefix_len, suffix_len: Tokens of each prefix (its last) and of each suffix (its first); by default all.
+        skip_bad_rows: Leave out rows that cannot be used, and repetitions, and say how many.
 
     Raises:
         InputError: Names the file and the line.
     """
-    path = resolve_path(path)
-    sequences = [_parse_row(row, where, tokenizer, vocab_size) for where, row in read_objects(path)]
+    path, bad = resolve_path(path), BadRows(skip_bad_rows)
+    sequences: list[MemorizedSequence] = []
+    seen: dict[tuple, str] = {}
+    repeated: list[str] = []
+    with_text: list[tuple[dict, MemorizedSequence]] = []
+    for where, row in read_objects(path, bad):
+        try:
+            sequence = _parse_row(row, where, tokenizer, vocab_size)
+            cut = _cut(sequence, where, prefix_len, suffix_len)
+        except InputError as error:
+            bad.meet(error)
+            continue
+        first = seen.setdefault((tuple(cut.prefix), tuple(cut.suffix)), where)
+        if first is not where:
+            repeated.append(f"{where} repeats {first.rpartition(', ')[2]}")
+            if skip_bad_rows:
+                bad.meet(InputError(repeated[-1]))
+                continue
+        sequences.append(cut)
+        if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT and _text(row, PREFIX_FIELDS):
+            with_text.append((row, sequence))
+    bad.tell(path)
     if not sequences:
         raise InputError(f"{path}: the memorized set is empty")
+    if repeated and not skip_bad_rows:
+        say(f"{path}: {len(repeated):,} rows repeat earlier ones and count again; the first: {repeated[0]}")
+    _check_tokenizer(with_text, tokenizer, path)
     return sequences
 
 
@@ -61,8 +112,19 @@ def _parse_row(row: dict, where: str, tokenizer: Callable | None, vocab_size: in
     return MemorizedSequence(prefix, suffix)
 
 
+def _cut(sequence: MemorizedSequence, where: str, prefix_len: int | None, suffix_len: int | None) -> MemorizedSequence:
+    try:
+        return sequence.cut(prefix_len, suffix_len)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _text(row: dict, fields: Sequence[str]) -> str | None:
+    return next((row[field] for field in fields if isinstance(row.get(field), str)), None)
+
+
 def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, special: bool, where: str) -> list[int]:
-    text = next((row[f] for f in fields if isinstance(row.get(f), str)), None)
+    text = _text(row, fields)
     if text is None:
         raise InputError(
             f"{where}: needs prefix_ids and suffix_ids, or text in one of {', '.join(fields)}; "
@@ -71,3 +133,18 @@ def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, spec
     if tokenizer is None:
         raise InputError(f"{where}: a text row needs a tokenizer")
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _check_tokenizer(rows: Sequence[tuple[dict, MemorizedSequence]], tokenizer: Callable | None, path: Path) -> None:
+    """Ids of another tokenizer lie in the vocabulary often enough; the text beside them tells."""
+    decode = getattr(tokenizer, "decode", None)
+    if len(rows) < FEWEST_COMPARED or decode is None:
+        return
+    for row, sequence in rows:
+        text, ids = _text(row, PREFIX_FIELDS), list(sequence.prefix)
+        if decode(ids).strip() == text.strip() or list(tokenizer(text)["input_ids"]) == ids:
+            return
+    raise InputError(
+        f"{path}: the ids do not belong to the text beside them: the set was made with another tokenizer than the "
+        "model's. Leave the ids out to have the text tokenized, or set data.tokenizer"
+    )

@@ -1,6 +1,6 @@
 """From documents to rows of token ids."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def tokenize_documents(
     tokenizer,
     max_tokens: int | None,
     on_progress: Callable[[int], None] = lambda n: None,
-) -> np.ndarray:
+) -> Iterator[np.ndarray]:
     """Tokenizes documents, each followed by the end-of-sequence token, until ``max_tokens`` are there.
 
     Args:
@@ -22,36 +22,41 @@ def tokenize_documents(
         max_tokens: The budget in tokens, exact; ``None`` takes every document.
         on_progress: Called with the number of tokens so far.
 
-    Returns:
-        int32 [n_tokens].
+    Yields:
+        int32 [n_tokens] of each document; the last one may be cut.
 
     Raises:
         InputError: No EOS token, or no text at all.
     """
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no EOS token, which separates documents")
-    pieces, count, waiting = [], 0, []
-
-    def flush() -> None:
-        nonlocal count
-        for ids in tokenizer(waiting, add_special_tokens=False)["input_ids"] if waiting else []:
-            pieces.append(np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32))
-            count += len(pieces[-1])
-        waiting.clear()
-        on_progress(min(count, max_tokens or count))
-
-    for text in documents:
-        waiting.append(text)
-        if len(waiting) == DOCUMENTS_AT_ONCE:
-            flush()
-            if max_tokens is not None and count >= max_tokens:
-                break
-    flush()
+    count = 0
+    for texts in _in_groups(documents, DOCUMENTS_AT_ONCE):
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            left = None if max_tokens is None else max_tokens - count
+            if left == 0:
+                return
+            document = np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32)[:left]
+            count += len(document)
+            yield document
+        on_progress(count)
+        if count == max_tokens:
+            return
     if not count:
         raise InputError("the corpus has no text")
-    return np.concatenate(pieces)[:max_tokens]
 
 
 def row_offsets(n_tokens: int, seq_len: int) -> np.ndarray:
     """Boundaries of rows of ``seq_len`` tokens; the last row may be shorter. int64 [n_rows + 1]."""
     return np.append(np.arange(0, n_tokens, seq_len), n_tokens)
+
+
+def _in_groups(documents: Iterable[str], size: int) -> Iterator[list[str]]:
+    group = []
+    for text in documents:
+        group.append(text)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

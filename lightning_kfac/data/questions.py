@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.bad_rows import BadRows
 from lightning_kfac.data.json_lines import read_objects
 from lightning_kfac.errors import InputError
 
@@ -82,41 +83,48 @@ class QuestionSet:
     def check(self) -> None:
         """Raises ``InputError`` where a local file cannot be used."""
         if self._is_file():
-            next(self._rows(), None)
+            next(self._rows(BadRows(skip=True)), None)
 
-    def load(self, tokenizer: Callable, vocab_size: int, max_positions: int | None = None) -> list[Question]:
+    def load(
+        self, tokenizer: Callable, vocab_size: int, max_positions: int | None = None, skip_bad_rows: bool = False
+    ) -> list[Question]:
         """All questions, tokenized with the tokenizer's special tokens (BOS).
 
         Raises:
             InputError: A row lacks a field, has no answer, an id outside the vocabulary, or is too long.
         """
-        questions = []
-        for where, row in self._rows():
+        questions, bad = [], BadRows(skip_bad_rows)
+        for where, row in self._rows(bad):
             if self.limit is not None and len(questions) >= self.limit:
                 break
-            for field in (self.prompt_field, self.answer_field):
-                if not isinstance(row.get(field), (str, int, float)):
-                    raise InputError(
-                        f"{where}: no text in the field {field!r}; fields here: {', '.join(row) or 'none'}"
-                    )
-            answer = self.extract(str(row[self.answer_field]))
-            if not answer:
-                raise InputError(
-                    f"{where}: the pattern {self.answer_pattern!r} finds no answer in {self.answer_field!r}"
-                )
-            text = self.few_shot + self.template.replace("{prompt}", str(row[self.prompt_field]))
-            ids = list(tokenizer(text)["input_ids"])
-            if not ids or max(ids) >= vocab_size:
-                raise InputError(f"{where}: the prompt is empty, or the tokenizer is not the model's")
-            if max_positions is not None and len(ids) + self.max_new_tokens > max_positions:
-                raise InputError(
-                    f"{where}: a prompt of {len(ids)} tokens and {self.max_new_tokens} new ones, but the model takes "
-                    f"at most {max_positions} positions"
-                )
-            questions.append(Question(ids, answer, self))
+            try:
+                questions.append(self._question(row, where, tokenizer, vocab_size, max_positions))
+            except InputError as error:
+                bad.meet(error)
+        bad.tell(self.source)
         if not questions:
             raise InputError(f"{self.source}: there is no question")
         return questions
+
+    def _question(
+        self, row: dict, where: str, tokenizer: Callable, vocab_size: int, max_positions: int | None
+    ) -> Question:
+        for field in (self.prompt_field, self.answer_field):
+            if not isinstance(row.get(field), (str, int, float)):
+                raise InputError(f"{where}: no text in the field {field!r}; fields here: {', '.join(row) or 'none'}")
+        answer = self.extract(str(row[self.answer_field]))
+        if not answer:
+            raise InputError(f"{where}: the pattern {self.answer_pattern!r} finds no answer in {self.answer_field!r}")
+        text = self.few_shot + self.template.replace("{prompt}", str(row[self.prompt_field]))
+        ids = list(tokenizer(text)["input_ids"])
+        if not ids or max(ids) >= vocab_size:
+            raise InputError(f"{where}: the prompt is empty, or the tokenizer is not the model's")
+        if max_positions is not None and len(ids) + self.max_new_tokens > max_positions:
+            raise InputError(
+                f"{where}: a prompt of {len(ids)} tokens and {self.max_new_tokens} new ones, but the model takes "
+                f"at most {max_positions} positions"
+            )
+        return Question(ids, answer, self)
 
     def extract(self, text: str) -> str:
         """The answer in a text, without spaces around it and commas in numbers; empty where there is none.
@@ -140,11 +148,11 @@ class QuestionSet:
         path = resolve_path(self.source)
         return path.exists() or path.suffix in (".jsonl", ".json") or self.source.startswith(("/", "./", "../"))
 
-    def _rows(self) -> Iterator[tuple[str, dict]]:
+    def _rows(self, bad: BadRows) -> Iterator[tuple[str, dict]]:
         if not self._is_file():
             yield from self._hub_rows()
             return
-        yield from read_objects(resolve_path(self.source))
+        yield from read_objects(resolve_path(self.source), bad)
 
     def _hub_rows(self) -> Iterator[tuple[str, dict]]:
         from datasets import load_dataset

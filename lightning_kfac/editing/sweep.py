@@ -181,5 +181,7 @@ def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [row.get(name) for row in group]
         if any(isinstance(value, float) for value in values):
             first[name] = None if None in values else sum(values) / len(values)
+    for name in ("intervals", "differences"):  # of one seed only
+        first.pop(name, None)
     first["edit"] = first["edit"] | {k: sum(row["edit"][k] for row in group) / len(group) for k in OUTCOMES}
     return first | {"n_seeds": len(group)}

@@ -1,8 +1,18 @@
 """torchmetrics classes: what the model recites and how well it still works."""
 
+from lightning_kfac.metrics.continuation_shift import ContinuationShift
 from lightning_kfac.metrics.exact_answer import ExactAnswer
 from lightning_kfac.metrics.memorization import Memorization
 from lightning_kfac.metrics.ndcg import NDCG
-from lightning_kfac.metrics.perplexity import Perplexity
+from lightning_kfac.metrics.perplexity import BatchMeanPerplexity, Perplexity
+from lightning_kfac.metrics.position_stress import PositionStress
 
-__all__ = ["NDCG", "ExactAnswer", "Memorization", "Perplexity"]
+__all__ = [
+    "NDCG",
+    "BatchMeanPerplexity",
+    "ContinuationShift",
+    "ExactAnswer",
+    "Memorization",
+    "Perplexity",
+    "PositionStress",
+]

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.metrics.per_sequence import PerSequence
 
 
-class ExactAnswer(Metric):
+class ExactAnswer(PerSequence):
     """Share of answers that equal the right one, letter by letter.
 
     Example:
@@ -17,20 +19,14 @@ class ExactAnswer(Metric):
         {'exact_acc': 0.5, 'n_questions': 2}
     """
 
-    full_state_update = False
     higher_is_better = True
+    columns = ("right",)
+    counted = "n_questions"
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        for name in ("right", "count"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+    def update(self, answers: Sequence[str], golds: Sequence[str], index: Sequence[int] | None = None) -> None:
+        """Adds one given and one right answer per question, and the numbers of the questions."""
+        right = [[float(answer == gold)] for answer, gold in zip(answers, golds, strict=True)]
+        self.add(torch.tensor(right, dtype=torch.float64).view(-1, 1), index)
 
-    def update(self, answers: Sequence[str], golds: Sequence[str]) -> None:
-        """Adds one given and one right answer per question."""
-        for answer, gold in zip(answers, golds, strict=True):
-            self.right += answer == gold
-            self.count += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """The rate in [0, 1] (float64; NaN before any update) and the number of questions."""
-        return {"exact_acc": self.right.double() / self.count, "n_questions": self.count}
+    def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
+        return {"exact_acc": Figure(values["right"], torch.ones_like(values["right"]), rate=True)}

@@ -4,45 +4,63 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from lightning_kfac.metrics.functional import recitation
+from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, recitation
+from lightning_kfac.metrics.per_sequence import PerSequence
 
 
-class Memorization(Metric):
+class Memorization(PerSequence):
     """Strict and loose accuracy and mean normalised Levenshtein distance of greedy continuations.
+
+    Args:
+        end_of_text: Ids at which a gold suffix and a continuation end.
+        loose_similarity: Least share of a gold suffix that a loose recitation repeats.
 
     Example:
         >>> metric = Memorization()
         >>> metric.update([[1, 2, 3, 9], [5, 6]], [[1, 2, 3, 4], [5, 6]])
         >>> {name: value.item() for name, value in metric.compute().items()}
-        {'strict_acc': 0.5, 'loose_acc': 1.0, 'avg_levenshtein_norm': 0.125, 'n_sequences': 2}
+        {'strict_acc': 0.5, 'loose_acc': 1.0, 'avg_levenshtein_norm': 0.125, 'n_sequences': 2, 'n_near_ties': 0}
     """
 
-    full_state_update = False
     higher_is_better = False
+    columns = ("strict", "loose", "levenshtein", "near_tie")
+    counted = "n_sequences"
 
-    def __init__(self, end_of_text: Collection[int] = frozenset(), **kwargs):
+    def __init__(
+        self, end_of_text: Collection[int] = frozenset(), loose_similarity: float = LOOSE_SIMILARITY, **kwargs
+    ):
         super().__init__(**kwargs)
-        self.end_of_text = frozenset(end_of_text)
-        for name in ("strict", "loose", "count"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("levenshtein", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.end_of_text, self.loose_similarity = frozenset(end_of_text), loose_similarity
 
-    def update(self, continuations: Sequence[Sequence[int]], golds: Sequence[Sequence[int]]) -> None:
-        """Adds one continuation and one gold suffix per sequence."""
-        for continuation, gold in zip(continuations, golds, strict=True):
-            verdict = recitation(continuation, gold, self.end_of_text)
-            self.strict += verdict.strict
-            self.loose += verdict.loose
-            self.levenshtein += verdict.levenshtein_norm
-            self.count += 1
+    def update(
+        self,
+        continuations: Sequence[Sequence[int]],
+        golds: Sequence[Sequence[int]],
+        index: Sequence[int] | None = None,
+        near_ties: Sequence[bool] | None = None,
+    ) -> None:
+        """Adds one continuation and one gold suffix per sequence.
+
+        Args:
+            index: Numbers of the sequences.
+            near_ties: Whose verdict hangs on logits that are equal within the model's precision.
+        """
+        verdicts = [
+            recitation(continuation, gold, self.end_of_text, self.loose_similarity)
+            for continuation, gold in zip(continuations, golds, strict=True)
+        ]
+        rows = [(*v, near) for v, near in zip(verdicts, near_ties or [False] * len(verdicts), strict=True)]
+        self.add(torch.tensor(rows, dtype=torch.float64).view(-1, 4), index)
 
     def compute(self) -> dict[str, Tensor]:
-        """Rates in [0, 1] (float64; NaN before any update) and the number of sequences."""
+        return super().compute() | {"n_near_ties": self.near_ties.sum().long()}
+
+    def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
+        one, self.near_ties = torch.ones_like(values["strict"]), values["near_tie"]
         return {
-            "strict_acc": self.strict.double() / self.count,
-            "loose_acc": self.loose.double() / self.count,
-            "avg_levenshtein_norm": self.levenshtein / self.count,
-            "n_sequences": self.count,
+            "strict_acc": Figure(values["strict"], one, rate=True),
+            "loose_acc": Figure(values["loose"], one, rate=True),
+            "avg_levenshtein_norm": Figure(values["levenshtein"], one),
         }

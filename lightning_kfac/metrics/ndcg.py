@@ -1,14 +1,17 @@
 """nDCG@k: how well a model keeps the next-token ranking of a reference model."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
+from lightning_kfac.math.uncertainty import Figure
 from lightning_kfac.metrics.functional import ndcg
+from lightning_kfac.metrics.per_sequence import PerSequence
 
 
-class NDCG(Metric):
-    """Mean nDCG@k over valid positions, in float64.
+class NDCG(PerSequence):
+    """Mean nDCG@10 over valid positions, in float64.
 
     Example:
         >>> metric = NDCG()
@@ -18,19 +21,22 @@ class NDCG(Metric):
         1.0
     """
 
-    full_state_update = False
     higher_is_better = True
+    columns = ("gain", "count")
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, ranking: Tensor, reference: Tensor, valid: Tensor) -> None:
-        """Adds a batch of top tokens (see ``top_tokens``): int64 [B, T, k] twice, valid bool [B, T]."""
-        self.total += ndcg(ranking, reference).masked_fill(~valid, 0.0).sum()
-        self.count += valid.sum()
+    def update(
+        self, ranking: Tensor, reference: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None
+    ) -> None:
+        """Adds a batch of top tokens (see ``top_tokens``): int64 [B, T, k] twice, valid bool [B, T], row numbers."""
+        counts = valid.sum(1)
+        gains = ndcg(ranking, reference).masked_fill(~valid, 0.0).sum(1)
+        some = counts > 0
+        values = torch.stack([gains, counts.double()], dim=1)[some]
+        self.add(values, None if index is None else torch.as_tensor(index).to(some.device)[some])
 
     def compute(self) -> Tensor:
         """float64 scalar; NaN before any valid position."""
-        return self.total / self.count
+        return super().compute()["ndcg@10"]
+
+    def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
+        return {"ndcg@10": Figure(values["gain"], values["count"])}

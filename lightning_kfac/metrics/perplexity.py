@@ -1,13 +1,48 @@
 """Perplexity over exactly counted target tokens."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_kfac.metrics.functional import token_nll
+from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.metrics.functional import token_losses
+from lightning_kfac.metrics.per_sequence import PerSequence
 
 
-class Perplexity(Metric):
+class LossPerplexity(PerSequence):
+    """exp(sum of token NLL / number of target tokens) of losses that are there already, summed in float64.
+
+    Example:
+        >>> metric = LossPerplexity()
+        >>> metric.update(torch.tensor([[0.0, 2.0]]).log1p(), torch.tensor([[True, True]]))
+        >>> round(metric.compute().item() ** 2, 4)
+        3.0
+    """
+
+    higher_is_better = False
+    columns = ("nll", "count")
+
+    def update(self, losses: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None) -> None:
+        """Adds a batch: token losses [B, T], valid bool [B, T], numbers of the rows.
+
+        Rows without a valid token are left out.
+        """
+        counts = valid.sum(1)
+        values = torch.stack([losses.double().masked_fill(~valid, 0).sum(1), counts.double()], dim=1)
+        some = counts > 0
+        self.add(values[some], None if index is None else torch.as_tensor(index).to(some.device)[some])
+
+    def compute(self) -> Tensor:
+        """float64 scalar; NaN before any valid token."""
+        return super().compute()["perplexity"]
+
+    def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
+        return {"perplexity": Figure(values["nll"], values["count"], exponential=True)}
+
+
+class Perplexity(LossPerplexity):
     """exp(sum of token NLL / number of target tokens), summed in float64.
 
     Unlike a mean of batch perplexities it does not depend on how rows are batched or ranked.
@@ -20,20 +55,42 @@ class Perplexity(Metric):
         50.0
     """
 
+    def update(
+        self, logits: Tensor, targets: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None
+    ) -> None:
+        """Adds a batch: logits [B, T, V], targets int64 [B, T], valid bool [B, T], numbers of the rows."""
+        losses = token_losses(logits.flatten(0, 1), targets.masked_fill(~valid, 0).flatten())
+        super().update(losses.view_as(targets), valid, index)
+
+
+class BatchMeanPerplexity(Metric):
+    """Mean over batches of exp(mean loss of the batch), as the original script of arXiv 2510.24256 computes it.
+
+    It depends on the batch size; use it only to compare with published rows.
+
+    Example:
+        >>> metric = BatchMeanPerplexity()
+        >>> valid = torch.ones(1, 2, dtype=torch.bool)
+        >>> metric.update(torch.tensor([[0.0, 0.0]]), valid)
+        >>> metric.update(torch.tensor([[2.0, 0.0]]), valid)
+        >>> round(metric.compute().item(), 4)
+        1.8591
+    """
+
     full_state_update = False
     higher_is_better = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.add_state("nll", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        for name in ("total", "batches"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, targets: Tensor, valid: Tensor) -> None:
-        """Adds a batch: logits [B, T, V], targets int64 [B, T], valid bool [B, T]."""
-        nll, count = token_nll(logits, targets, valid)
-        self.nll += nll
-        self.count += count
+    def update(self, losses: Tensor, valid: Tensor) -> None:
+        """Adds a batch of token losses [B, T]; valid bool [B, T]."""
+        if valid.any():
+            self.total += (losses.double().masked_fill(~valid, 0).sum() / valid.sum()).exp()
+            self.batches += 1
 
     def compute(self) -> Tensor:
-        """float64 scalar; NaN before any valid token."""
-        return (self.nll / self.count).exp()
+        """float64 scalar; NaN before any batch."""
+        return self.total / self.batches

@@ -7,16 +7,15 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.data.datamodule import HELDOUT
-from lightning_kfac.decoding import greedy_continuations
-from lightning_kfac.editor import EDIT_FILE
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
-from lightning_kfac.evaluation import Evaluation
+from lightning_kfac.evaluation import Evaluation, Measures
 from lightning_kfac.fisher import FisherLoss
+from lightning_kfac.head import is_plain_head
 from lightning_kfac.loading import Dtype, end_of_text_ids, load_config, load_model
+from lightning_kfac.mining.search import Searched, search
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
 
 
@@ -49,12 +48,17 @@ class CausalLM(LightningModule):
             (empirical Fisher).
         mc_samples: Draws of labels a forward pass.
         seed: Keys the sampled labels and random initial weights.
+        reference: The unedited model that ``validate`` compares with; by default the one that ``edit.json`` names.
+        skip_baseline: Do not evaluate the unedited model: no nDCG and no differences.
+        measures: What else to measure, and the threshold of loose recitation.
         training: Train the model instead of collecting curvature.
         trust_remote_code: Let the model's repository run its own code.
 
     Attributes:
         stage: Name of the next evaluation: ``baseline``, ``edited`` or, in a training, ``trained``.
-        results: Figures of the latest evaluation.
+        evaluated: Name of the model that is loaded.
+        evaluation: The latest evaluation; ``baseline`` is that of the unedited model.
+        results: Figures of the latest evaluation, and ``record`` the same with intervals and differences.
         engine: What runs a batch of a collection; set by ``CurvatureCollector``.
         batch_loss: Summed loss of the latest batch of a collection.
     """
@@ -67,6 +71,9 @@ class CausalLM(LightningModule):
         labels: Literal["sampled", "gold"] = "sampled",
         mc_samples: int = 1,
         seed: int = 0,
+        reference: str | None = None,
+        skip_baseline: bool = False,
+        measures: Measures = Measures(),  # noqa: B008 (frozen)
         training: Training | None = None,
         trust_remote_code: bool = False,
     ):
@@ -82,11 +89,15 @@ class CausalLM(LightningModule):
         self.engine: CurvatureEngine | None = None
         self.batch_loss: Tensor | None = None
         self.stage = "baseline"
-        self.results: dict[str, float | int] = {}
+        self.reference, self.skip_baseline, self.measures = reference, skip_baseline, measures
+        self.evaluated = model_name
+        self.results: dict[str, float | int | None] = {}
+        self.record: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
-        self.reference: list[Tensor] | Literal["self"] | None = "self"
+        self.baseline: Evaluation | None = None
+        self._head_alone: bool | None = None
         if training is not None:
-            self.stage, self.reference = "trained", None
+            self.stage = "trained"
 
     # -- the model -----------------------------------------------------------------------------------
 
@@ -110,7 +121,7 @@ class CausalLM(LightningModule):
         if self.model is None:
             torch.manual_seed(self.seed)
             self.model = load_model(
-                self.model_name,
+                self.evaluated,
                 self.dtype_name,
                 architecture=self.architecture,
                 trust_remote_code=self.trust_remote_code,
@@ -118,11 +129,9 @@ class CausalLM(LightningModule):
             self.model.requires_grad_(not self.frozen)
             self.model.train(not self.frozen)
 
-    def setup(self, stage: str) -> None:
-        """An edited checkpoint that is only evaluated is no reference for itself."""
-        edited = self.model_name is not None and (resolve_path(self.model_name) / EDIT_FILE).is_file()
-        if stage == "validate" and edited:
-            self.stage, self.reference = "edited", None
+    def turn_to(self, stage: str, name: str | None) -> None:
+        """Has another model loaded and evaluated next."""
+        self.stage, self.evaluated, self.model = stage, name, None
 
     def train(self, mode: bool = True) -> "CausalLM":
         """Keeps a frozen model in eval mode: dropout would change its curvature."""
@@ -162,9 +171,9 @@ class CausalLM(LightningModule):
     # -- evaluation ----------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        data = self.trainer.datamodule
+        data, baseline = self.trainer.datamodule, "self" if self.stage == "baseline" else self.baseline
         end_of_text = end_of_text_ids(self.model)
-        self.evaluation = Evaluation(data.memorized_files, data.question_sets, end_of_text, self.reference)
+        self.evaluation = Evaluation(data.set_names, data.question_sets, end_of_text, baseline, self.measures)
         self.evaluation.to(self.device)
 
     def validation_step(self, batch: TokenBatch | dict, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -175,27 +184,45 @@ class CausalLM(LightningModule):
             self.evaluation.add_text(self.model, batch)
         elif name in data.question_sets:
             questions = [data.questions(name)[index] for index in batch["index"]]
-            self.evaluation.add_questions(name, self.model, questions, data.tokenizer.decode)
+            self.evaluation.add_questions(name, self.model, questions, batch["index"], data.tokenizer.decode)
         else:
             self.evaluation.add_sequences(name, self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
         self.results = self.evaluation.results()
-        if self.reference == "self":
-            self.reference = self.evaluation.rankings
-        figures = {f"val/{self.stage}/{name}": value for name, value in self.results.items() if value is not None}
-        self.log_dict(figures)
+        intervals, differences = self.evaluation.intervals(), self.evaluation.differences()
+        self.record = {**self.results, "intervals": intervals, "differences": differences}
+        if self.stage == "baseline":
+            self.baseline = self.evaluation
+        self._log_figures("val", {name: [value] for name, value in self.results.items()}, [""])
+        self._log_figures("val", intervals, ["/low", "/high"])
+        self._log_figures("change", differences, ["", "/low", "/high"])
+
+    def _log_figures(self, group: str, figures: dict[str, list], parts: list[str]) -> None:
+        self.log_dict(
+            {
+                f"{group}/{self.stage}/{name}{part}": float(value)
+                for name, values in figures.items()
+                for part, value in zip(parts, values, strict=True)
+                if value is not None
+            }
+        )
 
     # -- mining --------------------------------------------------------------------------------------
 
-    def predict_step(self, batch: dict, batch_idx: int) -> list[dict]:
-        """The windows of the batch that the model recites word for word, as rows of a memorized set."""
-        lengths = [len(suffix) for suffix in batch["suffix"]]
-        end_of_text = end_of_text_ids(self.model)
-        continuations = greedy_continuations(self.model, batch["prefix"], lengths, end_of_text)
-        windows = zip(batch["index"], batch["prefix"], batch["suffix"], continuations, strict=True)
-        return [
-            {"offset": index * (len(prefix) + len(gold)), "prefix_ids": prefix, "suffix_ids": gold}
-            for index, prefix, gold, continuation in windows
-            if continuation == gold
-        ]
+    def predict_step(self, batch: dict, batch_idx: int) -> Searched:
+        """The windows of a batch of pieces that the model recites word for word."""
+        data = self.trainer.datamodule
+        self._head_alone = is_plain_head(self.model) if self._head_alone is None else self._head_alone
+        prefix_len, suffix_len = data.window
+        return search(
+            self.model,
+            batch["pieces"],
+            prefix_len,
+            suffix_len,
+            likely=None if data.mining.exhaustive else data.mining.likely,
+            batch_size=data.eval_batch_size,
+            end_of_text=end_of_text_ids(self.model),
+            max_positions=self.max_positions,
+            head_alone=self._head_alone,
+        )

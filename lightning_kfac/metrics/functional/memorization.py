@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
-# Loose: similarity 1 - Levenshtein / L of at least 0.75 (arXiv 2510.24256), kept in integers.
-LOOSE_NUMERATOR = 4
+# Loose: similarity 1 - Levenshtein / L of at least this (arXiv 2510.24256).
+LOOSE_SIMILARITY = 0.75
 
 
 class Recitation(NamedTuple):
@@ -18,11 +18,15 @@ class Recitation(NamedTuple):
 
 
 def recitation(
-    continuation: Sequence[int], gold: Sequence[int], end_of_text: Collection[int] = frozenset()
+    continuation: Sequence[int],
+    gold: Sequence[int],
+    end_of_text: Collection[int] = frozenset(),
+    loose_similarity: float = LOOSE_SIMILARITY,
 ) -> Recitation:
     """Compares a continuation with the gold suffix, token by token.
 
-    Both are cut after their first end-of-text token, and the continuation at the gold's length.
+    Both are cut after their first end-of-text token, and the continuation at the gold's length. Loose is a
+    similarity 1 - distance / length of at least ``loose_similarity``.
 
     Raises:
         ValueError: The gold suffix is empty.
@@ -36,7 +40,9 @@ def recitation(
     gold = cut_after_end(gold, end_of_text)
     continuation = cut_after_end(continuation[: len(gold)], end_of_text)
     distance = Levenshtein.distance(continuation, gold)
-    return Recitation(distance == 0, LOOSE_NUMERATOR * distance <= len(gold), distance / len(gold))
+    # A threshold such as 0.9 is no exact binary number: distances are whole, so a little slack decides nothing else.
+    loose = distance <= (1 - loose_similarity) * len(gold) + 1e-9
+    return Recitation(distance == 0, loose, distance / len(gold))
 
 
 def cut_after_end(ids: Sequence[int], end_of_text: Collection[int]) -> Sequence[int]:

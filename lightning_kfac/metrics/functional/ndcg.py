@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-# The integers that stand for a slice of logits take four times their memory.
+# The integers that stand for logits take two to four times their memory, so few exist at once.
 POSITIONS_AT_ONCE = 256
+TOKENS_AT_ONCE = 1 << 14
 
 
 def top_tokens(logits: Tensor, k: int = 10) -> Tensor:
@@ -24,12 +25,15 @@ def top_tokens(logits: Tensor, k: int = 10) -> Tensor:
 def _top_of_slice(logits: Tensor, k: int) -> Tensor:
     # torch.topk leaves ties open. So rank unique integers instead: a float's bits, mapped so that
     # they order like the floats (and -0.0 equals 0.0), above the reversed token id.
-    bits = (logits.float() + 0.0).view(torch.int32)
-    ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
-    vocabulary = logits.shape[-1]
-    reversed_id = torch.arange(vocabulary - 1, -1, -1, device=logits.device)
-    keys = (ordered << 32) | reversed_id
-    return keys.topk(min(k, vocabulary), dim=-1).indices
+    vocabulary, best = logits.shape[-1], None
+    for start in range(0, vocabulary, TOKENS_AT_ONCE):
+        bits = (logits[:, start : start + TOKENS_AT_ONCE].float() + 0.0).view(torch.int32)
+        ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
+        ids = torch.arange(start, start + bits.shape[1], device=logits.device)
+        keys = (ordered << 32) | (vocabulary - 1 - ids)
+        keys = keys if best is None else torch.cat([best, keys], dim=-1)
+        best = keys.topk(min(k, keys.shape[-1]), dim=-1).values
+    return vocabulary - 1 - (best & 0xFFFFFFFF)
 
 
 def ndcg(ranking: Tensor, reference: Tensor) -> Tensor:

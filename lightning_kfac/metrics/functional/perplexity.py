@@ -8,23 +8,23 @@ from torch.nn import functional as F
 POSITIONS_AT_ONCE = 1024
 
 
-def token_nll(logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of -log softmax(logits)[target] over valid positions, and their number.
-
-    The softmax is taken in float32 (float64 for float64 logits), the sum in float64.
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each position.
 
     Args:
-        logits: [B, T, V].
-        targets: int64 [B, T].
-        valid: bool [B, T].
+        logits: [N, V]; the softmax is taken in float32 (float64 for float64 logits).
+        targets: int64 [N].
 
     Returns:
-        float64 scalar, int64 scalar.
+        float64 [N].
+
+    Example:
+        >>> round(token_losses(torch.zeros(1, 4), torch.tensor([2])).exp().item(), 6)
+        4.0
     """
-    flat, wanted = logits.flatten(0, 1), targets.masked_fill(~valid, 0).flatten()
-    nll = []
-    for i in range(0, len(flat), POSITIONS_AT_ONCE):
-        part = flat[i : i + POSITIONS_AT_ONCE]
+    losses = []
+    for i in range(0, len(logits), POSITIONS_AT_ONCE):
+        part = logits[i : i + POSITIONS_AT_ONCE]
         part = part if part.dtype == torch.float64 else part.float()
-        nll.append(F.cross_entropy(part, wanted[i : i + POSITIONS_AT_ONCE], reduction="none"))
-    return torch.cat(nll).double().masked_fill(~valid.flatten(), 0.0).sum(), valid.sum()
+        losses.append(F.cross_entropy(part, targets[i : i + POSITIONS_AT_ONCE], reduction="none"))
+    return torch.cat(losses).double()

@@ -1,0 +1,118 @@
+"""Mining at stride 16: seconds a window beside generating it, and the recall of the long forward.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.mining [--output benchmarks/results/mining.json]
+
+The demo model. Rates: medians of five, interleaved, on the embedded documents (most of them short) and on the same
+joined to long ones. Recall: of the windows that checking every window finds, how many the long forward finds too, on
+all planted documents and 300 others; once as they are, once with 112 tokens of other text before each planted one.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_kfac.data.demo import planted_documents
+from lightning_kfac.data.embedded import embedded_documents
+from lightning_kfac.data.tokenized import TokenizedText
+from lightning_kfac.loading import load_model, load_tokenizer
+from lightning_kfac.mining.search import Searched, search
+from lightning_kfac.mining.windows import Mining, MiningPieces, Piece
+
+PREFIX, SUFFIX, SEQ_LEN, ROWS, BATCH, REPEATS = 64, 48, 512, 16, 64, 5
+
+
+def text_of(documents: list[list[int]]) -> TokenizedText:
+    """Documents with their end-of-text tokens."""
+    tokens = np.concatenate([[*ids, 0] for ids in documents]).astype(np.int32)
+    return TokenizedText(tokens, np.cumsum([len(ids) + 1 for ids in documents]))
+
+
+def mine(model: nn.Module, pieces: list[Piece], exhaustive: bool = False) -> list[Searched]:
+    """As ``train.py predict`` does."""
+    likely = None if exhaustive else Mining().likely
+    options = {"batch_size": BATCH, "end_of_text": {0}, "max_positions": 1024, "head_alone": True}
+    groups = [pieces[i : i + ROWS] for i in range(0, len(pieces), ROWS)]
+    return [search(model, group, PREFIX, SUFFIX, likely=likely, **options) for group in groups]
+
+
+def generate(model: nn.Module, pieces: list[Piece], count: int) -> None:
+    """The usual way, for so many windows."""
+    windows = [p.tokens[o : o + PREFIX] for p in pieces for o in p.offsets][:count]
+    for i in range(0, count, BATCH):
+        prefixes = torch.from_numpy(np.stack(windows[i : i + BATCH]).astype(np.int64))
+        model.generate(
+            prefixes, attention_mask=torch.ones_like(prefixes), do_sample=False, max_new_tokens=SUFFIX, pad_token_id=0
+        )
+
+
+def rates(model: nn.Module, documents: list[list[int]]) -> dict:
+    """Windows a second of each way."""
+    pieces = list(MiningPieces(text_of(documents), PREFIX + SUFFIX, 16, SEQ_LEN))
+    random.Random(0).shuffle(pieces)
+    pieces = sorted(pieces[: 4 * ROWS], key=lambda piece: -len(piece.tokens))
+    windows, some = sum(len(piece.offsets) for piece in pieces), pieces[::4]
+    times: dict[str, list[float]] = {"long forward": [], "every window": [], "generate": []}
+    generated = min(2 * BATCH, windows)
+    for _ in range(REPEATS):
+        for name, way, n in (
+            ("long forward", lambda: mine(model, pieces), windows),
+            ("generate", lambda: generate(model, pieces, generated), generated),
+            (
+                "every window",
+                lambda: mine(model, some, exhaustive=True),
+                sum(len(p.offsets) for p in some),
+            ),
+        ):
+            begin = time.perf_counter()
+            way()
+            times[name].append((time.perf_counter() - begin) / n)
+    seconds = {name: statistics.median(t) for name, t in times.items()}
+    faster = {name: seconds["generate"] / seconds[name] for name in ("long forward", "every window")}
+    return {"windows": windows, "windows_per_s": {n: 1 / s for n, s in seconds.items()}, "times_faster": faster}
+
+
+def recall(model: nn.Module, documents: list[list[int]]) -> dict:
+    """What the long forward finds of what there is."""
+    pieces = list(MiningPieces(text_of(documents), PREFIX + SUFFIX, 16, SEQ_LEN))
+    every = {(f.document, f.offset) for s in mine(model, pieces, exhaustive=True) for f in s.found}
+    quick = mine(model, pieces)
+    found = {(f.document, f.offset) for s in quick for f in s.found}
+    windows = sum(s.windows for s in quick)
+    checked = sum(s.checked for s in quick) / windows
+    return {"windows": windows, "recited": len(every), "recall": len(found & every) / len(every), "checked": checked}
+
+
+def main() -> None:
+    """Prints and writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    model, tokenizer = load_model("demo", "float32"), load_tokenizer("demo")
+    names, every = planted_documents(), embedded_documents()
+    planted = [tokenizer(d.text)["input_ids"] for d in every if d.name in names]
+    others = [tokenizer(d.text)["input_ids"] for d in every if d.name not in names]
+    random.Random(0).shuffle(others)
+    long = [list(chain(*others[i : i + 20])) for i in range(0, len(others), 20)]
+    before = list(chain(*others[300:400]))[:112]  # a multiple of the stride, so that passages stay at its multiples
+    found = {
+        "short documents": rates(model, others),
+        "long documents": rates(model, long),
+        "documents as they are": recall(model, planted + others[:300]),
+        "other text before each": recall(model, [before + ids for ids in planted] + others[:300]),
+    }
+    for name, row in found.items():
+        print(f"{name}: {json.dumps(row)}")
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

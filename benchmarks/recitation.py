@@ -1,0 +1,133 @@
+"""Strict recitation decided by one forward, beside batched ``generate``.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.recitation [--device cuda] [--output benchmarks/results/recitation.json]
+
+500 sequences of 64 + 48 tokens, 64 a batch, interleaved, medians of five. Of the demo: its planted passages (all
+recited) and unseen ones (all diverge early), each repeated to 500. Of a larger model with random weights: sequences
+that it wrote itself, and the same with another first token of the suffix. All verdicts are compared.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightning_kfac.data.memorized import load_memorized
+from lightning_kfac.decoding import greedy_continuations
+from lightning_kfac.loading import load_model
+from lightning_kfac.recitation import recite
+
+PREFIX, SUFFIX, COUNT, BATCH, REPEATS = 64, 48, 500, 64, 5
+LARGER = {
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "vocab_size": 8192,
+}
+LARGEST = {  # OLMo-2 1B, for a GPU
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "vocab_size": 100352,
+}
+
+
+def by_generate(model: nn.Module, prefixes: torch.Tensor, golds: torch.Tensor) -> list[bool]:
+    """The usual way."""
+    out = model.generate(
+        prefixes,
+        attention_mask=torch.ones_like(prefixes),
+        do_sample=False,
+        max_new_tokens=SUFFIX,
+        min_new_tokens=SUFFIX,
+        pad_token_id=0,
+    )
+    return (out[:, PREFIX:] == golds).all(1).tolist()
+
+
+def compare(model: nn.Module, sequences: torch.Tensor) -> dict:
+    """Seconds of each way for all sequences. int64 [COUNT, PREFIX + SUFFIX]."""
+    device = next(model.parameters()).device
+    batches = [part.to(device) for part in sequences.split(BATCH)]
+
+    def generate() -> list[bool]:
+        return [v for b in batches for v in by_generate(model, b[:, :PREFIX], b[:, PREFIX:])]
+
+    def whole(decode: bool) -> list[bool]:
+        rows = [b.tolist() for b in batches]
+        parts = [recite(model, [r[:PREFIX] for r in b], [r[PREFIX:] for r in b], decode=decode) for b in rows]
+        return [recital.strict for part in parts for recital in part]
+
+    ways = {"generate": generate, "strict": lambda: whole(False), "with_continuations": lambda: whole(True)}
+    verdicts, times = {}, {name: [] for name in ways}
+    with torch.no_grad():
+        for _ in range(REPEATS):
+            for name, way in ways.items():
+                begin = time.perf_counter()
+                verdicts[name] = way()
+                times[name].append(time.perf_counter() - begin)
+    if len({tuple(v) for v in verdicts.values()}) > 1:
+        raise SystemExit("the verdicts differ")
+    seconds = {name: statistics.median(t) for name, t in times.items()}
+    ratios = {f"{name}_times_faster": seconds["generate"] / seconds[name] for name in ("strict", "with_continuations")}
+    return {"recited": sum(verdicts["strict"]), "seconds": seconds, **ratios}
+
+
+def demo_sequences(name: str) -> torch.Tensor:
+    """Of an embedded set, repeated to 500."""
+    rows = torch.tensor([[*s.prefix, *s.suffix] for s in load_memorized(f"demo:{name}.jsonl", None, 2048)])
+    return rows.repeat(5, 1)[:COUNT]
+
+
+def own_sequences(model: nn.Module) -> torch.Tensor:
+    """Prefixes at random, continued by the model itself."""
+    generator = torch.Generator().manual_seed(0)
+    prefixes = torch.randint(1, model.config.vocab_size, (COUNT, PREFIX), generator=generator).tolist()
+    parts = [prefixes[i : i + BATCH] for i in range(0, COUNT, BATCH)]
+    suffixes = [row for part in parts for row in greedy_continuations(model, part, [SUFFIX] * len(part))]
+    return torch.tensor([[*p, *s] for p, s in zip(prefixes, suffixes, strict=True)])
+
+
+def random_model(settings: dict, device: str) -> nn.Module:
+    """OLMo-2 architecture, weights at random, bfloat16 on a GPU."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("olmo2", **settings, eos_token_id=None, pad_token_id=0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to(device)
+
+
+def main() -> None:
+    """Prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    demo = load_model("demo", "float32").to(options.device)
+    larger = random_model(LARGEST if options.device == "cuda" else LARGER, options.device)
+    own = own_sequences(larger)
+    early = own.clone()
+    early[:, PREFIX] = (early[:, PREFIX] + 1) % larger.config.vocab_size
+    rows = {
+        "demo, all recited": compare(demo, demo_sequences("planted_report")),
+        "demo, none recited": compare(demo, demo_sequences("unseen")),
+        "larger, all recited": compare(larger, own),
+        "larger, diverging at once": compare(larger, early),
+    }
+    for name, row in rows.items():
+        print(
+            f"{name}: generate {row['seconds']['generate']:.2f} s; strict {row['strict_times_faster']:.2f} times "
+            f"faster, with continuations {row['with_continuations_times_faster']:.2f}; {row['recited']} recited"
+        )
+    if options.output:
+        options.output.write_text(json.dumps({"device": options.device, "torch": torch.__version__, **rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""How sure a figure is: intervals of rates, and of what changed between two measurements of the same sequences."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+RESAMPLES = 2000
+RESAMPLED_VALUES_AT_ONCE = 1 << 22
+
+
+class Figure(NamedTuple):
+    """A figure as a ratio of sums over sequences, which is what resampling needs.
+
+    Rates and means have weight 1; perplexity is exp(sum of losses / sum of tokens).
+
+    Attributes:
+        sums: float64 [n], one a sequence.
+        weights: float64 [n].
+        rate: Every sum is 0 or 1 and every weight 1.
+        exponential: The figure is exp of the ratio.
+    """
+
+    sums: Tensor
+    weights: Tensor
+    rate: bool = False
+    exponential: bool = False
+
+    @property
+    def value(self) -> float:
+        """NaN without sequences."""
+        return float(self.of(self.sums.sum().item(), self.weights.sum().item()))
+
+    def of(self, total: float | np.ndarray, weight: float | np.ndarray) -> np.ndarray:
+        """The figure of these sums."""
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            ratio = np.divide(total, weight)
+            return np.exp(ratio) if self.exponential else ratio
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Interval of a rate (Wilson, 1927); it is right at 0 and 1 too, where the usual one has no width.
+
+    Example:
+        >>> [round(bound, 4) for bound in wilson(0, 100)]
+        [0.0, 0.037]
+    """
+    if n == 0:
+        return math.nan, math.nan
+    rate = successes / n
+    middle, width = rate + z * z / (2 * n), z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low, high = (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
+    return max(0.0, low) if successes else 0.0, min(1.0, high) if successes < n else 1.0
+
+
+def interval(figure: Figure) -> tuple[float, float]:
+    """95 % interval of a figure: Wilson's for a rate, else a percentile bootstrap over sequences."""
+    if figure.rate:
+        return wilson(round(figure.sums.sum().item()), len(figure.sums))
+    sums = _resampled(np.stack([figure.sums.cpu().numpy(), figure.weights.cpu().numpy()], 1))
+    return _middle_95(figure.of(sums[:, 0], sums[:, 1]))
+
+
+def paired_difference(before: Figure, after: Figure) -> tuple[float, float, float]:
+    """after - before with a 95 % interval: a percentile bootstrap that resamples the same sequences in both.
+
+    What both measurements share (a sequence is hard, a text is odd) cancels, so the interval is narrower than the two
+    intervals suggest.
+
+    Raises:
+        ValueError: The two have another number of sequences.
+    """
+    if len(before.sums) != len(after.sums):
+        raise ValueError(f"{len(before.sums)} sequences before, {len(after.sums)} after: they are not the same ones")
+    columns = [c.cpu().numpy() for c in (before.sums, before.weights, after.sums, after.weights)]
+    sums = _resampled(np.stack(columns, 1))
+    low, high = _middle_95(after.of(sums[:, 2], sums[:, 3]) - before.of(sums[:, 0], sums[:, 1]))
+    return after.value - before.value, low, high
+
+
+def _resampled(values: np.ndarray) -> np.ndarray:
+    """Sums over rows drawn with replacement, always the same draws for as many rows. [n, k] -> [RESAMPLES, k]."""
+    n = len(values)
+    if n == 0:
+        return np.full((RESAMPLES, values.shape[1]), np.nan)
+    rng, at_once = np.random.default_rng(0), max(1, RESAMPLED_VALUES_AT_ONCE // n)
+    counts = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    return np.concatenate([values[rng.integers(0, n, (count, n))].sum(1) for count in counts])
+
+
+def _middle_95(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

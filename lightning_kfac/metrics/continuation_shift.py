@@ -1,0 +1,44 @@
+"""ContinuationShift: how far does an edit move continuations that were no recitation?"""
+
+from collections.abc import Sequence
+
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+
+from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.metrics.per_sequence import PerSequence
+
+
+class ContinuationShift(PerSequence):
+    """Edit distance between the continuations of two models, for prefixes that the first one does not recite.
+
+    Figures: ``shift_levenshtein_norm`` (mean distance over the longer length, in tokens) and ``unchanged`` (share of
+    equal continuations).
+
+    Example:
+        >>> metric = ContinuationShift()
+        >>> metric.update([[1, 2, 3, 4], [5, 6]], [[1, 2, 3, 9], [5, 6]])
+        >>> {name: value.item() for name, value in metric.compute().items()}
+        {'shift_levenshtein_norm': 0.125, 'unchanged': 0.5, 'n_not_recited': 2}
+    """
+
+    columns = ("distance", "unchanged")
+    counted = "n_not_recited"
+
+    def update(
+        self, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], index: Sequence[int] | None = None
+    ) -> None:
+        """Adds pairs of continuations, and the numbers of their sequences."""
+        pairs = [
+            (Levenshtein.distance(a, b) / max(len(a), len(b), 1), list(a) == list(b))
+            for a, b in zip(before, after, strict=True)
+        ]
+        self.add(torch.tensor(pairs, dtype=torch.float64).view(-1, 2), index)
+
+    def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
+        one = torch.ones_like(values["distance"])
+        return {
+            "shift_levenshtein_norm": Figure(values["distance"], one),
+            "unchanged": Figure(values["unchanged"], one, rate=True),
+        }

@@ -1,0 +1,1 @@
+"""Looking through a corpus for windows that a model recites."""

@@ -1,0 +1,110 @@
+"""Which windows of some pieces does a model recite?"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_kfac.batch import TokenBatch
+from lightning_kfac.decoding import right_padded
+from lightning_kfac.metrics.functional import cut_after_end
+from lightning_kfac.mining.windows import Piece
+from lightning_kfac.recitation import recite
+from lightning_kfac.scoring import most_likely
+
+
+class Found(NamedTuple):
+    """A recited window.
+
+    Attributes:
+        document, offset: Where it begins, in tokens of the document.
+        match_length: Tokens behind the prefix that the model recites, beyond the window's end too.
+    """
+
+    document: int
+    offset: int
+    match_length: int
+    prefix_ids: list[int]
+    suffix_ids: list[int]
+
+
+class Searched(NamedTuple):
+    """What a search came to: recited windows, windows looked at, windows checked by themselves, near ties."""
+
+    found: list[Found]
+    windows: int
+    checked: int
+    near_ties: int
+
+
+def search(
+    model: nn.Module,
+    pieces: Sequence[Piece],
+    prefix_len: int,
+    suffix_len: int,
+    *,
+    likely: float | None,
+    batch_size: int,
+    end_of_text: Collection[int] = frozenset(),
+    max_positions: int | None = None,
+    head_alone: bool = False,
+) -> Searched:
+    """Finds the windows whose suffix the model recites word for word from exactly their prefix.
+
+    Args:
+        likely: One forward over each piece predicts every token of it; only windows of whose suffix it predicts at
+            least this share are checked by themselves. It sees more text than the prefix, so it may miss a window
+            that is recited only without that text. None checks every window.
+        batch_size: Windows checked at once.
+        max_positions: Longest row that the model takes.
+        head_alone: ``is_plain_head`` of the model.
+    """
+    windows = [(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets.tolist()]
+    chosen = windows
+    if likely is not None and pieces:
+        hits = _hits(model, pieces, head_alone)
+        chosen = [w for w in windows if _share(hits[w[0]], w[1], prefix_len, suffix_len) >= likely]
+    found, near_ties = [], 0
+    for start in range(0, len(chosen), batch_size):
+        part = chosen[start : start + batch_size]
+        texts = [pieces[i].tokens[offset : offset + prefix_len + suffix_len].tolist() for i, offset in part]
+        prefixes, golds = [ids[:prefix_len] for ids in texts], [ids[prefix_len:] for ids in texts]
+        recitals = recite(model, prefixes, golds, end_of_text, decode=False)
+        near_ties += sum(recital.near_tie for recital in recitals)
+        for (i, offset), prefix, gold, recital in zip(part, prefixes, golds, recitals, strict=True):
+            if recital.strict:
+                after = [*pieces[i].tokens[offset + prefix_len :].tolist(), *pieces[i].following[:1024].tolist()]
+                longest = min(len(after), (max_positions or math.inf) - prefix_len)
+                length = _match_length(model, prefix, after[: int(longest)], suffix_len, end_of_text)
+                found.append(Found(pieces[i].document, pieces[i].start + offset, length, prefix, gold))
+    return Searched(found, len(windows), len(chosen), near_ties)
+
+
+def _hits(model: nn.Module, pieces: Sequence[Piece], head_alone: bool) -> Tensor:
+    """Running count of predicted tokens before each place of each piece. int64 [B, T + 1]."""
+    device = next(model.parameters()).device
+    ids, real = right_padded([piece.tokens.tolist() for piece in pieces], device)
+    batch = TokenBatch.from_dict({"input_ids": ids} | ({} if real.all() else {"attention_mask": real}))
+    right = most_likely(model, batch, head_alone)[:, : ids.shape[1] - 1] == ids[:, 1:]
+    return torch.cat([ids.new_zeros(len(ids), 2), right.long().cumsum(1)], dim=1).cpu()
+
+
+def _share(counts: Tensor, offset: int, prefix_len: int, suffix_len: int) -> float:
+    first = offset + prefix_len
+    return (counts[first + suffix_len] - counts[first]).item() / suffix_len
+
+
+def _match_length(
+    model: nn.Module, prefix: list[int], after: list[int], known: int, end_of_text: Collection[int]
+) -> int:
+    """How much of the text behind the prefix the model recites; at least ``known`` tokens."""
+    after = list(cut_after_end(after, end_of_text))
+    while known < len(after):
+        wanted = min(2 * known, len(after))
+        (recital,) = recite(model, [prefix], [after[:wanted]], end_of_text, decode=False)
+        if not recital.strict:
+            return max(known, recital.matched)
+        known = wanted
+    return known
