@@ -22,6 +22,7 @@ from lightning_kfac.callbacks import (
     RunProgress,
     RunReport,
     SaveTrainedModel,
+    SpectrumLogger,
 )
 from lightning_kfac.callbacks.mining import LOG, MINED
 from lightning_kfac.checkpoints import Save
@@ -222,6 +223,8 @@ class TrainCLI(LightningCLI):
             callbacks.append(SaveTrainedModel())
         elif not any(isinstance(c, CurvatureCollector) for c in existing):
             callbacks.append(self._get(self.config_init, "collect"))
+        if self.model.frozen and not any(isinstance(c, SpectrumLogger) for c in existing):
+            callbacks.append(SpectrumLogger())
         if (edit := self._get(self.config_init, "edit")) is not None:
             callbacks.append(EditCallback(edit, self._get(self.config_init, "save")))
         return callbacks

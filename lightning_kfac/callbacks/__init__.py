@@ -6,5 +6,14 @@ from lightning_kfac.callbacks.mining import MiningWriter
 from lightning_kfac.callbacks.progress import RunProgress
 from lightning_kfac.callbacks.report import RunReport
 from lightning_kfac.callbacks.save_model import SaveTrainedModel
+from lightning_kfac.callbacks.spectrum import SpectrumLogger
 
-__all__ = ["CurvatureCollector", "EditCallback", "MiningWriter", "RunProgress", "RunReport", "SaveTrainedModel"]
+__all__ = [
+    "CurvatureCollector",
+    "EditCallback",
+    "MiningWriter",
+    "RunProgress",
+    "RunReport",
+    "SaveTrainedModel",
+    "SpectrumLogger",
+]

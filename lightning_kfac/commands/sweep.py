@@ -25,7 +25,7 @@ from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editor import KFACEditor
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluator import ModelEvaluator
-from lightning_kfac.figures import pareto_figure
+from lightning_kfac.figures.pareto import pareto_figure
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.math.importance import Formula
 from lightning_kfac.progress import console, progress_console, show, track_count

@@ -59,8 +59,8 @@ def interval(figure: Figure) -> tuple[float, float]:
     """95 % interval of a figure: Wilson's for a rate, else a percentile bootstrap over sequences."""
     if figure.rate:
         return wilson(round(figure.sums.sum().item()), len(figure.sums))
-    sums = _resampled(np.stack([figure.sums.cpu().numpy(), figure.weights.cpu().numpy()], 1))
-    return _middle_95(figure.of(sums[:, 0], sums[:, 1]))
+    sums = resampled_sums(np.stack([figure.sums.cpu().numpy(), figure.weights.cpu().numpy()], 1))
+    return middle_95(figure.of(sums[:, 0], sums[:, 1]))
 
 
 def paired_difference(before: Figure, after: Figure) -> tuple[float, float, float]:
@@ -75,12 +75,12 @@ def paired_difference(before: Figure, after: Figure) -> tuple[float, float, floa
     if len(before.sums) != len(after.sums):
         raise ValueError(f"{len(before.sums)} sequences before, {len(after.sums)} after: they are not the same ones")
     columns = [c.cpu().numpy() for c in (before.sums, before.weights, after.sums, after.weights)]
-    sums = _resampled(np.stack(columns, 1))
-    low, high = _middle_95(after.of(sums[:, 2], sums[:, 3]) - before.of(sums[:, 0], sums[:, 1]))
+    sums = resampled_sums(np.stack(columns, 1))
+    low, high = middle_95(after.of(sums[:, 2], sums[:, 3]) - before.of(sums[:, 0], sums[:, 1]))
     return after.value - before.value, low, high
 
 
-def _resampled(values: np.ndarray) -> np.ndarray:
+def resampled_sums(values: np.ndarray) -> np.ndarray:
     """Sums over rows drawn with replacement, always the same draws for as many rows. [n, k] -> [RESAMPLES, k]."""
     n = len(values)
     if n == 0:
@@ -90,6 +90,7 @@ def _resampled(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values[rng.integers(0, n, (count, n))].sum(1) for count in counts])
 
 
-def _middle_95(values: np.ndarray) -> tuple[float, float]:
+def middle_95(values: np.ndarray) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles of resampled figures [RESAMPLES]."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

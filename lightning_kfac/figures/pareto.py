@@ -1,4 +1,4 @@
-"""Figures for a person to look at."""
+"""What each edit of a sweep costs, and what it suppresses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,11 +7,8 @@ from matplotlib.figure import Figure
 
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editing.sweep import pareto_front
+from lightning_kfac.figures.style import COLOURS, MARKERS, new_figure
 from lightning_kfac.math.importance import FORMULAS
-
-# Okabe and Ito's palette: told apart by the colour-blind too; markers repeat what colours say.
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#8C510A", "#D55E00", "#E69F00", "#CC79A7", "#000000", "#7F7F7F", "#B2ABD2")
-MARKERS = "osD^vPX*<>"
 
 
 def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -21,7 +18,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         rows: Results of a sweep; one without ``edit`` is the unedited model.
         title: What was edited, and measured on what.
     """
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = new_figure(8, 5.2)
     axes = figure.add_subplot()
     kinds: dict[str, list[tuple[float, float]]] = {}
     several = len({edit_place(row["edit"]) for row in rows if row["edit"]}) > 1

@@ -1,0 +1,46 @@
+"""SpectrumLogger: shows the curvature of every collected layer in TensorBoard."""
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_kfac.callbacks.collector import find_collector
+from lightning_kfac.callbacks.edit import EditCallback
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.progress import track_count
+from lightning_kfac.spectra import LayerSpectrum, layer_spectrum
+from lightning_kfac.spectra_board import write_spectra
+
+
+class SpectrumLogger(Callback):
+    """After the collection, writes spectra, cumulative mass and kept sets to TensorBoard.
+
+    The cut is that of the run's own edit (of formula ``original``), if it has one. Eigenbases are those that the edit
+    uses too.
+
+    Attributes:
+        spectra: By layer, after the collection.
+
+    Example:
+        >>> SpectrumLogger().spectra
+        {}
+    """
+
+    def __init__(self):
+        self.spectra: dict[str, LayerSpectrum] = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        collector = find_collector(trainer)
+        if not trainer.is_global_zero or collector is None or not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        edit = next((c.config for c in trainer.callbacks if isinstance(c, EditCallback)), None)
+        factors = collector.factors
+        with track_count("spectra", "layers", total=len(factors)) as advance_to:
+            for number, name in enumerate(factors, start=1):
+                G, A = collector.bases.of(factors, name)
+                self.spectra[name] = layer_spectrum(G.values, A.values, _rho(edit, name))
+                advance_to(number)
+        write_spectra(trainer.logger.experiment, self.spectra, edit.rho if edit else None)
+
+
+def _rho(edit: EditConfig | None, name: str) -> float | None:
+    return edit.for_layer(name).rho if edit else None

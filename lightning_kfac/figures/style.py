@@ -1,0 +1,30 @@
+"""What all figures share: colours that the colour-blind tell apart, labels that do not overlap."""
+
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette; markers repeat what colours say.
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#8C510A", "#D55E00", "#E69F00", "#CC79A7", "#000000", "#7F7F7F", "#B2ABD2")
+MARKERS = "osD^vPX*<>"
+
+
+def new_figure(width: float = 8.0, height: float = 4.2) -> Figure:
+    """An empty figure, in inches; made without pyplot, so that nothing keeps it in memory."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def depth_colours(blocks: Sequence[int | None]) -> list:
+    """Colours from dark (first block) to light, in cividis, which is made for the colour-blind."""
+    shades = matplotlib.colormaps["cividis"]
+    return [shades(0.9 * i / max(1, len(blocks) - 1)) for i in range(len(blocks))]
+
+
+def name_blocks(axes: Axes, blocks: Sequence[int | None]) -> None:
+    """A legend of blocks; of many only some, evenly spread, with the colours in between left to the eye."""
+    handles, labels = axes.get_legend_handles_labels()
+    step = max(1, -(-len(blocks) // 8))
+    some = sorted({*range(0, len(labels), step), len(labels) - 1})
+    axes.legend([handles[i] for i in some], [labels[i] for i in some], fontsize=7, loc="best")
