@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 import lightning_kfac
-from lightning_kfac import metrics
+from lightning_kfac import attention, metrics
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("place", [lightning_kfac, metrics])
+@pytest.mark.parametrize("place", [lightning_kfac, attention, metrics])
 def test_everything_public_has_an_example(place):
     assert [name for name in place.__all__ if ">>>" not in (getattr(place, name).__doc__ or "")] == []
 
