@@ -201,8 +201,9 @@ def test_predict_finds_a_planted_window(tmp_path, few):
 
 def test_every_config_is_tested():
     unions = {"hessian_union", "hessian_union_gsm8k"}  # tests/test_domains.py
+    studies = {"crystallize", "crystallize_gpt2"}  # tests/test_crystallize.py
     small = {"quickstart", "demo_model", "demo_arithmetic", "sweep", *unions}  # the sweep in tests/test_edit_cli.py
-    assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
+    assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *studies, *FAMILIES}
 
 
 def test_quickstart_config_in_process(tmp_path, few):

@@ -1,10 +1,19 @@
 """Lightning callbacks: they carry data to the math and write what comes back."""
 
 from lightning_kfac.callbacks.collector import CurvatureCollector
+from lightning_kfac.callbacks.crystallize import CrystallizationStudy
 from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.callbacks.mining import MiningWriter
 from lightning_kfac.callbacks.progress import RunProgress
 from lightning_kfac.callbacks.report import RunReport
 from lightning_kfac.callbacks.save_model import SaveTrainedModel
 
-__all__ = ["CurvatureCollector", "EditCallback", "MiningWriter", "RunProgress", "RunReport", "SaveTrainedModel"]
+__all__ = [
+    "CrystallizationStudy",
+    "CurvatureCollector",
+    "EditCallback",
+    "MiningWriter",
+    "RunProgress",
+    "RunReport",
+    "SaveTrainedModel",
+]

@@ -34,10 +34,12 @@ class RunReport(Callback):
         stage = pl_module.stage
         if trainer.sanity_checking:
             return
-        self.evaluations[stage] = pl_module.results
+        name, _, rank = stage.partition(" ")  # `lowrank 4`
+        if not rank:  # ranks have a table of their own
+            self.evaluations[stage] = pl_module.results
         self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
-            row = {"stage": stage, **pl_module.results}
+            row = {"stage": name, **({"rank": int(rank)} if rank else {}), **pl_module.results}
             row["edit"] = _edit_row(trainer, stage)
             self.folder.append_result(row | {"model": pl_module.model_name})
             if trainer.state.fn == "validate":
