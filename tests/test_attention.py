@@ -340,6 +340,15 @@ def test_an_architecture_without_the_interface_is_refused(family):
         collect_residuals(model, [], [0])
 
 
+def test_nothing_collected_and_nan_are_named():
+    model = build_model("llama")
+    with pytest.raises(InputError, match="layer 1: the attention residuals were not collected"):
+        collect_residuals(model, [], [1])
+    model.model.layers[1].self_attn.v_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(InputError, match="layer 1: the attention residuals have NaN"):
+        collect_residuals(model, [calibration()], [1])
+
+
 def test_damaged_residuals_are_named():
     spectra = ResidualSpectra({0: HeadSpectra(torch.full((1, 2, 2), torch.nan), torch.zeros(1), torch.zeros(1))})
     with pytest.raises(InputError, match="residuals of head 0 has NaN"):

@@ -1,17 +1,22 @@
 """The study of crystallized attention: its numbers, and train.py as a user runs it."""
 
+import contextlib
+import io
 import json
 import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 
+from lightning_kfac.assets import DEMO
 from lightning_kfac.attention import load_spectra
 from lightning_kfac.attention.comparison import compare, lowrank
 from lightning_kfac.attention.config import CrystallizeConfig
@@ -38,7 +43,7 @@ def small(folder, few, **changes):  # noqa: F811
         "config": CONFIGS / "crystallize.yaml",
         "data.max_tokens": 600,
         "data.seq_len": 64,
-        "data.heldout_tokens": 1000,
+        "data.heldout_tokens": 500,
         "data.memorized": few,
         "crystallize.layers": "[5]",
         "crystallize.ranks": "[4, 32]",
@@ -56,13 +61,11 @@ def results(folder):
 def run(tmp_path_factory):
     """A finished study and what it printed."""
     folder = tmp_path_factory.mktemp("crystallize")
-    rows = [json.loads(line) for line in (ROOT / "lightning_kfac/assets/demo/planted_report.jsonl").open()][:5]
-    words = small(folder / "run", write_jsonl(folder / "few.jsonl", rows))
-    done = subprocess.run(
-        [sys.executable, "train.py", "fit", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
-    return folder / "run", done.stdout
+    lines = (DEMO / "planted_report.jsonl").read_text().splitlines()[:5]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as out:
+        warnings.simplefilter("error", PossibleUserWarning)  # Lightning's
+        main(["fit", *small(folder / "run", write_jsonl(folder / "few.jsonl", lines))])
+    return folder / "run", out.getvalue()
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------
@@ -166,12 +169,20 @@ def test_the_study_agrees_with_the_evaluation(run):
     alone = [f"layer {layer}" for layer in range(6)] + [f"layer 5 head {head}" for head in range(4)]
     assert set(study["costs"]) == {*names, *alone}
     assert study["costs"]["layer 5"]["perplexity"] == pytest.approx(study["costs"]["top1"]["perplexity"])
-    assert study["n_rows"] == 16 and study["verdict"] in out
+    assert study["n_rows"] == 8 and study["verdict"] in out
     assert [(head["layer"], head["head"]) for head in study["heads"]] == [(5, head) for head in range(4)]
     mean = sum(head["effective_dimension"] for head in study["heads"]) / 4
     assert study["mean_effective_dimension"] == mean and f"{mean:.1f} of 32 directions" in study["verdict"]
     for text in ("Top-1 in one layer at a time", "lowrank 4", "Outputs in", "residuals/, crystallization.json"):
         assert text in out
+
+
+def test_saved_config_runs_again(run, tmp_path):
+    changes = {"config": run[0] / "config.yaml", "data.memorized": "null", "crystallize.ranks": "[0]"}
+    main(["fit", *small(tmp_path / "again", None, **changes, **{"data.heldout_tokens": 100})])
+    rows = results(tmp_path / "again")
+    assert [row["stage"] for row in rows] == ["baseline", "full", "lowrank", "top1"]
+    assert rows[2]["rank"] == 0 and rows[2]["perplexity"] == rows[3]["perplexity"]
 
 
 def test_spectra_of_a_run(run):
@@ -190,15 +201,14 @@ def test_a_run_is_in_tensorboard(run):
     assert "val/lowrank_4/perplexity" in values or "val/lowrank 4/perplexity" in values
 
 
-def test_two_ranks_give_the_spectra_of_one(run, tmp_path):
-    """10 rows of 64 in batches of two: five batches on one rank, three each on two, with filler."""
-    words = small(tmp_path / "two", run[0].parent / "few.jsonl")
-    changes = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.batch_size": 2, "data.max_tokens": 570}
-    one = {"trainer.devices": 1, "data.batch_size": 3, "data.max_tokens": 570}
-    main(["fit", *small(tmp_path / "one", run[0].parent / "few.jsonl", **one)])
-    words = small(tmp_path / "two", run[0].parent / "few.jsonl", **changes)
+def test_two_ranks_give_the_spectra_of_one(few, tmp_path):  # noqa: F811
+    """9 rows, the last ragged: five and four with a filler, in batches of two; held-out rows are uneven too."""
+    changes = {"data.max_tokens": 570, "data.batch_size": 2, "data.heldout_tokens": 300, "crystallize.ranks": "[4]"}
+    changes["data.memorized"] = "null"
+    main(["fit", *small(tmp_path / "one", few, **changes)])
+    changes |= {"trainer.devices": 2, "trainer.strategy": "ddp"}
     done = subprocess.run(
-        [sys.executable, "train.py", "fit", *words],
+        [sys.executable, "train.py", "fit", *small(tmp_path / "two", few, **changes)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -213,7 +223,7 @@ def test_two_ranks_give_the_spectra_of_one(run, tmp_path):
         a, b = getattr(one[5], name), getattr(two[5], name)
         assert (a - b).norm() <= 1e-6 * a.norm()
     for a, b in zip(*(results(tmp_path / name) for name in ("one", "two")), strict=True):
-        assert a["stage"] == b["stage"] and a["strict_acc"] == b["strict_acc"]
+        assert a["stage"] == b["stage"]
         assert a["perplexity"] == pytest.approx(b["perplexity"], rel=1e-5)
     a, b = (json.loads((tmp_path / name / "crystallization.json").read_text()) for name in ("one", "two"))
     assert a["n_rows"] == b["n_rows"]

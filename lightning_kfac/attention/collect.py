@@ -10,6 +10,7 @@ from lightning_kfac.attention.decomposition import decompose, sharpness
 from lightning_kfac.attention.interface import attention_shapes, resolve_layers, transformed_attention
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra, model_fingerprint
 from lightning_kfac.batch import TokenBatch
+from lightning_kfac.errors import InputError
 
 
 class ResidualSums:
@@ -46,10 +47,17 @@ class ResidualSums:
         for name, value in list(vars(self).items()):
             setattr(self, name, sum_over_ranks(value))
 
-    def spectra(self) -> HeadSpectra:
-        """The means."""
-        n = self.n_tokens
-        return HeadSpectra((self.moments / n).cpu(), (self.entropy / n).cpu(), (self.top1_mass / n).cpu())
+    def spectra(self, layer: int) -> HeadSpectra:
+        """The means; raises ``InputError`` where there are none."""
+        means = [(total / self.n_tokens).cpu() for total in (self.moments, self.entropy, self.top1_mass)]
+        if not all(mean.isfinite().all() for mean in means):
+            why = (
+                "have NaN or infinite entries"
+                if self.n_tokens
+                else "were not collected: the text has no valid position"
+            )
+            raise InputError(f"layer {layer}: the attention residuals {why}; check the model and the text")
+        return HeadSpectra(*means)
 
 
 class ResidualCapture:
@@ -88,7 +96,7 @@ class ResidualCapture:
         """Everything so far, on every rank. ``metadata`` goes along."""
         for sums in self.sums.values():
             sums.reduce(sum_over_ranks)
-        found = {layer: sums.spectra() for layer, sums in self.sums.items()}
+        found = {layer: sums.spectra(layer) for layer, sums in self.sums.items()}
         n_tokens = int(next(iter(self.sums.values())).n_tokens)
         identity = {"fingerprint": model_fingerprint(self.model), "n_tokens": n_tokens}
         return ResidualSpectra(found, identity | metadata)

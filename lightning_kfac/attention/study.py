@@ -33,10 +33,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Study:
-    """Attributes:
-    comparison: Costs of every mode; ``layer L`` and ``layer L head H`` are Top-1 there alone.
-    spectra: Of the residuals of the studied layers.
-    recited: Strict accuracy and number of sequences of the memorized set by mode; None where there is no set.
+    """Everything that was measured.
+
+    Attributes:
+        comparison: Costs of every mode; ``layer L`` and ``layer L head H`` are Top-1 there alone.
+        spectra: Of the residuals of the studied layers.
+        recited: Strict accuracy and number of sequences of the memorized set by mode; None where there is no set.
     """
 
     comparison: Comparison
