@@ -21,6 +21,7 @@ from lightning_kfac.callbacks import (
     CurvatureCollector,
     EditCallback,
     MiningWriter,
+    ResidualCollector,
     RunProgress,
     RunReport,
     SaveTrainedModel,
@@ -204,7 +205,8 @@ class TrainCLI(LightningCLI):
         if not self.model.frozen:
             callbacks.append(SaveTrainedModel())
         elif (crystallize := self._get(self.config_init, "crystallize")) is not None:
-            callbacks.append(CrystallizationStudy(crystallize))
+            residuals = ResidualCollector(crystallize.layers)
+            callbacks += [residuals, CrystallizationStudy(crystallize, residuals)]
         elif not any(isinstance(c, CurvatureCollector) for c in existing):
             callbacks.append(self._get(self.config_init, "collect"))
         if (edit := self._get(self.config_init, "edit")) is not None:

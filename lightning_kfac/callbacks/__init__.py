@@ -6,6 +6,7 @@ from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.callbacks.mining import MiningWriter
 from lightning_kfac.callbacks.progress import RunProgress
 from lightning_kfac.callbacks.report import RunReport
+from lightning_kfac.callbacks.residuals import ResidualCollector
 from lightning_kfac.callbacks.save_model import SaveTrainedModel
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CurvatureCollector",
     "EditCallback",
     "MiningWriter",
+    "ResidualCollector",
     "RunProgress",
     "RunReport",
     "SaveTrainedModel",
