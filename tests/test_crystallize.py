@@ -119,7 +119,7 @@ def test_comparison_recovers_and_finds_the_smallest_rank():
         assert found.recovered[rank].value == pytest.approx(share)
         assert found.recovered[rank].low <= share <= found.recovered[rank].high
     # Rank 8 recovers less than rank 4: nothing is assumed to be monotone.
-    assert found.enough == (4, 4, 4) and found.recovered[8].value < found.recovered[4].value
+    assert found.enough == Estimate(4, 4, 4) and found.recovered[8].value < found.recovered[4].value
 
 
 def test_nothing_to_recover_where_top1_costs_no_more_than_its_interval():
@@ -131,7 +131,8 @@ def test_nothing_to_recover_where_top1_costs_no_more_than_its_interval():
 def test_a_loss_that_no_rank_recovers():
     losses, counts = noisy(0, 0.5, 0.4, 0, noise=0.01)
     found = compare(dict(zip(["baseline", "top1", lowrank(1), "full"], losses, strict=True)), counts, [1])
-    assert found.enough == (math.inf, math.inf, math.inf)
+    assert found.enough == Estimate(math.inf, math.inf, math.inf)
+    assert json.loads(json.dumps(found.to_dict()))["enough"] == dict.fromkeys(("value", "low", "high"))
     assert Estimate.of(1, np.array([math.inf, 1, 2])).high == math.inf
 
 

@@ -37,7 +37,7 @@ class Comparison:
         costs: ``top1``, ``full``, ``lowrank R``, and whatever else was measured.
         recovered: Share of the Top-1 loss that each rank recovers, by rank: (ppl of Top-1 - ppl of the rank) /
             (ppl of Top-1 - ppl unchanged). None where Top-1 costs no more than its own interval.
-        enough: The smallest rank that recovers 90 %; infinite where none does. None as above.
+        enough: The smallest rank that recovers 90 %; infinite where none does (in JSON null). None as above.
         n_rows: Number of held-out rows, which the intervals resample.
     """
 
@@ -47,8 +47,11 @@ class Comparison:
     n_rows: int
 
     def to_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no infinity."""
+        found = asdict(self)
+        if self.enough is not None:
+            found["enough"] = {key: None if rank == np.inf else rank for key, rank in found["enough"].items()}
+        return found
 
 
 def compare(losses: Mapping[str, np.ndarray], counts: np.ndarray, ranks: Sequence[int]) -> Comparison:

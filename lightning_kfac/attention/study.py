@@ -1,7 +1,7 @@
 """What a study of crystallized attention has found, and what it says in plain words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from lightning_kfac.attention.comparison import BASELINE, TOP1, Comparison
 from lightning_kfac.attention.spectra import ResidualSpectra
@@ -79,7 +79,7 @@ class Study:
         """For JSON."""
         return {
             **self.comparison.to_dict(),
-            "heads": [vars(head) for head in self.heads],
+            "heads": [asdict(head) for head in self.heads],
             "mean_effective_dimension": self.mean_effective_dimension,
             "recited": dict(self.recited),
             "verdict": self.verdict(),
@@ -126,7 +126,8 @@ def percent(estimate: Estimate, digits: int = 1) -> str:
         >>> percent(Estimate(0.123, 0.1, 0.15))
         '12.3 % (10.0 to 15.0)'
     """
-    value, low, high = (f"{round(100 * x, digits) + 0.0:.{digits}f}" for x in estimate)  # no -0.0
+    ends = estimate.value, estimate.low, estimate.high
+    value, low, high = (f"{round(100 * x, digits) + 0.0:.{digits}f}" for x in ends)  # no -0.0
     return f"{value} % ({low} to {high})"
 
 

@@ -3,7 +3,7 @@
 Every draw resamples the rows once for all models, so that what makes a row hard cancels in differences.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +11,8 @@ DRAWS = 2000
 INTERVAL = (2.5, 97.5)
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """A figure with the ends of its 95 % interval."""
 
     value: float
