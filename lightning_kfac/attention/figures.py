@@ -54,16 +54,16 @@ def heads_figure(study: Study) -> Figure:
     n_heads = max(head.head for head in study.heads) + 1
     height = 1.9 + 0.5 * len(layers)
     figure = Figure(figsize=(max(4.5, 2 + 0.6 * n_heads), 2 * height), layout="constrained")
-    panels = {
-        "cost of Top-1 in this head alone, % of perplexity": lambda head: 100 * head.cost.value,
-        f"effective dimension of the residuals, of {study.width}": lambda head: head.effective_dimension,
-    }
-    for axes, (title, of) in zip(figure.subplots(2, 1), panels.items(), strict=True):
+    panels = (
+        ("cost of Top-1 in this head alone, % of perplexity", "{:.2f}", lambda head: 100 * head.cost.value),
+        (f"effective dimension of the residuals, of {study.width}", "{:.0f}", lambda head: head.effective_dimension),
+    )
+    for axes, (title, style, of) in zip(figure.subplots(2, 1), panels, strict=True):
         grid = [[math.nan] * n_heads for _ in layers]
         for head in study.heads:
             grid[layers.index(head.layer)][head.head] = of(head)
         image = axes.imshow(grid, cmap="cividis", aspect="auto")
-        _write_cells(axes, image, grid)
+        _write_cells(axes, image, grid, style)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(n_heads))
         axes.set_yticks(range(len(layers)), layers)
@@ -115,10 +115,10 @@ def _rank_axis(axes, ranks: list[int]) -> None:
     axes.minorticks_off()
 
 
-def _write_cells(axes, image, grid: list[list[float]]) -> None:
+def _write_cells(axes, image, grid: list[list[float]], style: str) -> None:
     middle = sum(image.get_clim()) / 2
     for row, cells in enumerate(grid):
         for column, value in enumerate(cells):
             if not math.isnan(value):
                 colour = "black" if value > middle else "white"
-                axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color=colour)
+                axes.text(column, row, style.format(value), ha="center", va="center", fontsize=8, color=colour)

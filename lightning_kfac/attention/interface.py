@@ -1,7 +1,8 @@
 """A model's own attention with something done to its output, through the attention interface of transformers.
 
 The registered function calls the eager attention of the model's own file, so masks, soft caps, sliding windows and
-sinks are the model's. Nothing is written onto the model's modules.
+sinks are the model's. So is the dtype of the probabilities: in bfloat16, eager attention rounds them after a float32
+softmax, and more of them are equal. Nothing is written onto the model's modules.
 """
 
 import sys

@@ -89,9 +89,9 @@ class Study:
         """The findings in a few sentences, each figure with its 95 % interval."""
         top1 = self.comparison.costs[TOP1].change
         where = f"layer{'s' if len(self.spectra) > 1 else ''} {_listed(self.spectra)}"
-        direction = "raises" if top1.value > 0 else "changes"
+        direction = "raises" if top1.low > 0 else "lowers" if top1.high < 0 else "hardly changes"
         sentences = [
-            f"Top-1 attention in {where} {direction} the held-out perplexity by {percent(top1)}, 95 % interval of a "
+            f"Top-1 attention in {where} {direction} the held-out perplexity: {percent(top1)}, 95 % interval of a "
             f"paired bootstrap over {self.comparison.n_rows} rows.",
             self._compressibility(),
             f"Of the residuals' variance, 90 % lies in {self.mean_effective_dimension:.1f} of {self.width} directions "
@@ -106,7 +106,7 @@ class Study:
     def _compressibility(self) -> str:
         recovered, enough = self.comparison.recovered, self.comparison.enough
         if recovered is None:
-            return "That is no more than the interval, so there is no loss to recover."
+            return "There is no loss beyond its own interval, so none to recover."
         if enough.value == float("inf"):
             rank, best = max(recovered.items(), key=lambda item: item[1].value)
             return f"No rank that was tried recovers 90 % of the loss; rank {rank} recovers {percent(best, 0)}."

@@ -42,7 +42,7 @@ def heads_table(study: Study) -> Table:
     heads = study.heads
     ranks = [rank for rank in SHOWN_RANKS if rank in heads[0].cumulative_variance]
     shares = [f"r = {rank}" for rank in ranks]
-    title = "Each head: effective dimension and share of variance in r directions, sharpness, cost of Top-1 there alone"
+    title = "Each head: effective dimension, variance in r directions, sharpness, cost of Top-1 there alone"
     table = _table(title, "layer", "head", "dim.", *shares, "entropy", "top-1 mass", "cost")
 
     def figures(dimension: str, held: list[float], entropy: float, mass: float) -> list[str]:

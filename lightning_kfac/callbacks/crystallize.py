@@ -51,7 +51,7 @@ class CrystallizationStudy(Callback):
         ... )
         >>> text = TextData(max_tokens=500, seq_len=100, heldout="embedded", heldout_tokens=300, tokenizer="demo")
         >>> trainer.fit(CausalLM("demo"), text)  # doctest: +ELLIPSIS
-        Top-1 in one layer at a time...Top-1 attention in layer 5 raises the held-out perplexity by...
+        Top-1 in one layer at a time...Top-1 attention in layer 5 ... the held-out perplexity: ...
         >>> study.study.comparison.costs["top1"].change.value > 0
         True
     """
