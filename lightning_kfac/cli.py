@@ -202,11 +202,11 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":
             return []
         callbacks = []
-        if not self.model.frozen:
-            callbacks.append(SaveTrainedModel())
-        elif (crystallize := self._get(self.config_init, "crystallize")) is not None:
+        if (crystallize := self._get(self.config_init, "crystallize")) is not None:
             residuals = ResidualCollector(crystallize.layers)
             callbacks += [residuals, CrystallizationStudy(crystallize, residuals)]
+        elif not self.model.frozen:
+            callbacks.append(SaveTrainedModel())
         elif not any(isinstance(c, CurvatureCollector) for c in existing):
             callbacks.append(self._get(self.config_init, "collect"))
         if (edit := self._get(self.config_init, "edit")) is not None:

@@ -255,6 +255,17 @@ def test_two_ranks_give_the_spectra_of_one(few, tmp_path):  # noqa: F811
         assert b["costs"][name]["change"] == pytest.approx(cost["change"], abs=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(tmp_path, precision):
+    changes = {"data.max_tokens": 200, "data.heldout_tokens": 200, "data.memorized": "null"}
+    main(["fit", *small(tmp_path, None, **changes, **{"trainer.precision": precision})])
+    baseline, full, whole, _, top1 = (row["perplexity"] for row in results(tmp_path))
+    # Eager attention takes its softmax in float32, also in a float64 model.
+    close = pytest.approx(baseline, rel=1e-7 if precision == "64-true" else 5e-3)
+    assert full == close and whole == close and top1 != close
+    assert load_spectra(tmp_path / "residuals")[5].second_moment.dtype == torch.float64
+
+
 def test_gpt2_config_on_a_tiny_gpt2(tmp_path):
     """As shipped, with 12 layers a few columns wide and local files for the downloads."""
     folder = tmp_path / "model"
@@ -290,6 +301,9 @@ def test_gpt2_config_is_that_of_the_issue():
         ({"data.heldout": "null"}, "set data.heldout"),
         ({"edit.rho": "0.5"}, "an edit needs a collection: leave model.training and crystallize out"),
         ({"trainer.max_epochs": "2"}, "max_epochs must be 1"),
+        ({"model.training.lr": "0.1"}, "crystallize needs a frozen model: leave model.training out"),
+        ({"crystallize.layers": "[]"}, "no layer is chosen"),
+        ({"crystallize.layers": "deep"}, "layers"),
     ],
 )
 def test_wrong_options_end_before_any_work(tmp_path, few, capfd, changes, message):  # noqa: F811

@@ -2,7 +2,8 @@
 
 from lightning_kfac.attention.collect import collect_residuals
 from lightning_kfac.attention.crystallized import Crystallization, crystallize
-from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra, load_spectra, save_spectra
+from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra
+from lightning_kfac.attention.storage import load_spectra, save_spectra
 
 __all__ = [
     "Crystallization",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.utils.generic import maybe_autocast
 
 from lightning_kfac.errors import InputError
 
@@ -97,8 +98,10 @@ def resolve_layers(layers: Iterable[int], existing: Iterable[int]) -> list[int]:
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs):
     """The registered attention function."""
     output, probabilities = _eager(module)(module, query, key, value, attention_mask, **kwargs)
-    transform = _TRANSFORMS.get(module)
-    return (output if transform is None else transform(output, probabilities, value)), probabilities
+    if (transform := _TRANSFORMS.get(module)) is not None:
+        with maybe_autocast(output.device.type, enabled=False):  # a transform chooses its own precision
+            output = transform(output, probabilities, value)
+    return output, probabilities
 
 
 def _eager(module: nn.Module) -> Callable | None:

@@ -1,29 +1,19 @@
-"""Spectra of attention residuals, and the folder they are kept in.
+"""Spectra of attention residuals.
 
 The second moment of a head's residuals is M = 1/N sum_t eps_t eps_t^T, uncentred. Its eigenvectors are the right
 singular vectors of the stacked residuals [N, d]; its eigenvalues are the squared singular values over N.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import new_folder
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.math.spectrum import eigenbasis
-
-FORMAT = 1
-METADATA = "metadata.json"
-TENSORS = ("second_moment", "entropy", "top1_mass")
 
 
 @dataclass(frozen=True)
@@ -129,50 +119,3 @@ def effective_dimension(variances: Tensor, share: float = 0.9) -> Tensor:
 def model_fingerprint(model: nn.Module) -> str:
     """Identity of the weights that residuals depend on: samples of every parameter."""
     return weights_fingerprint(model, ())
-
-
-def save_spectra(spectra: ResidualSpectra, path: str | Path) -> None:
-    """Writes a folder with one safetensors file a layer and ``metadata.json``; it appears when it is complete.
-
-    Example:
-        >>> import tempfile
-        >>> moments = HeadSpectra(torch.eye(2).double()[None], torch.zeros(1), torch.ones(1))
-        >>> save_spectra(ResidualSpectra({3: moments}, {"model": "demo"}), tempfile.mkdtemp() + "/residuals")
-    """
-    with new_folder(path) as folder:
-        for layer, heads in spectra.items():
-            tensors = {name: getattr(heads, name).cpu().contiguous() for name in TENSORS}
-            save_file(tensors, folder / _file(layer), metadata={"layer": str(layer)})
-        contents = {"format": FORMAT, "version": version("lightning-kfac"), **spectra.metadata, "layers": list(spectra)}
-        (folder / METADATA).write_text(json.dumps(contents, indent=2), "utf-8")
-
-
-def load_spectra(path: str | Path) -> ResidualSpectra:
-    """Reads what ``save_spectra`` wrote.
-
-    Raises:
-        InputError: Not such a folder, or a damaged one.
-
-    Example:
-        >>> import tempfile
-        >>> path, moments = tempfile.mkdtemp() + "/residuals", torch.eye(2).double()[None]
-        >>> save_spectra(ResidualSpectra({3: HeadSpectra(moments, torch.zeros(1), torch.ones(1))}), path)
-        >>> load_spectra(path)[3].variances.tolist()
-        [[1.0, 1.0]]
-    """
-    path = Path(path)
-    if not (path / METADATA).is_file():
-        raise InputError(f"{path}: not a folder of residual spectra: it has no {METADATA}")
-    try:
-        metadata = json.loads((path / METADATA).read_text("utf-8"))
-        known, layers = metadata["format"], metadata["layers"]
-        found = {layer: HeadSpectra(**load_file(path / _file(layer))) for layer in layers}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path}: the residual spectra are damaged ({error}); collect them again") from None
-    if known != FORMAT:
-        raise InputError(f"{path}: format {known!r} of residual spectra; this version reads format {FORMAT}")
-    return ResidualSpectra(found, metadata)
-
-
-def _file(layer: int) -> str:
-    return f"layer_{layer:04d}.safetensors"

@@ -8,7 +8,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_kfac.attention.collect import ResidualCapture
-from lightning_kfac.attention.spectra import ResidualSpectra, save_spectra
+from lightning_kfac.attention.spectra import ResidualSpectra
+from lightning_kfac.attention.storage import save_spectra
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.errors import InputError
 
