@@ -176,17 +176,22 @@ def test_full_is_untouched_and_the_ends_of_lowrank(any_model, spectra):
         assert (any_model(**batch).logits - untouched).abs().max() < 1e-5
 
 
+def incremental_error(model, ids, settings, spectra=None):
+    """Largest difference of the logits of one forward and of decoding with a key-value cache."""
+    with crystallize(model, settings, spectra):
+        whole = model(ids).logits
+        cache, steps = None, []
+        for part in (ids[:, :4], *ids[:, 4:].split(1, dim=1)):
+            output = model(part, past_key_values=cache, use_cache=True)
+            cache, steps = output.past_key_values, [*steps, output.logits]
+    return (torch.cat(steps, dim=1) - whole).abs().max()
+
+
 @torch.no_grad()
 def test_incremental_decoding_equals_the_full_forward(any_model, spectra):
     ids = calibration(2, 9, seed=5)["input_ids"]
     for setting in modes(4):
-        with crystallize(any_model, everywhere(*setting), spectra):
-            whole = any_model(ids).logits
-            cache, steps = None, []
-            for part in (ids[:, :4], *ids[:, 4:].split(1, dim=1)):
-                output = any_model(part, past_key_values=cache, use_cache=True)
-                cache, steps = output.past_key_values, [*steps, output.logits]
-        assert (torch.cat(steps, dim=1) - whole).abs().max() < 1e-5, setting
+        assert incremental_error(any_model, ids, everywhere(*setting), spectra) < 1e-5, setting
 
 
 @torch.no_grad()
@@ -242,6 +247,7 @@ def test_soft_caps_sinks_and_sliding_windows_are_the_models_own(family):
         assert (model(**batch).logits - untouched).abs().max() < 1e-5
     with crystallize(model, everywhere("top1", layers=[0, 1])):
         assert (model(**batch).logits - untouched).abs().max() > 1e-6
+    assert incremental_error(model, batch["input_ids"], everywhere("top1", layers=[0, 1])) < 1e-5
 
 
 # -- what is put back -------------------------------------------------------------------------------------------

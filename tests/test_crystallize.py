@@ -29,13 +29,12 @@ from lightning_kfac.cli import main
 from lightning_kfac.errors import InputError
 from lightning_kfac.loading import load_model, load_tokenizer
 from tests.conftest import build_model
-from tests.test_cli import few, scalars  # noqa: F401
+from tests.test_cli import few, results, scalars  # noqa: F401
 from tests.test_collect import batched
 from tests.test_data import write_jsonl
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-STAGES = ["baseline", "full", "lowrank", "lowrank", "top1"]
 
 
 def small(folder, few, **changes):  # noqa: F811
@@ -52,10 +51,6 @@ def small(folder, few, **changes):  # noqa: F811
         "trainer.accelerator": "cpu",
     } | changes
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
-def results(folder):
-    return [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +168,7 @@ def test_ranks_of_a_config():
 
 def test_results_of_a_run(run):
     rows = results(run[0])
-    assert [row["stage"] for row in rows] == STAGES
+    assert [row["stage"] for row in rows] == ["baseline", "full", "lowrank", "lowrank", "top1"]
     assert [row.get("rank") for row in rows] == [None, None, 32, 4, None]
     baseline, full, whole, _, top1 = rows
     assert full["perplexity"] == pytest.approx(baseline["perplexity"], rel=1e-6)
