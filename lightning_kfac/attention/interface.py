@@ -65,7 +65,11 @@ def attention_shapes(model: nn.Module) -> dict[int, tuple[int, int]]:
     shapes = {}
 
     def remember(layer: int) -> Transform:
-        return lambda output, *rest: shapes.setdefault(layer, tuple(output.shape[-2:])) and output
+        def listen(output: Tensor, probabilities: Tensor, values: Tensor) -> Tensor:
+            shapes[layer] = tuple(output.shape[-2:])
+            return output
+
+        return listen
 
     with transformed_attention(model, {m.layer_idx: remember(m.layer_idx) for m in _numbered(model)}):
         tokens = torch.ones(1, 2, dtype=torch.long, device=model.device)
