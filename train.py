@@ -4,6 +4,7 @@ usage: python train.py COMMAND --config FILE [--OPTION VALUE ...]
 
 commands:
   fit        collect curvature, and with an `edit` section edit and evaluate (configs/quickstart.yaml)
+             or, with a `crystallize` section, study crystallized attention (configs/crystallize.yaml)
              or, with a `model.training` section, train a model (configs/demo_model.yaml)
   validate   evaluate a model: recitation of memorized sets, perplexity
   predict    look through a corpus for windows that the model recites

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import transformers
@@ -15,10 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import (
+    CrystallizationStudy,
     CurvatureCollector,
     EditCallback,
     MiningWriter,
+    ResidualCollector,
     RunProgress,
     RunReport,
     SaveTrainedModel,
@@ -50,6 +54,7 @@ TRAINER_DEFAULTS = {
 
 # The Trainer has sixty options; --help shows those that a user of this package is likely to set.
 SHOWN_TRAINER_OPTIONS = ("accelerator", "default_root_dir", "devices", "num_nodes", "precision", "strategy")
+FOLDERS = ("factors/", "domains/", "edited/", "patch/", "model/", "residuals/")
 DESCRIPTIONS = {
     "fit": "Collect curvature, and with an edit section edit and evaluate; or train a model.",
     "validate": "Evaluate a model: recitation of memorized sets, perplexity.",
@@ -100,6 +105,8 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(CurvatureCollector, "collect")
         parser.add_argument("--edit", type=EditConfig | None, default=None, help="Edit the model after the collection.")
+        crystallize = "Instead of curvature: study crystallized attention."
+        parser.add_argument("--crystallize", type=CrystallizeConfig | None, default=None, help=crystallize)
         parser.add_argument("--save", type=Save, default="full", help="The edited model: checkpoint, patch or nothing.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -142,20 +149,24 @@ class TrainCLI(LightningCLI):
         """Checks all input and says what will happen."""
         self._check_data()
         collector, edit = self._callback(CurvatureCollector), self._callback(EditCallback)
-        targets = {}
+        targets, study = {}, self._callback(CrystallizationStudy)
+        if study is not None:
+            model = skeleton(self.model.config, self.model.trust_remote_code)
+            with suppress(RuntimeError):  # some experts do not run on the meta device; fit checks again
+                study.check(self.trainer, self.model, self.datamodule, model)
         if collector is not None:
             collector.check(self.trainer, self.model)
             model = skeleton(self.model.config, self.model.trust_remote_code)
             targets = collector.targets(model)
         if edit is not None:
             if collector is None:
-                raise InputError("an edit needs a collection: leave model.training out")
+                raise InputError("an edit needs a collection: leave model.training and crystallize out")
             check_untied(model, targets)
             chosen = narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
             edit.check(chosen, list(self.datamodule.domains), collector)
         if self.trainer.global_rank == 0:
             self.folder.check(self._get(self.config, "overwrite"), self._inputs())
-            self._announce(len(targets), edit and edit.config)
+            self._announce(len(targets), edit and edit.config, study and study.config)
 
     def before_validate(self) -> None:
         """Checks all input."""
@@ -205,7 +216,7 @@ class TrainCLI(LightningCLI):
             path = self.folder.path
             present = [
                 name
-                for name in ("factors/", "domains/", "edited/", "patch/", "model/", "results.jsonl", "config.yaml")
+                for name in (*FOLDERS, "crystallization.json", "results.jsonl", "config.yaml")
                 if (path / name).exists()
             ]
             console.print(f"Outputs in {path}/: {', '.join(present)}")
@@ -219,11 +230,15 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":
             return []
         callbacks = []
-        if not self.model.frozen:
+        if (crystallize := self._get(self.config_init, "crystallize")) is not None:
+            residuals = ResidualCollector(crystallize.layers)
+            callbacks += [residuals, CrystallizationStudy(crystallize, residuals)]
+        elif not self.model.frozen:
             callbacks.append(SaveTrainedModel())
         elif not any(isinstance(c, CurvatureCollector) for c in existing):
             callbacks.append(self._get(self.config_init, "collect"))
-        if self.model.frozen and not any(isinstance(c, SpectrumLogger) for c in existing):
+        elsewhere = crystallize is not None or any(isinstance(c, SpectrumLogger) for c in existing)
+        if self.model.frozen and not elsewhere:
             callbacks.append(SpectrumLogger())
         if (edit := self._get(self.config_init, "edit")) is not None:
             callbacks.append(EditCallback(edit, self._get(self.config_init, "save")))
@@ -232,16 +247,20 @@ class TrainCLI(LightningCLI):
     def _callback(self, kind: type):
         return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)
 
-    def _announce(self, n_layers: int, edit: EditConfig | None) -> None:
+    def _announce(self, n_layers: int, edit: EditConfig | None, study: CrystallizeConfig | None) -> None:
         model, data = self.model, self.datamodule
         name = model.model_name or f"a new {model.config.model_type}"
         text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
         domains = "".join(f" and on {domain.label}" for domain in data.domains.values())
         steps = [f"collect the curvature of {n_layers} layers of {name} on {text}{domains}"]
+        if study is not None:
+            steps = [f"collect the attention residuals of layers {list(study.layers)} of {name} on {text}"]
         if not model.frozen:
             steps = [f"train {name} on {text}"]
         if data.validation_names:
             steps.append(f"evaluate it on {', '.join(data.validation_names)}")
+        if study is not None:
+            steps.append("crystallize these layers in every mode and evaluate it again")
         if edit is not None:
             what = f"formula {edit.formula}, rho {edit.rho}"
             if data.domains:

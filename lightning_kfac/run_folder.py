@@ -19,6 +19,8 @@ OUTPUTS = (
     "edited",
     "patch",
     "model",
+    "residuals",
+    "crystallization.json",
     EVENTS,
     "results.jsonl",
     "config.yaml",

@@ -36,6 +36,14 @@ def next_token_scores(
 
 
 @torch.no_grad()
+def target_losses(model: nn.Module, batch: TokenBatch, head_alone: bool = False) -> Tensor:
+    """Loss of each target, 0 at positions that do not count. float64 [B, T]."""
+    targets = batch.targets.clamp(min=0).flatten()
+    losses = [token_losses(logits, targets[part]) for part, logits in _logits_in_slices(model, batch, head_alone)]
+    return torch.cat(losses).view(batch.targets.shape).masked_fill(~batch.valid, 0)
+
+
+@torch.no_grad()
 def most_likely(model: nn.Module, batch: TokenBatch, head_alone: bool = False) -> Tensor:
     """The likeliest token after each position, ties by the lowest id. int64 [B, T]."""
     tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, head_alone)]

@@ -6,19 +6,20 @@ from pathlib import Path
 import pytest
 
 import lightning_kfac
-from lightning_kfac import metrics
-from lightning_kfac.callbacks import CurvatureCollector, EditCallback
+from lightning_kfac import attention, metrics
+from lightning_kfac.callbacks import CrystallizationStudy, CurvatureCollector, EditCallback, ResidualCollector
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("place", [lightning_kfac, metrics])
+@pytest.mark.parametrize("place", [lightning_kfac, attention, metrics])
 def test_everything_public_has_an_example(place):
     assert [name for name in place.__all__ if ">>>" not in (getattr(place, name).__doc__ or "")] == []
 
 
 def test_callbacks_have_an_example():
-    assert all(">>>" in callback.__doc__ for callback in (CurvatureCollector, EditCallback))
+    shown = (CurvatureCollector, EditCallback, ResidualCollector, CrystallizationStudy)
+    assert all(">>>" in callback.__doc__ for callback in shown)
 
 
 def test_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):

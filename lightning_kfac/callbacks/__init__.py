@@ -1,17 +1,21 @@
 """Lightning callbacks: they carry data to the math and write what comes back."""
 
 from lightning_kfac.callbacks.collector import CurvatureCollector
+from lightning_kfac.callbacks.crystallize import CrystallizationStudy
 from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.callbacks.mining import MiningWriter
 from lightning_kfac.callbacks.progress import RunProgress
 from lightning_kfac.callbacks.report import RunReport
+from lightning_kfac.callbacks.residuals import ResidualCollector
 from lightning_kfac.callbacks.save_model import SaveTrainedModel
 from lightning_kfac.callbacks.spectrum import SpectrumLogger
 
 __all__ = [
+    "CrystallizationStudy",
     "CurvatureCollector",
     "EditCallback",
     "MiningWriter",
+    "ResidualCollector",
     "RunProgress",
     "RunReport",
     "SaveTrainedModel",

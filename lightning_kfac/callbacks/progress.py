@@ -21,7 +21,7 @@ class RunProgress(ProgressBar):
         """Lightning calls this on ranks that should stay silent; the display already knows its rank."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        verb = "collect curvature" if pl_module.frozen else "train"
+        verb = "collect" if pl_module.frozen else "train"
         per_batch = trainer.datamodule.batch_size * trainer.datamodule.seq_len * trainer.world_size
         total = self.total_train_batches * per_batch if self.total_train_batches != float("inf") else None
         self._per_batch = per_batch

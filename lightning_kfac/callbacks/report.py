@@ -35,12 +35,14 @@ class RunReport(Callback):
         stage = pl_module.stage
         if trainer.sanity_checking:
             return
-        self.evaluations[stage] = pl_module.record
+        name, _, rank = stage.partition(" ")  # `lowrank 4`
+        if not rank:  # ranks have a table of their own
+            self.evaluations[stage] = pl_module.record
         self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
-            row = {"stage": stage, **pl_module.record, "edit": _edit_row(trainer, pl_module)}
-            row |= {"measured": trainer.datamodule.described(), "model": pl_module.evaluated}
-            self.folder.append_result(row)
+            row = {"stage": name, **({"rank": int(rank)} if rank else {}), **pl_module.record}
+            row |= {"edit": _edit_row(trainer, pl_module), "measured": trainer.datamodule.described()}
+            self.folder.append_result(row | {"model": pl_module.evaluated})
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""

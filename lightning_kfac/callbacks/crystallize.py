@@ -1,0 +1,145 @@
+"""CrystallizationStudy: has the model evaluated with its attention crystallized in every mode."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+
+from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, compare, lowrank
+from lightning_kfac.attention.config import CrystallizeConfig
+from lightning_kfac.attention.crystallized import Crystallization, crystallize
+from lightning_kfac.attention.held_out import row_losses
+from lightning_kfac.attention.interface import attention_shapes
+from lightning_kfac.attention.report import publish
+from lightning_kfac.attention.study import Study
+from lightning_kfac.batch import TokenBatch
+from lightning_kfac.callbacks.residuals import ResidualCollector
+from lightning_kfac.data.datamodule import HELDOUT, TextData
+from lightning_kfac.errors import InputError
+from lightning_kfac.progress import track_count
+
+STUDY = "crystallization.json"
+
+
+class CrystallizationStudy(Callback):
+    """When ``fit`` has collected residual spectra, measures the model with crystallized attention in every mode.
+
+    Each mode goes through the validation loop like an edited model (stages ``full``, ``lowrank R``, ``top1``). Top-1
+    in one layer at a time, and in one head of the chosen layers at a time, is measured on the held-out text only.
+
+    Args:
+        config: Layers and ranks.
+        collector: Of the residuals of these layers; before this one in the list of callbacks.
+
+    Attributes:
+        study: Everything that was measured, on every rank, after ``fit``.
+
+    Example:
+        >>> import tempfile, lightning
+        >>> from lightning_kfac.callbacks import ResidualCollector
+        >>> from lightning_kfac.data.datamodule import TextData
+        >>> from lightning_kfac.modules import CausalLM
+        >>> collector = ResidualCollector(layers=[5])
+        >>> study = CrystallizationStudy(CrystallizeConfig(layers=[5], ranks=[4]), collector)
+        >>> trainer = lightning.Trainer(
+        ...     max_epochs=1, callbacks=[collector, study], default_root_dir=tempfile.mkdtemp(), accelerator="cpu",
+        ...     logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        ... )
+        >>> text = TextData(max_tokens=500, seq_len=100, heldout="embedded", heldout_tokens=300, tokenizer="demo")
+        >>> trainer.fit(CausalLM("demo"), text)  # doctest: +ELLIPSIS
+        Top-1 in one layer at a time...Top-1 attention in layer 5 ... the held-out perplexity: ...
+        >>> study.study.comparison.costs["top1"].change.value > 0
+        True
+    """
+
+    def __init__(self, config: CrystallizeConfig, collector: ResidualCollector):
+        self.config, self.collector = config, collector
+        self.study: Study | None = None
+        self._losses: dict[str, dict[int, tuple[float, int]]] = {}
+        self._recited: dict[str, tuple[float, int] | None] = {}
+
+    def check(self, trainer: Trainer, pl_module: LightningModule, data: TextData, model: nn.Module) -> None:
+        """Raises ``InputError`` for what cannot be studied.
+
+        Args:
+            model: The model or, to know early, its skeleton.
+        """
+        self.collector.check(trainer, pl_module)
+        if HELDOUT not in data.validation_names or trainer.limit_val_batches == 0:
+            raise InputError("crystallize measures perplexity: set data.heldout")
+        self.config.resolve(attention_shapes(model))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check(trainer, pl_module, trainer.datamodule, pl_module.model)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        shapes = attention_shapes(pl_module.model)
+        layers, ranks = self.config.resolve(shapes)
+        if not pl_module.results:  # the fit was cut short: no baseline yet
+            trainer.fit_loop.epoch_loop.val_loop.run()
+        self._note(BASELINE, pl_module)
+        for name, setting in _modes(ranks).items():
+            pl_module.stage = name
+            with crystallize(pl_module.model, dict.fromkeys(layers, setting), self.collector.spectra):
+                trainer.fit_loop.epoch_loop.val_loop.run()
+                self._note(name, pl_module)
+        alone = _alone(layers, shapes)
+        with track_count("Top-1 in one layer or head", "evaluations", total=len(alone)) as advance_to:
+            for done, (name, settings) in enumerate(alone.items(), start=1):
+                with crystallize(pl_module.model, settings):
+                    self._losses[name] = self._held_out(trainer, pl_module)
+                advance_to(done)
+        self._conclude(trainer, ranks)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            publish(self.study, trainer.logger)
+
+    def _note(self, name: str, pl_module: LightningModule) -> None:
+        """Keeps what an evaluation found: recitation, and the loss of every held-out row."""
+        results, metric = pl_module.results, pl_module.evaluation.perplexity
+        self._recited[name] = (results["strict_acc"], results["n_sequences"]) if "strict_acc" in results else None
+        figure = metric.figures["perplexity"]
+        rows = zip(metric.numbers.tolist(), figure.sums.tolist(), figure.weights.long().tolist(), strict=True)
+        self._losses[name] = {number: (loss, count) for number, loss, count in rows}
+
+    def _held_out(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, tuple[float, int]]:
+        """Loss and number of targets of every held-out row, on every rank."""
+        data = trainer.datamodule
+        loader = data.val_dataloader()[data.validation_names.index(HELDOUT)]
+        batches = (TokenBatch.from_dict(batch).to(pl_module.device) for batch in loader)
+        with trainer.precision_plugin.forward_context():
+            rows = row_losses(pl_module.model, batches)
+        if dist.is_initialized():
+            parts = [None] * trainer.world_size
+            dist.all_gather_object(parts, rows)
+            rows = {index: row for part in parts for index, row in part.items()}
+        return rows
+
+    def _conclude(self, trainer: Trainer, ranks: list[int]) -> None:
+        rows = sorted(self._losses[BASELINE])
+        losses = {name: np.array([found[row][0] for row in rows]) for name, found in self._losses.items()}
+        counts = np.array([self._losses[BASELINE][row][1] for row in rows])
+        self.study = Study(compare(losses, counts, ranks), self.collector.spectra, self._recited)
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / STUDY
+            path.write_text(json.dumps(self.study.to_dict(), indent=2), "utf-8")
+
+
+def _modes(ranks: Sequence[int]) -> dict[str, Crystallization]:
+    """From the mildest to the harshest, so that the report's examples are those of Top-1."""
+    between = {lowrank(rank): Crystallization("lowrank", rank) for rank in reversed(ranks)}
+    return {FULL: Crystallization("full"), **between, TOP1: Crystallization("top1")}
+
+
+def _alone(layers: Sequence[int], shapes: Mapping[int, tuple[int, int]]) -> dict[str, dict[int, Crystallization]]:
+    """Top-1 in each layer of the model, and in each head of the chosen layers."""
+    each = {f"layer {layer}": {layer: Crystallization()} for layer in shapes}
+    for layer in layers:
+        for head in range(shapes[layer][0]):
+            each[f"layer {layer} head {head}"] = {layer: Crystallization(heads=[head])}
+    return each
