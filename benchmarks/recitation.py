@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.recitation [--device cuda] [--output benchmarks/results/recitation.json]
 
 500 sequences of 64 + 48 tokens, 64 a batch, interleaved, medians of five. Of the demo: its planted passages (all
-recited) and unseen ones (all diverge early), each repeated to 500. Of a larger model with random weights: sequences
+recited) and unseen ones (all diverge early), each repeated to 500. Of a larger model with random weights: 128 sequences
 that it wrote itself, and the same with another first token of the suffix. All verdicts are compared.
 """
 
@@ -22,7 +22,7 @@ from lightning_kfac.decoding import greedy_continuations
 from lightning_kfac.loading import load_model
 from lightning_kfac.recitation import recite
 
-PREFIX, SUFFIX, COUNT, BATCH, REPEATS = 64, 48, 500, 64, 5
+PREFIX, SUFFIX, COUNT, LARGER_COUNT, BATCH, REPEATS = 64, 48, 500, 128, 64, 5
 LARGER = {
     "hidden_size": 512,
     "intermediate_size": 1376,
@@ -53,7 +53,7 @@ def by_generate(model: nn.Module, prefixes: torch.Tensor, golds: torch.Tensor) -
 
 
 def compare(model: nn.Module, sequences: torch.Tensor) -> dict:
-    """Seconds of each way for all sequences. int64 [COUNT, PREFIX + SUFFIX]."""
+    """Seconds of each way for all sequences. int64 [n, PREFIX + SUFFIX]."""
     device = next(model.parameters()).device
     batches = [part.to(device) for part in sequences.split(BATCH)]
 
@@ -89,8 +89,8 @@ def demo_sequences(name: str) -> torch.Tensor:
 def own_sequences(model: nn.Module) -> torch.Tensor:
     """Prefixes at random, continued by the model itself."""
     generator = torch.Generator().manual_seed(0)
-    prefixes = torch.randint(1, model.config.vocab_size, (COUNT, PREFIX), generator=generator).tolist()
-    parts = [prefixes[i : i + BATCH] for i in range(0, COUNT, BATCH)]
+    prefixes = torch.randint(1, model.config.vocab_size, (LARGER_COUNT, PREFIX), generator=generator).tolist()
+    parts = [prefixes[i : i + BATCH] for i in range(0, LARGER_COUNT, BATCH)]
     suffixes = [row for part in parts for row in greedy_continuations(model, part, [SUFFIX] * len(part))]
     return torch.tensor([[*p, *s] for p, s in zip(prefixes, suffixes, strict=True)])
 

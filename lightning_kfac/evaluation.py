@@ -20,15 +20,16 @@ from lightning_kfac.metrics import (
     BatchMeanPerplexity,
     ContinuationShift,
     ExactAnswer,
+    LossChange,
     Memorization,
     PositionStress,
 )
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, cut_after_end
 from lightning_kfac.metrics.per_sequence import PerSequence
 from lightning_kfac.metrics.perplexity import LossPerplexity
-from lightning_kfac.rankings import Rankings
 from lightning_kfac.recitation import recite
 from lightning_kfac.scoring import next_token_scores, position_stress
+from lightning_kfac.stored_batches import StoredBatches
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Evaluation:
         measures: What else to measure.
 
     Attributes:
-        rankings: Top tokens of each held-out batch (of this rank).
+        rankings, losses: Top tokens and token losses of each held-out batch (of this rank).
+        change_counts: After ``results``: histogram of token losses against the baseline's, as ``LossChange`` counts.
         continuations: Per set, sequence number -> continuation (of this rank).
         recited: Per set, the numbers of the sequences that are recited (of this rank).
         figures: After ``results``: every figure with the values behind it.
@@ -85,17 +87,18 @@ class Evaluation:
         self.shift = nn.ModuleDict({name: ContinuationShift() for name in sets})
         self.answers = nn.ModuleDict({name: ExactAnswer() for name in questions})
         self.perplexity, self.ndcg, self.batch_mean = LossPerplexity(), NDCG(), BatchMeanPerplexity()
-        self.stress = PositionStress()
+        self.stress, self.loss_change = PositionStress(), LossChange()
         self._head_alone: bool | None = None
-        self.rankings = Rankings()
+        self.rankings, self.losses = StoredBatches(torch.int32), StoredBatches(torch.float32)
         self.continuations: dict[str, dict[int, list[int]]] = {name: {} for name in sets}
         self.recited: dict[str, set[int]] = {name: set() for name in sets}
         self.figures: dict[str, Figure] = {}
+        self.change_counts: list[int] | None = None
 
     def to(self, device: torch.device) -> "Evaluation":
         """The metrics on another device."""
         by_name = self.memorization, self.shift, self.answers
-        for metric in (*by_name, self.perplexity, self.batch_mean, self.ndcg, self.stress):
+        for metric in (*by_name, self.perplexity, self.batch_mean, self.ndcg, self.stress, self.loss_change):
             metric.to(device)
         return self
 
@@ -138,7 +141,11 @@ class Evaluation:
         if self.baseline is not None:
             reference = ranking if self.baseline == "self" else self.baseline.rankings[len(self.rankings)].to(ranking)
             self.ndcg.update(ranking, reference, batch.valid, batch.sample_index)
+        if isinstance(self.baseline, Evaluation):
+            before = self.baseline.losses[len(self.losses)].to(losses.device)
+            self.loss_change.update(before, losses.float(), batch.valid)
         self.rankings.append(ranking)
+        self.losses.append(losses)
 
     def results(self) -> dict[str, float | int | None]:
         """All figures under the names of ``results.jsonl``; gathers over ranks, so every rank calls it."""
@@ -157,6 +164,8 @@ class Evaluation:
             results |= self._compute(self.perplexity, "")
             if self.measures.batch_mean_perplexity:
                 results["perplexity_batch_mean"] = self.batch_mean.compute().item()
+            if isinstance(self.baseline, Evaluation):
+                self.change_counts = self.loss_change.compute().tolist()
             results |= {"ndcg@10": None} if self.baseline is None else self._compute(self.ndcg, "")
         return results
 

@@ -22,6 +22,7 @@ OUTPUTS = (
     "residuals",
     "crystallization.json",
     EVENTS,
+    "comparison.json",
     "results.jsonl",
     "config.yaml",
     STATUS,

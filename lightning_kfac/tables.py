@@ -41,12 +41,17 @@ SWEEP_COLUMNS = {
 
 
 class Example(NamedTuple):
-    """One sequence as text."""
+    """One sequence as text.
+
+    Attributes:
+        diverging: End of ``after``, from the first token that is not the gold one.
+    """
 
     prefix: str
     gold: str
     before: str
     after: str
+    diverging: str = ""
 
 
 def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -79,23 +84,35 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def examples_table(examples: list[Example]) -> Table:
-    """Prefix, gold suffix and both continuations of some sequences."""
+    """Prefix, gold suffix and both continuations of some sequences; what diverges stands out."""
     table = Table(box=box.SIMPLE_HEAD, title="Continuations of memorized sequences", title_justify="left")
     for name in ("", "text"):
         table.add_column(name, overflow="fold")
     for example in examples:
-        for name, text in zip(Example._fields, example, strict=True):
-            table.add_row(name, Text(_one_line(text)), end_section=name == "after")
+        for name in ("prefix", "gold", "before"):
+            table.add_row(name, Text(_one_line(getattr(example, name))))
+        same, rest = _split(example)
+        table.add_row("after", Text.assemble(_one_line(same), " " * bool(same), (_one_line(rest), "bold")))
+        table.add_section()
     return table
 
 
 def examples_markdown(examples: list[Example]) -> str:
-    """The same for TensorBoard's text page."""
+    """The same for TensorBoard's text page: what diverges is bold."""
     parts = []
     for number, example in enumerate(examples, start=1):
+        same, rest = (_escaped(text) for text in _split(example))
         parts.append(f"### {number}\n")
-        parts += [f"**{name}**\n\n> {_escaped(text)}\n" for name, text in zip(Example._fields, example, strict=True)]
+        parts += [f"**{name}**\n\n> {_escaped(getattr(example, name))}\n" for name in ("prefix", "gold", "before")]
+        parts.append(f"**after**\n\n> {same} {f'**{rest}**' if rest else ''}\n")
     return "\n".join(parts)
+
+
+def _split(example: Example) -> tuple[str, str]:
+    """``after`` up to where it diverges, and from there."""
+    if example.diverging and example.after.endswith(example.diverging):
+        return example.after[: len(example.after) - len(example.diverging)], example.diverging
+    return example.after, ""
 
 
 def _sets(results: Mapping[str, object], count: str = "n_sequences") -> list[str]:

@@ -1,6 +1,7 @@
 """A whole evaluation: the same figures for any batch size and number of ranks, intervals, and what they compare."""
 
 import json
+import math
 import os
 import sys
 import tracemalloc
@@ -18,7 +19,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation import Evaluation, Measures
 from lightning_kfac.math.uncertainty import wilson
 from lightning_kfac.metrics.functional import top_tokens
-from lightning_kfac.rankings import Rankings
+from lightning_kfac.stored_batches import StoredBatches
 from tests.conftest import VOCAB, build_model
 from tests.test_recitation import sequences
 
@@ -131,6 +132,19 @@ def test_perplexity_is_that_of_plain_logits(one):
     assert one.values[0]["perplexity_batch_mean"] == pytest.approx(sum(batches) / len(batches), rel=1e-12)
 
 
+def test_loss_change_is_a_histogram_by_hand(one):
+    before, after = one.baseline.losses, one.losses
+    counts = [0] * 80
+    for number in range(len(after)):
+        rows = before[number], after[number]
+        for a, b in zip(*(x.flatten().tolist() for x in rows), strict=True):
+            counts[min(79, max(0, math.floor((b - a + 4) / 0.1 + 1e-6)))] += 1
+    padding = sum(counts) - int(one.figures["perplexity"].weights.sum())
+    found = torch.tensor(one.change_counts)
+    assert found.sum() == one.figures["perplexity"].weights.sum()
+    assert (torch.tensor(counts) - found).abs().sum() <= padding + 4  # and a value or two on an edge
+
+
 def test_wrong_measures():
     with pytest.raises(InputError, match=r"loose_similarity is 1\.2"):
         Measures(loose_similarity=1.2)
@@ -154,8 +168,8 @@ def test_loose_similarity_is_an_option():
 # -- memory of nDCG ---------------------------------------------------------------------------------------------
 
 
-def test_rankings_come_back_and_take_no_memory():
-    kept = Rankings()
+def test_stored_batches_come_back_and_take_no_memory():
+    kept = StoredBatches(torch.int32)
     batches = [torch.randint(0, 100_000, (b, 50, 10)) for b in (3, 1, 4)]
     for batch in batches:
         kept.append(batch)

@@ -1,16 +1,23 @@
 """RunReport: results.jsonl, the table of before and after, and example continuations."""
 
+import json
+from collections.abc import Callable
+
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.data.datamodule import MEMORIZED
-from lightning_kfac.progress import console, show
+from lightning_kfac.data.memorized import MemorizedSequence
+from lightning_kfac.figures.comparison import loss_change_figure, metrics_figure
+from lightning_kfac.metrics.loss_change import EDGES
+from lightning_kfac.progress import show
 from lightning_kfac.reference import edit_details
 from lightning_kfac.run_folder import RunFolder
 from lightning_kfac.tables import METRICS, Example, comparison_table, examples_markdown, examples_table
 
 EXAMPLES = 3
+COMPARISON = "comparison.json"
 
 
 class RunReport(Callback):
@@ -54,13 +61,28 @@ class RunReport(Callback):
         if self.evaluations:
             self.show_comparison()
         last = list(self.continuations)[-1] if self.continuations else None
+        examples = []
         if last != "baseline" and self.continuations.get(last) and self.continuations.get("baseline"):
             examples = self._examples(trainer)
-            console.print(examples_table(examples))
-            if isinstance(trainer.logger, TensorBoardLogger):
-                writer = trainer.logger.experiment
-                writer.add_text("continuations", examples_markdown(examples), trainer.global_step)
+            show(examples_table(examples))
+        self._show_change(trainer, pl_module, examples)
         self._log_hyperparameters(trainer, pl_module)
+
+    def _show_change(self, trainer: Trainer, pl_module: LightningModule, examples: list[Example]) -> None:
+        """Figures and examples in TensorBoard, and what a report needs of them in ``comparison.json``."""
+        evaluation = pl_module.evaluation
+        counts = evaluation.change_counts if evaluation is not None else None
+        if len(self.evaluations) > 1:
+            details = {"examples": [e._asdict() for e in examples], "edges": EDGES.tolist(), "loss_change": counts}
+            (self.folder.path / COMPARISON).write_text(json.dumps(details, indent=1) + "\n", "utf-8")
+        if not isinstance(trainer.logger, TensorBoardLogger) or len(self.evaluations) < 2:
+            return
+        writer = trainer.logger.experiment
+        writer.add_figure("comparison/metrics", metrics_figure(self.evaluations))
+        if counts:
+            writer.add_figure("comparison/loss of held-out tokens", loss_change_figure(EDGES.tolist(), counts))
+        if examples:
+            writer.add_text("continuations", examples_markdown(examples), trainer.global_step)
 
     def _examples(self, trainer: Trainer) -> list[Example]:
         """Sequences that this rank decoded before and after; first those that the edit changed."""
@@ -68,9 +90,8 @@ class RunReport(Callback):
         sequences = trainer.datamodule.sequences(MEMORIZED)
         changed = [i for i in sorted(after) if before.get(i) == list(sequences[i].suffix) != after[i]]
         rest = [i for i in sorted(after) if i not in changed]
-        decode = trainer.datamodule.tokenizer.decode
         return [
-            Example(decode(sequences[i].prefix), decode(sequences[i].suffix), decode(before[i]), decode(after[i]))
+            _example(trainer.datamodule.tokenizer.decode, sequences[i], before[i], after[i])
             for i in [*changed, *rest][:EXAMPLES]
         ]
 
@@ -93,6 +114,14 @@ class RunReport(Callback):
         metrics = {f"hp/{key}": last[key] for key in METRICS if last.get(key) is not None}
         trainer.logger.log_hyperparams({key: value for key, value in settings.items() if value is not None}, metrics)
         trainer.logger.save()
+
+
+def _example(decode: Callable, sequence: MemorizedSequence, before: list[int], after: list[int]) -> Example:
+    gold = list(sequence.suffix)
+    same = next((i for i, (a, b) in enumerate(zip(after, gold, strict=False)) if a != b), len(after))
+    start, whole = decode(after[:same]), decode(after)
+    diverging = whole[len(start) :] if whole.startswith(start) else decode(after[same:])
+    return Example(decode(sequence.prefix), decode(gold), decode(before), whole, diverging)
 
 
 def _edit_row(trainer: Trainer, pl_module: LightningModule) -> dict | None:

@@ -1,12 +1,13 @@
 """The commands of ``edit.py``, one a module: a docstring, ``add_options`` and ``run``."""
 
-from lightning_kfac.commands import apply, bands, import_factors, inspect, push, restore, sweep
+from lightning_kfac.commands import apply, bands, import_factors, inspect, push, restore, scan, sweep
 
 COMMANDS = {
     "apply": apply,
     "sweep": sweep,
     "inspect": inspect,
     "bands": bands,
+    "scan": scan,
     "import": import_factors,
     "restore": restore,
     "push": push,

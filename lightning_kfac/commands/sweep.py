@@ -1,10 +1,7 @@
 """Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
 
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
@@ -18,23 +15,22 @@ from lightning_kfac.commands.common import (
     open_factors,
     open_model,
 )
+from lightning_kfac.commands.measured import MeasuredPoints
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editor import KFACEditor
-from lightning_kfac.errors import InputError
 from lightning_kfac.evaluator import ModelEvaluator
 from lightning_kfac.figures.pareto import pareto_figure
-from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.math.importance import Formula
-from lightning_kfac.progress import console, progress_console, show, track_count
-from lightning_kfac.results import append_result, read_results
+from lightning_kfac.progress import console, show
 from lightning_kfac.tables import sweep_table
 from lightning_kfac.targets import Blocks
 
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
+FIGURES = ("strict_acc", "loose_acc", "avg_levenshtein_norm", "perplexity", "ndcg@10")
 NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
 
 
@@ -89,50 +85,15 @@ def run(options: Namespace) -> None:
     editor = KFACEditor(model, factors, base, repeated=True, **keywords)
     for config in configs:
         editor.check(config)
-    # Everything that a figure depends on, but for the device.
-    read = {name: folder.content() for name, folder in {"": factors, **keywords["domains"]}.items()}
-    weights = weights_fingerprint(model, factors)
-    context = weights, sorted(read.items()), data.measured(), options.dtype, options.precision
-    points = {sweep.point_key(config, *context): config for config in configs}
-    results = folder / "results.jsonl"
-    known = {row.get("point"): row for row in read_results(results)}
-    if None in known:
-        raise InputError(f"{results} holds results of something else; choose another --output")
-    missing = {key: config for key, config in points.items() if key not in known}
-    baseline = sweep.point_key(EditConfig(), "baseline", *context)
+    points = MeasuredPoints(editor, evaluator, folder / "results.jsonl", factors, keywords["domains"], options)
+    baseline, keys = points.baseline, [points.key(config) for config in configs]
+    done = sum(key in points.rows for key in keys)
     console.print(
-        f"{folder}: {len(points)} edits of {name} with the factors in {factors.path}, {len(points) - len(missing)} of "
-        f"them measured before; measure {', '.join(data.validation_names)}"
+        f"{folder}: {len(configs)} edits of {name} with the factors in {factors.path}, {done} of them measured before; "
+        f"measure {', '.join(data.validation_names)}"
     )
-    if missing or baseline not in known:
-        for row in _measure(editor, evaluator, missing, baseline):
-            known[row["point"]] = append_result(results, row | {"model": name})
-    _show([known[baseline], *(known[key] for key in points)], folder, name, options.target)
-
-
-def _measure(
-    editor: KFACEditor, evaluator: ModelEvaluator, missing: dict[str, EditConfig], baseline: str
-) -> Iterator[dict[str, Any]]:
-    """The unedited model, which nDCG needs, and every missing point."""
-    yield {"stage": "baseline", "edit": None, "point": baseline, **evaluator(editor.model)}
-    evaluator.module.stage = "edited"
-    evaluating = 0.0
-
-    def evaluate(model) -> dict[str, Any]:
-        nonlocal evaluating
-        begin = time.monotonic()
-        figures = evaluator(model)
-        evaluating += time.monotonic() - begin
-        return figures
-
-    begin = time.monotonic()
-    with track_count("sweep", "edits", total=len(missing)) as advance_to:
-        rows = sweep.run(editor, missing.values(), evaluate)
-        for number, (key, row) in enumerate(zip(missing, rows, strict=True), start=1):
-            yield {"stage": "edited", "point": key, **row}
-            advance_to(number)
-    total = time.monotonic() - begin
-    progress_console.print(f"{len(missing)} edits: {total - evaluating:.1f} s editing, {evaluating:.1f} s measuring")
+    points.measure(configs, "sweep")
+    _show([points.rows[baseline], *(points.rows[key] for key in dict.fromkeys(keys))], folder, name, options.target)
 
 
 def _show(rows: list[dict], folder: Path, name: str, target: float) -> None:
@@ -163,6 +124,10 @@ def _to_tensorboard(edits: list[dict], figure: Figure, board: Path) -> None:
     for label, rows in kinds.items():
         with SummaryWriter(str(board / label)) as writer:
             for row in rows:
-                for key in ("strict_acc", "perplexity", "ndcg@10"):
+                for key in FIGURES:
                     if row.get(key) is not None:
                         writer.add_scalar(f"{key} by 1000 rho", row[key], round(1000 * row["edit"]["rho"]))
+                settings = {key: row["edit"][key] for key in ("formula", "rho", "mode", "fraction_kept")}
+                settings |= {"where": edit_place(row["edit"]), "kind": label}
+                figures = {f"hp/{key}": row[key] for key in FIGURES if row.get(key) is not None}
+                writer.add_hparams(settings, figures, run_name=f"rho {row['edit']['rho']:g}", global_step=0)

@@ -2,6 +2,7 @@
 
 from lightning_kfac.metrics.continuation_shift import ContinuationShift
 from lightning_kfac.metrics.exact_answer import ExactAnswer
+from lightning_kfac.metrics.loss_change import LossChange
 from lightning_kfac.metrics.memorization import Memorization
 from lightning_kfac.metrics.ndcg import NDCG
 from lightning_kfac.metrics.perplexity import BatchMeanPerplexity, Perplexity
@@ -12,6 +13,7 @@ __all__ = [
     "BatchMeanPerplexity",
     "ContinuationShift",
     "ExactAnswer",
+    "LossChange",
     "Memorization",
     "Perplexity",
     "PositionStress",

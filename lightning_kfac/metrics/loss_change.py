@@ -1,0 +1,35 @@
+"""LossChange: by how much does an edit change the loss of each token?"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+# In nats; what lies beyond counts in the first or last bin.
+EDGES = torch.linspace(-4, 4, 81, dtype=torch.float64)
+
+
+class LossChange(Metric):
+    """Histogram of (loss after - loss before) over tokens, in 80 bins of 0.1 nats from -4 to 4.
+
+    Example:
+        >>> metric = LossChange()
+        >>> metric.update(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.05, 9.0]]), torch.tensor([[True, True]]))
+        >>> metric.compute().nonzero().flatten().tolist()
+        [40, 79]
+    """
+
+    full_state_update = False
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.add_state("counts", torch.zeros(len(EDGES) - 1, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, before: Tensor, after: Tensor, valid: Tensor) -> None:
+        """Adds token losses [B, T] of the same tokens; valid bool [B, T]."""
+        change = (after - before)[valid].double()
+        place = torch.bucketize(change, EDGES[1:-1].to(change.device), right=True)
+        self.counts += torch.bincount(place, minlength=len(self.counts))
+
+    def compute(self) -> Tensor:
+        """int64 [80]."""
+        return self.counts
