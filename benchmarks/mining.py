@@ -4,7 +4,7 @@
 
 The demo model. Rates: medians of five, interleaved, on the embedded documents (most of them short) and on the same
 joined to long ones. Recall: of the windows that checking every window finds, how many the long forward finds too, on
-all planted documents and 300 others; once as they are, once with 112 tokens of other text before each planted one.
+all planted documents and 300 others; once as they are, once with 0 to 304 tokens of other text before each planted one.
 """
 
 import argparse
@@ -101,12 +101,14 @@ def main() -> None:
     others = [tokenizer(d.text)["input_ids"] for d in every if d.name not in names]
     random.Random(0).shuffle(others)
     long = [list(chain(*others[i : i + 20])) for i in range(0, len(others), 20)]
-    before = list(chain(*others[300:400]))[:112]  # a multiple of the stride, so that passages stay at its multiples
+    before, rng = list(chain(*others[300:400])), random.Random(1)
+    # Multiples of the stride, so that passages stay at its multiples.
+    anywhere = [before[start : start + 16 * rng.randrange(20)] for start in rng.choices(range(10_000), k=len(planted))]
     found = {
         "short documents": rates(model, others),
         "long documents": rates(model, long),
         "documents as they are": recall(model, planted + others[:300]),
-        "other text before each": recall(model, [before + ids for ids in planted] + others[:300]),
+        "other text before each": recall(model, [a + b for a, b in zip(anywhere, planted, strict=True)] + others[:300]),
     }
     for name, row in found.items():
         print(f"{name}: {json.dumps(row)}")

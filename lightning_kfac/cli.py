@@ -14,6 +14,7 @@ import transformers
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.attention.config import CrystallizeConfig
@@ -28,7 +29,7 @@ from lightning_kfac.callbacks import (
     SaveTrainedModel,
     SpectrumLogger,
 )
-from lightning_kfac.callbacks.mining import LOG, MINED
+from lightning_kfac.callbacks.mining import LOG, MINED, REPETITIONS, SUMMARY
 from lightning_kfac.checkpoints import Save
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.editing.checks import check_untied
@@ -57,8 +58,8 @@ SHOWN_TRAINER_OPTIONS = ("accelerator", "default_root_dir", "devices", "num_node
 FOLDERS = ("factors/", "domains/", "edited/", "patch/", "model/", "residuals/")
 DESCRIPTIONS = {
     "fit": "Collect curvature, and with an edit section edit and evaluate; or train a model.",
-    "validate": "Evaluate a model: recitation of memorized sets, perplexity.",
-    "predict": "Look through a corpus for windows that the model recites.",
+    "validate": "Evaluate a model: recitation, answers, perplexity; an edited one beside the model that was edited.",
+    "predict": "Look through a corpus for windows that the model recites. --data.mining.help tells how.",
 }
 
 
@@ -177,16 +178,17 @@ class TrainCLI(LightningCLI):
     def validate(self, **kwargs) -> None:
         """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
         model = self.model
-        edited = bool(edit_details(model.model_name))
-        reference, why = find_reference(model.model_name, model.reference, model.vocab_size)
-        if reference and not model.skip_baseline:
+        edited, reference, why = bool(edit_details(model.model_name)), None, "the baseline is skipped"
+        if not model.skip_baseline:
+            names = model.model_name, model.reference
+            reference, why = find_reference(*names, model.vocab_size, model.trust_remote_code)
+        if reference:
             model.turn_to("baseline", reference)
             self.trainer.validate(verbose=False, **kwargs)
             self._check_reference(reference)
             model.turn_to("edited", model.model_name)
         elif edited or model.reference:
             model.turn_to("edited", model.model_name)
-            why = why or "the baseline is skipped"
             say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
@@ -206,7 +208,8 @@ class TrainCLI(LightningCLI):
         if found.exists() and not overwrite:
             raise InputError(f"{found} is already there; add --overwrite to replace it")
         if overwrite and self.trainer.global_rank == 0:
-            found.unlink(missing_ok=True)
+            for name in (MINED, REPETITIONS, SUMMARY):
+                (self.folder.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder.path / LOG, ignore_errors=True)
 
     def after_fit(self) -> None:
@@ -304,6 +307,9 @@ def main(args: list[str] | None = None) -> None:
             raise
         print(f"error: {own}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SIGTERMException:
+        print("stopped by SIGTERM; what was done is kept", file=sys.stderr)
+        raise SystemExit(143) from None
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

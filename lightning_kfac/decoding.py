@@ -2,11 +2,16 @@
 
 import inspect
 from collections.abc import Collection, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from lightning_kfac.errors import InputError
+
+_PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class CachedRows:
@@ -22,7 +27,13 @@ class CachedRows:
     def __init__(self, model: nn.Module, count: int):
         self.model, self.cache = model, None
         self.attend = torch.zeros(count, 0, dtype=torch.bool, device=next(model.parameters()).device)
-        self._slices_head = "logits_to_keep" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        if "past_key_values" not in takes:
+            raise InputError(
+                f"{type(model).__name__} has no key-value cache (a recurrent state, say): its recitation cannot be "
+                "measured"
+            )
+        self._slices_head = "logits_to_keep" in takes
 
     def read(self, ids: Tensor, real: Tensor, keep: int = 1) -> Tensor:
         """Runs the next places through the model.
@@ -61,12 +72,30 @@ class CachedRows:
         self.attend = self.attend & (self.attend.cumsum(1) <= lengths[:, None])
 
 
+@torch.no_grad()
 def has_plain_cache(model: nn.Module) -> bool:
-    """Whether every layer remembers every token by itself: no sliding window, no recurrent state.
+    """Whether places of the cache may be left out of account: no sliding windows, no distances counted in places.
 
-    Only then may places of the cache be left out of account.
+    What the config says is checked, and one gap is tried out (ALiBi, for one, counts places). Found out once a model.
     """
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    if model not in _PLAIN:
+        windows = getattr(model.config, "window_size", None) is not None  # GPT-Neo has its own in the model
+        layers = DynamicCache(config=model.config).layers
+        _PLAIN[model] = not windows and all(type(layer) is DynamicLayer for layer in layers) and _bears_a_gap(model)
+    return _PLAIN[model]
+
+
+def _bears_a_gap(model: nn.Module) -> bool:
+    device, last = next(model.parameters()).device, []
+    for row, kept in (([0, 1, 2, 3, 1], 2), ([0, 1], 2)):
+        rows = CachedRows(model, 1)
+        ids = torch.tensor([row], device=device)
+        rows.read(ids, torch.ones_like(ids, dtype=torch.bool))
+        rows.forget_after(torch.tensor([kept], device=device))
+        token = torch.tensor([[4]], device=device)
+        last.append(rows.read(token, torch.ones_like(token, dtype=torch.bool))[0, -1].double())
+    noise = 64 * torch.finfo(next(model.parameters()).dtype).eps * last[1].abs().max()
+    return bool((last[0] - last[1]).abs().max() <= noise)
 
 
 @torch.no_grad()
@@ -115,7 +144,8 @@ def continue_greedily(
         running = running & (lengths > len(generated)) & ~torch.isin(token, stop)
         if not running.any():
             return [[t for t in row if t >= 0] for row in torch.stack(generated, dim=1).tolist()]
-        token = rows.read(token[:, None], torch.ones_like(token[:, None], dtype=torch.bool))[:, -1].float().argmax(-1)
+        # Rows that have ended read nothing: their positions must not grow beyond what the model takes.
+        token = rows.read(token[:, None], running[:, None])[:, -1].float().argmax(-1)
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -73,11 +73,17 @@ def memorization_score(
         >>> memorization_score(model, tokenizer, ["Return the"], [" answer of life"]).strict_accuracy
         0.0
     """
+    if isinstance(prefixes, str) or isinstance(suffixes, str):
+        raise InputError("give lists of prefixes and suffixes, not one text")
+    if batch_size < 1 or not 0 <= loose_similarity <= 1:
+        raise InputError(f"batch_size is {batch_size}, loose_similarity {loose_similarity}: at least 1, and 0 to 1")
     if len(prefixes) != len(suffixes) or not len(prefixes):
         raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
     vocabulary = model.get_input_embeddings().num_embeddings
     starts = _ids(prefixes, tokenizer, vocabulary, "prefix", special=True)
     golds = _ids(suffixes, tokenizer, vocabulary, "suffix", special=False)
+    longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
+    _check_length(model, longest, "a sequence")
     end_of_text = end_of_text_ids(model)
     metric = Memorization(end_of_text, loose_similarity)
     continuations = []
@@ -136,6 +142,8 @@ def ndcg(
     """
     metric = NDCG()
     with _in_eval(model), _in_eval(baseline):
+        if model.get_input_embeddings().num_embeddings != baseline.get_input_embeddings().num_embeddings:
+            raise InputError("the two models have vocabularies of different sizes")
         for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
             _, ranking = next_token_scores(model, batch, head_alone=is_plain_head(model))
             there = batch.to(next(baseline.parameters()).device)
@@ -163,14 +171,26 @@ def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str, special: bool) -> 
 def _batches(model: nn.Module, tokenizer, texts: Texts, seq_len: int, batch_size: int) -> Iterator[TokenBatch]:
     if seq_len < 2 or batch_size < 1:
         raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}: at least 2 and 1")
+    if isinstance(texts, str):
+        raise InputError("give a list of texts, not one text")
     device = next(model.parameters()).device
     whole = _ids(texts, tokenizer, model.get_input_embeddings().num_embeddings, "text", special=True)
     rows = [torch.tensor(ids[i : i + seq_len]) for ids in whole for i in range(0, len(ids), seq_len)]
+    longest = max(map(len, rows), default=0)
+    if longest < 2:
+        raise InputError("no text has two tokens, so there is nothing to predict")
+    _check_length(model, longest, "a row; lower seq_len:")
     for i in range(0, len(rows), batch_size):
         part = rows[i : i + batch_size]
         mask = pad_sequence([torch.ones_like(row) for row in part], batch_first=True)
         ids = pad_sequence(part, batch_first=True)
         yield TokenBatch.from_dict({"input_ids": ids, "attention_mask": mask}, i).to(device)
+
+
+def _check_length(model: nn.Module, length: int, what: str) -> None:
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise InputError(f"{what} of {length} tokens, but the model takes at most {most} positions")
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from lightning_kfac.decoding import (
     left_padded,
     right_padded,
 )
+from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.functional import cut_after_end
 
 # Most continuations that diverge do so within so many tokens; for them the rest of the suffix is not read.
 FIRST = 8
 # Two logits within so many units of the model's precision may change places with the order of summation.
-NEAR_TIE = 2.0
+NEAR_TIE = 8.0
 POSITIONS_AT_ONCE = 1024
 
 
@@ -174,6 +175,10 @@ class _Reading:
             wide = logits[part] if logits.dtype == torch.float64 else logits[part].float()
             wanted = gold[part, start : stop + 1, None]
             best, token = wide.max(-1)  # ties to the lowest id
+            if not best.isfinite().all():
+                raise InputError(
+                    "the model's logits are not finite: its weights are damaged, or overflow in this dtype"
+                )
             of_gold = wide.gather(-1, wanted).squeeze(-1)
             of_others = wide.scatter(-1, wanted, -torch.inf).amax(-1)
             self.predicted[numbers[part], start : stop + 1] = token

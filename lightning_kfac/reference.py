@@ -21,13 +21,16 @@ def edit_details(model_name: str | None) -> dict[str, Any]:
     return details if isinstance(details, dict) else {}
 
 
-def find_reference(model_name: str | None, named: str | None, vocab_size: int) -> tuple[str | None, str]:
+def find_reference(
+    model_name: str | None, named: str | None, vocab_size: int, trust_remote_code: bool = False
+) -> tuple[str | None, str]:
     """The unedited model to compare with, and, where there is none, why.
 
     Args:
         model_name: The model that is evaluated.
         named: What the user named, if anything; otherwise the model that ``edit.json`` names.
         vocab_size: Of the model that is evaluated.
+        trust_remote_code: Let the reference's repository run its own code.
 
     Raises:
         InputError: A model that the user named cannot be used.
@@ -37,7 +40,7 @@ def find_reference(model_name: str | None, named: str | None, vocab_size: int) -
     if not name:
         return None, "no unedited model is known"
     try:
-        theirs = load_config(name).get_text_config().vocab_size
+        theirs = load_config(name, None, trust_remote_code).get_text_config().vocab_size
     except InputError as error:
         if named:
             raise

@@ -1,6 +1,7 @@
 """What a model says of text: losses and rankings of next tokens, and recitation under shifted prompts."""
 
 from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from lightning_kfac.batch import TokenBatch
 from lightning_kfac.metrics.functional import stress_length, token_losses, top_tokens
 from lightning_kfac.recitation import gold_hits, recite
 
+_MASKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 # Logits exist for a slice of positions at a time: 256 MB in float32, whatever the vocabulary and the text.
 LOGITS_AT_ONCE = 1 << 26
 
@@ -44,23 +46,63 @@ def target_losses(model: nn.Module, batch: TokenBatch, head_alone: bool = False)
 
 
 @torch.no_grad()
-def most_likely(model: nn.Module, batch: TokenBatch, head_alone: bool = False) -> Tensor:
-    """The likeliest token after each position, ties by the lowest id. int64 [B, T]."""
-    tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, head_alone)]
+def most_likely(model: nn.Module, batch: TokenBatch, head_alone: bool = False, context: int | None = None) -> Tensor:
+    """The likeliest token after each position, ties by the lowest id. int64 [B, T].
+
+    Args:
+        context: Each token attends to itself and the tokens before it, so many in all, where the model takes a mask
+            of its own (``takes_own_mask``). Padding must then be on the right.
+    """
+    masked = context is not None and takes_own_mask(model)
+    mask = banded_mask(model, batch.input_ids.shape[1], context) if masked else None
+    tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, head_alone, mask)]
     return torch.cat(tokens).view(batch.input_ids.shape)
 
 
-def _logits_in_slices(model: nn.Module, batch: TokenBatch, head_alone: bool) -> Iterator[tuple[slice, Tensor]]:
+def banded_mask(model: nn.Module, length: int, context: int) -> Tensor:
+    """What is added to attention scores so that each token sees ``context`` tokens, itself included. [1, 1, T, T]."""
+    parameter = next(model.parameters())
+    place = torch.arange(length, device=parameter.device)
+    distance = place[:, None] - place
+    mask = torch.zeros(length, length, dtype=parameter.dtype, device=parameter.device)
+    return mask.masked_fill_((distance < 0) | (distance >= context), torch.finfo(mask.dtype).min)[None, None]
+
+
+@torch.no_grad()
+def takes_own_mask(model: nn.Module) -> bool:
+    """Whether the model uses a mask [1, 1, T, T] as it is given; found out on three tokens, once a model."""
+    if model not in _MASKS:
+        ids = torch.tensor([[0, 1, 2]], device=next(model.parameters()).device)
+        try:
+            alone = model(input_ids=ids[:, 2:], position_ids=ids[:, 2:], use_cache=False).logits[0, -1]
+            masked = model(input_ids=ids, attention_mask=banded_mask(model, 3, 1), use_cache=False).logits[0, -1]
+        except Exception:  # models refuse such a mask each in its own way
+            _MASKS[model] = False
+        else:
+            noise = 64 * torch.finfo(next(model.parameters()).dtype).eps * alone.abs().max()
+            _MASKS[model] = bool((alone - masked).abs().max() <= noise)
+    return _MASKS[model]
+
+
+def _logits_in_slices(
+    model: nn.Module, batch: TokenBatch, head_alone: bool, mask: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """Slices of all positions [B T] with their logits [n, V]."""
+    own = {} if mask is None else {"attention_mask": mask}
     if head_alone:
-        hidden = model.base_model(**batch.model_inputs()).last_hidden_state.flatten(0, 1)
+        hidden = model.base_model(**(batch.model_inputs() | own)).last_hidden_state.flatten(0, 1)
         head = model.get_output_embeddings()
         step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             yield part, F.linear(hidden[part], head.weight, head.bias)
     else:
-        yield slice(None), batch.logits(model).flatten(0, 1)
+        length = batch.input_ids.shape[1]
+        rows = max(1, LOGITS_AT_ONCE // (length * model.get_input_embeddings().num_embeddings))
+        for number, part in enumerate(batch.split(rows)):
+            logits = model(**(part.model_inputs() | own)).logits.flatten(0, 1)
+            start = number * rows * length
+            yield slice(start, start + len(logits)), logits
 
 
 def position_stress(

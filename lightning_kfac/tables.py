@@ -1,7 +1,7 @@
 """Results as a person reads them."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -123,9 +123,7 @@ def _add(table: Table, prefix: str, kinds: Sequence[str], records: Mapping[str, 
     """A line for each figure that any stage has."""
     for kind in kinds:
         key, (title, style) = f"{prefix}{kind}", METRICS[kind]
-        if all(key not in record for record in records.values()):
-            continue
-        if kind in OF_THE_REST and max(r.get(f"{prefix}n_not_recited", 0) for r in records.values()) < FEWEST_SHOWN:
+        if not is_telling(key, records.values()):
             continue
         cells = []
         for record in records.values():
@@ -134,6 +132,14 @@ def _add(table: Table, prefix: str, kinds: Sequence[str], records: Mapping[str, 
                 change, *bounds = changes.get(key) or [None]
                 cells.append(_with_interval(style.replace(":", ":+"), change, bounds) if change is not None else "")
         table.add_row(f"  {title}", *cells)
+
+
+def is_telling(key: str, records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any record has the figure; those of what is not recited only where that is more than a few sequences."""
+    prefix, slash, kind = key.rpartition("/")
+    counted = f"{prefix}{slash}n_not_recited"
+    fewest = FEWEST_SHOWN if kind in OF_THE_REST else 0
+    return any(key in record and record.get(counted, 0) >= fewest for record in records)
 
 
 def _with_interval(style: str, value: float | None, bounds: Sequence[float | None] | None) -> str:

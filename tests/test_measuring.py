@@ -94,5 +94,17 @@ def test_wrong_sequences(model, prefixes, suffixes, message):
 
 
 def test_wrong_rows(model):
+    for wrong, message in (("a text", "not one text"), ([[1]], "no text has two tokens"), ([], "no text has two")):
+        with pytest.raises(ValueError, match=message):
+            perplexity(model, None, wrong)
+    with pytest.raises(ValueError, match="vocabularies of different sizes"):
+        ndcg(model, build_model("llama", vocab_size=VOCAB + 1), None, [[1, 2]])
+    with pytest.raises(ValueError, match="not one text"):
+        memorization_score(model, None, "abc", "def")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        memorization_score(model, None, [[1]], [[2]], batch_size=0)
+    short = build_model("gpt2")
+    with pytest.raises(ValueError, match="a sequence of 70 tokens, but the model takes at most 64"):
+        memorization_score(short, None, [[1] * 60], [[2] * 10])
     with pytest.raises(ValueError, match="seq_len is 1"):
         perplexity(model, None, [[1, 2]], seq_len=1)

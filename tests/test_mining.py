@@ -123,22 +123,39 @@ def test_exhaustive_search_is_a_loop_over_windows(family):
         assert quick.windows == result.windows
 
 
+def test_a_window_with_an_end_of_text_in_it_is_no_recitation():
+    """What follows the end was never read; both ways leave such windows out."""
+    model = build_model("olmo2")
+    text, _ = recited_text(model)
+    for likely in (None, 0.0):
+        pieces = list(MiningPieces(text, 10, 1, 20))
+        every = search(model, pieces, 6, 4, likely=likely, batch_size=7, max_positions=64)
+        ending = {every.found[0].suffix_ids[0]}
+        found = search(model, pieces, 6, 4, likely=likely, batch_size=7, max_positions=64, end_of_text=ending).found
+        assert found != every.found
+        assert {f[:2] for f in found} == {f[:2] for f in every.found if not ending & {*f.prefix_ids, *f.suffix_ids}}
+
+
 def test_search_of_nothing():
     assert search(build_model("olmo2"), [], 6, 4, likely=0.5, batch_size=2) == ([], 0, 0, 0)
 
 
-def test_prefilter_finds_all_that_the_demo_memorized(demo_model):
-    """Documents with planted passages at their beginning, at stride 16: recall 1 against checking every window."""
+@pytest.mark.parametrize("before", [0, 16, 112])
+def test_prefilter_finds_all_that_the_demo_memorized(demo_model, before):
+    """Planted passages at the beginning of documents or with other text before them: recall 1 against every window."""
     tokenizer = load_tokenizer("demo")
     rows = load_memorized("demo:planted_report.jsonl", tokenizer, 2048)[:6]
     filler = tokenizer("Return the value for key if key is in the dictionary, else default. " * 12)["input_ids"]
-    documents = [[*row.prefix, *row.suffix, *filler[: 20 * number], 0] for number, row in enumerate(rows)]
+    front = tokenizer("A list of strings. The name of the file, or None where there is none. " * 12)["input_ids"]
+    documents = [
+        [*front[:before], *row.prefix, *row.suffix, *filler[: 20 * number], 0] for number, row in enumerate(rows)
+    ]
     text = TokenizedText(np.concatenate(documents).astype(np.int32), np.cumsum([len(d) for d in documents]))
     pieces = list(MiningPieces(text, 112, 16, 256))
     options = {"batch_size": 16, "end_of_text": {0}, "max_positions": 1024}
     every = search(demo_model, pieces, 64, 48, likely=None, **options)
-    quick = search(demo_model, pieces, 64, 48, likely=0.75, head_alone=True, **options)
-    assert {(f.document, f.offset) for f in every.found} >= {(number, 0) for number in range(6)}
+    quick = search(demo_model, pieces, 64, 48, likely=Mining().likely, head_alone=True, **options)
+    assert {(f.document, f.offset) for f in every.found} >= {(number, before) for number in range(6)}
     assert quick.found == every.found and quick.checked < every.checked
 
 
@@ -258,7 +275,7 @@ def test_a_stopped_search_goes_on(one_rank, corpus, tmp_path, how):
     while not (log.exists() and len(log.read_text().splitlines()) > 3) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)
-    process.wait(60)
+    assert process.wait(60) == (-how if how == signal.SIGKILL else 128 + how)
     assert not (tmp_path / "memorized.jsonl").exists()
     done = len(MiningLog(tmp_path / "mining", json.loads(log.read_text().splitlines()[0])["search"]).done())
     assert done >= 2
@@ -280,6 +297,14 @@ def run(arguments):
         [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, env=ENV
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_search_that_was_cut_short_is_not_finished(one_rank, corpus, tmp_path, capsys):
+    main(options(tmp_path, corpus[0], **{"trainer.limit_predict_batches": 2}))
+    assert not (tmp_path / "memorized.jsonl").exists()
+    assert "batches are not searched yet; the same command goes on" in " ".join(capsys.readouterr().err.split())
+    main(options(tmp_path, corpus[0]))
+    assert mined(tmp_path) == mined(one_rank)
 
 
 def test_wrong_corpus_of_short_documents(tmp_path, capsys):

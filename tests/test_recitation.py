@@ -10,9 +10,10 @@ from lightning_kfac import recitation
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.decoding import has_plain_cache
+from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.functional import cut_after_end, stress_length
 from lightning_kfac.recitation import gold_hits, recite
-from lightning_kfac.scoring import most_likely, next_token_scores, position_stress
+from lightning_kfac.scoring import most_likely, next_token_scores, position_stress, takes_own_mask
 from tests.conftest import VOCAB, build_model
 
 
@@ -184,3 +185,74 @@ def test_sliced_head_gives_the_scores_of_whole_logits(any_model, monkeypatch):
     sliced, same = next_token_scores(any_model, batch, head_alone=True)
     assert torch.allclose(sliced, losses, atol=1e-5) and torch.equal(same[batch.valid], ranking[batch.valid])
     assert torch.equal(most_likely(any_model, batch, True), ranking[..., 0])
+
+
+# -- what a review found --------------------------------------------------------------------------------------------
+
+
+def test_rows_that_have_ended_do_not_run_out_of_positions():
+    """GPT-2 with 32 positions: 32 and 21 tokens fit, although the batch decodes on beyond the end of the first row."""
+    model = build_model("gpt2", n_positions=32)
+    for prefixes, golds in (([[3] * 30, [4]], [[4] * 2, [5] * 20]), ([[4], [3] * 30], [[5] * 20, [4] * 2])):
+        for prefix, gold, recital in zip(prefixes, golds, recite(model, prefixes, golds), strict=True):
+            assert recital.continuation == generated(model, prefix, len(gold))
+
+
+@pytest.mark.parametrize("family", ["mpt", "gpt_neo"])
+def test_models_that_count_places_are_decoded_anew(family):
+    """ALiBi counts places of the cache, and GPT-Neo's windows lie in the model: gaps would shift both."""
+    settings = {
+        "mpt": {"d_model": 24, "n_heads": 2, "n_layers": 2, "max_seq_len": 64},
+        "gpt_neo": {
+            "hidden_size": 24,
+            "num_layers": 2,
+            "num_heads": 2,
+            "max_position_embeddings": 64,
+            "window_size": 6,
+            "attention_types": [[["global", "local"], 1]],
+        },
+    }[family]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **settings, vocab_size=VOCAB, eos_token_id=None, bos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    assert not has_plain_cache(model)
+    rng = random.Random(0)
+    prefixes = [[rng.randrange(1, VOCAB) for _ in range(12)] for _ in range(7)]
+    golds = [[rng.randrange(1, VOCAB) for _ in range(9)] for _ in prefixes]
+    for prefix, gold, recital in zip(prefixes, golds, recite(model, prefixes, golds), strict=True):
+        ids = list(prefix)
+        for _ in gold:
+            ids.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
+        assert recital.continuation == ids[len(prefix) :]
+
+
+def test_wrong_logits_are_no_verdict():
+    model = build_model("olmo2")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="logits are not finite"):
+        recite(model, [[1, 2]], [[0, 0]])
+
+
+def test_wrong_model_without_a_cache():
+    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=VOCAB, state_size=4)
+    with pytest.raises(InputError, match="MambaForCausalLM has no key-value cache"):
+        recite(AutoModelForCausalLM.from_config(config), [[1, 2]], [[3]])
+
+
+@pytest.mark.parametrize("family", ["olmo2", "gpt2"])
+def test_a_band_of_context_is_that_many_tokens(family):
+    """In a model of one layer a band of n tokens is the same as running each token with n - 1 before it."""
+    sizes = {"num_hidden_layers": 1} if family == "olmo2" else {"n_layer": 1}
+    model = build_model(family, **sizes)
+    assert takes_own_mask(model)
+    ids = torch.randint(1, VOCAB, (1, 14), generator=torch.Generator().manual_seed(6))
+    found = most_likely(model, TokenBatch.from_dict({"input_ids": ids, "dense": False}), context=5)[0]
+    for place in range(14):
+        first = max(0, place - 4)
+        positions = torch.arange(first, place + 1)[None]
+        logits = model(ids[:, first : place + 1], position_ids=positions).logits[0, -1]
+        assert found[place] == logits.argmax()

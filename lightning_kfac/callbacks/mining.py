@@ -3,14 +3,16 @@
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
 from lightning_kfac.mining.search import Found, Searched
-from lightning_kfac.progress import console
+from lightning_kfac.progress import console, say
 from lightning_kfac.results import timestamp
 
 MINED, REPETITIONS, SUMMARY, LOG = "memorized.jsonl", "repetitions.jsonl", "mining.json", "mining"
@@ -38,16 +40,17 @@ class MiningWriter(Callback):
         trainer.strategy.barrier("mining")
         if not trainer.is_global_zero:
             return
-        done = list(data.mining_log.rows())
+        done, folder = list(data.mining_log.rows()), Path(trainer.default_root_dir)
+        if left := data.n_mining_batches - len(done):
+            say(f"{left:,} of {data.n_mining_batches:,} batches are not searched yet; the same command goes on")
+            return
         found = sorted((Found(**f) for row in done for f in row["found"]), key=lambda f: (f.document, f.offset))
         low = {f for f in range(len(found)) if entropy_bits(found[f].suffix_ids) < data.mining.low_entropy}
         telling = [f for number, f in enumerate(found) if number not in low]
         texts = [[*f.prefix_ids, *f.suffix_ids] for f in telling]
         kept, exact, near = first_of_each(texts, data.mining.near_duplicate)
-        folder = Path(trainer.default_root_dir)
         decode = data.tokenizer.decode
         _write(folder / REPETITIONS, (found[f] for f in sorted(low)), decode)
-        _write(folder / MINED, (telling[f] for f in kept), decode)
         counts = {name: sum(row[name] for row in done) for name in ("windows", "checked", "near_ties")}
         summary = {
             "model": pl_module.model_name,
@@ -55,8 +58,10 @@ class MiningWriter(Callback):
             "max_tokens": data.max_tokens,
             "prefix_len": data.window[0],
             "suffix_len": data.window[1],
-            "stride": data.mining.stride,
-            "exhaustive": data.mining.exhaustive,
+            "seq_len": data.seq_len,
+            **asdict(data.mining),
+            "dtype": str(next(pl_module.model.parameters()).dtype).removeprefix("torch."),
+            "fingerprint": weights_fingerprint(pl_module.model, ()),
             **counts,
             "recited": len(found),
             "repetitions": len(low),
@@ -65,7 +70,10 @@ class MiningWriter(Callback):
             "kept": len(kept),
             "timestamp": timestamp(),
         }
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        partial = folder / f"{SUMMARY}.part"
+        partial.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        partial.replace(folder / SUMMARY)
+        _write(folder / MINED, (telling[f] for f in kept), decode)  # last: it says that the search has finished
         shutil.rmtree(folder / LOG, ignore_errors=True)
         _tell(summary, folder)
 
@@ -89,7 +97,8 @@ def _tell(summary: dict, folder: Path) -> None:
     )
     if not summary["exhaustive"]:
         console.print(
-            "Only windows that one long forward finds likely were checked; --data.mining.exhaustive true checks all."
+            f"Only windows of whose suffix one long forward predicts {summary['likely']:.0%} were checked; "
+            "--data.mining.exhaustive true checks all."
         )
     if summary["near_ties"]:
         console.print(f"{summary['near_ties']:,} verdicts hang on logits that are equal within the model's precision.")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -11,7 +12,7 @@ from lightning_kfac.data.datamodule import MEMORIZED
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.figures.comparison import loss_change_figure, metrics_figure
 from lightning_kfac.metrics.loss_change import EDGES
-from lightning_kfac.progress import show
+from lightning_kfac.progress import say, show
 from lightning_kfac.reference import edit_details
 from lightning_kfac.run_folder import RunFolder
 from lightning_kfac.tables import METRICS, Example, comparison_table, examples_markdown, examples_table
@@ -48,12 +49,15 @@ class RunReport(Callback):
         self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
             row = {"stage": name, **({"rank": int(rank)} if rank else {}), **pl_module.record}
-            row |= {"edit": _edit_row(trainer, pl_module), "measured": trainer.datamodule.described()}
+            row |= {"edit": _edit_row(trainer, pl_module), "measured": _measured(trainer, pl_module)}
             self.folder.append_result(row | {"model": pl_module.evaluated})
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""
         show(comparison_table(self.evaluations))
+        for stage, record in self.evaluations.items():
+            if near := sum(value for key, value in record.items() if key.endswith("n_near_ties")):
+                say(f"{stage}: {near} verdicts hang on logits that are equal within the model's precision")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -114,6 +118,13 @@ class RunReport(Callback):
         metrics = {f"hp/{key}": last[key] for key in METRICS if last.get(key) is not None}
         trainer.logger.log_hyperparams({key: value for key, value in settings.items() if value is not None}, metrics)
         trainer.logger.save()
+
+
+def _measured(trainer: Trainer, pl_module: LightningModule) -> dict:
+    """What a figure depends on beside the model."""
+    dtype = str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
+    about = {"dtype": dtype, "precision": trainer.precision, **asdict(pl_module.measures)}
+    return trainer.datamodule.described() | about | {"reference": pl_module.baseline_name}
 
 
 def _example(decode: Callable, sequence: MemorizedSequence, before: list[int], after: list[int]) -> Example:

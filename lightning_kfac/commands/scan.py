@@ -69,8 +69,8 @@ def run(options: Namespace) -> None:
     edits = single_edits(layers, base)
     console.print(f"{folder}: {len(edits)} edits of one block or projection of {name}; every second sequence chooses")
     choosing, reporting = (
-        MeasuredPoints(editor, evaluator, folder / "results.jsonl", factors, keywords["domains"], options)
-        for evaluator in evaluators
+        MeasuredPoints(editor, evaluator, folder / file, factors, keywords["domains"], options)
+        for evaluator, file in zip(evaluators, ("results.jsonl", "reported.jsonl"), strict=True)
     )
     before, *rows = choosing.measure(edits, "scan")
     _show_scan(before, rows, layers, folder, name, options.rho)

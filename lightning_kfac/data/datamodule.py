@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
@@ -18,7 +19,7 @@ from lightning_kfac.data.questions import Question, QuestionSet
 from lightning_kfac.data.tokenized import TokenizedText, tokenized_text, tokenizer_key
 from lightning_kfac.errors import InputError
 from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.loading import load_tokenizer
+from lightning_kfac.loading import end_of_text_ids, load_tokenizer
 from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces
 
@@ -129,7 +130,7 @@ class TextData(LightningDataModule):
         self._sequences: dict[str, list[MemorizedSequence]] | None = None
         self._texts_read: dict[str, TokenizedText] = {}
         self.mining_log: MiningLog | None = None
-        self.windows_left = 0
+        self.windows_left = self.n_mining_batches = 0
 
     # -- checks, before anything expensive ---------------------------------------------------------
 
@@ -142,6 +143,11 @@ class TextData(LightningDataModule):
         """
         if max_positions is not None and self.seq_len > max_positions:
             raise InputError(f"data.seq_len is {self.seq_len}, but the model takes at most {max_positions} positions")
+        if max_positions is not None and self.clean_windows and sum(self.window) > max_positions:
+            raise InputError(
+                f"data.clean_windows: windows of {sum(self.window)} tokens, but the model takes at most "
+                f"{max_positions} positions; set data.prefix_len and data.suffix_len"
+            )
         for file in self.planted_files:
             load_memorized(file, self.tokenizer, vocab_size)
         for name, sequences in self.load_sequences(vocab_size).items():
@@ -187,12 +193,13 @@ class TextData(LightningDataModule):
         cut += self.prefix_len, self.suffix_len, self.clean_windows, self.skip_bad_rows
         return hashlib.sha256(repr((contents, heldout, cut)).encode()).hexdigest()[:16]
 
-    def described(self) -> dict[str, str | int | None]:
+    def described(self) -> dict[str, Any]:
         """What a figure depends on beside the model: held-out text and how it is packed, and how sets are cut."""
         return {
             "heldout": self.heldout and self.heldout.label,
             "heldout_tokens": len(self._texts_read[HELDOUT].tokens) if HELDOUT in self._texts_read else None,
             "seq_len": self.seq_len,
+            "sets": dict(self.memorized_files),
             "prefix_len": self.prefix_len,
             "suffix_len": self.suffix_len,
         }
@@ -259,7 +266,7 @@ class TextData(LightningDataModule):
         done = self.mining_log.done()
         self.trainer.strategy.barrier("mining log")  # nobody writes before all have read
         batches = MiningBatches(pieces, self.batch_size * self.seq_len, done, *self._rank)
-        self.windows_left = batches.n_windows(batches.left)
+        self.windows_left, self.n_mining_batches = batches.n_windows(batches.left), len(batches.bounds) - 1
         return piece_loader(pieces, batches)
 
     @property
@@ -268,17 +275,11 @@ class TextData(LightningDataModule):
         return self.prefix_len or WINDOW_PREFIX, self.suffix_len or WINDOW_SUFFIX
 
     def _mining_key(self) -> str:
-        module = self.trainer.lightning_module
-        search = self.corpus.identity(), self.max_tokens, self.skip_bad_rows, tokenizer_key(self.tokenizer)
-        cut = (
-            *self.window,
-            self.seq_len,
-            self.batch_size,
-            self.mining.stride,
-            self.mining.exhaustive,
-            self.mining.likely,
-        )
-        identity = weights_fingerprint(module.model, ()), *search, *cut
+        model, mining = self.trainer.lightning_module.model, self.mining
+        text = self.corpus.identity(), self.max_tokens, self.skip_bad_rows, tokenizer_key(self.tokenizer)
+        how = *self.window, self.seq_len, self.batch_size, mining.stride, None if mining.exhaustive else mining.likely
+        numbers = next(model.parameters()).dtype, self.trainer.precision, sorted(end_of_text_ids(model))
+        identity = weights_fingerprint(model, ()), model.config.to_json_string(), *text, *how, *numbers
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def _clean(self) -> list[MemorizedSequence]:

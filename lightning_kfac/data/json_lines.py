@@ -19,20 +19,25 @@ def read_objects(path: Path, bad: BadRows | None = None) -> Iterator[tuple[str, 
     """
     bad = bad or BadRows()
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}, line {number}"
             try:
-                row = parse_object(line, where)
+                row = parse_object(_decoded(line, where), where)
             except InputError as error:
                 bad.meet(error)
                 continue
             yield where, row
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start} of the line") from None
 
 
 def parse_object(line: str, where: str) -> dict:

@@ -67,7 +67,7 @@ def load_memorized(
     sequences: list[MemorizedSequence] = []
     seen: dict[tuple, str] = {}
     repeated: list[str] = []
-    with_text: list[tuple[dict, MemorizedSequence]] = []
+    with_text: list[tuple[str, list[int]]] = []
     for where, row in read_objects(path, bad):
         try:
             sequence = _parse_row(row, where, tokenizer, vocab_size)
@@ -82,8 +82,11 @@ def load_memorized(
                 bad.meet(InputError(repeated[-1]))
                 continue
         sequences.append(cut)
-        if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT and _text(row, PREFIX_FIELDS):
-            with_text.append((row, sequence))
+        if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT:
+            for fields, ids in ((PREFIX_FIELDS, sequence.prefix), (SUFFIX_FIELDS, sequence.suffix)):
+                if text := _text(row, fields):
+                    with_text.append((text, list(ids)))
+                    break
     bad.tell(path)
     if not sequences:
         raise InputError(f"{path}: the memorized set is empty")
@@ -135,13 +138,12 @@ def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, spec
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def _check_tokenizer(rows: Sequence[tuple[dict, MemorizedSequence]], tokenizer: Callable | None, path: Path) -> None:
+def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Callable | None, path: Path) -> None:
     """Ids of another tokenizer lie in the vocabulary often enough; the text beside them tells."""
     decode = getattr(tokenizer, "decode", None)
     if len(rows) < FEWEST_COMPARED or decode is None:
         return
-    for row, sequence in rows:
-        text, ids = _text(row, PREFIX_FIELDS), list(sequence.prefix)
+    for text, ids in rows:
         if decode(ids).strip() == text.strip() or list(tokenizer(text)["input_ids"]) == ids:
             return
     raise InputError(

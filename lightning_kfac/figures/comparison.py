@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lightning_kfac.figures.style import COLOURS, MARKERS, new_figure
 
 RATES = {"strict_acc": "strict accuracy", "loose_acc": "loose accuracy", "avg_levenshtein_norm": "norm. Levenshtein"}
-OTHERS = {"perplexity": "perplexity, held-out text", "ndcg@10": "nDCG@10 against the unedited"}
+OTHERS = {"perplexity": "perplexity", "ndcg@10": "nDCG@10"}
 
 
 def metrics_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -43,12 +43,12 @@ def first_of_each(texts: Sequence[Sequence[int]], threshold: float) -> tuple[lis
         if tuple(text) in seen:
             exact += 1
             continue
+        seen.add(tuple(text))
         grams = ngrams(text)
         shared = Counter(other for gram in grams for other in having.get(gram, ()))
         if any(count >= threshold * (len(grams) + sizes[other] - count) for other, count in shared.items()):
             near += 1
             continue
-        seen.add(tuple(text))
         for gram in grams:
             having[gram].append(len(kept))
         sizes.append(len(grams))

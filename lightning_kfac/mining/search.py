@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,17 +56,20 @@ def search(
 
     Args:
         likely: One forward over each piece predicts every token of it; only windows of whose suffix it predicts at
-            least this share are checked by themselves. It sees more text than the prefix, so it may miss a window
-            that is recited only without that text. None checks every window.
+            least this share are checked by themselves. Each token attends to as many tokens before it as the middle
+            of a suffix sees, where the model takes such a mask. None checks every window.
         batch_size: Windows checked at once.
         max_positions: Longest row that the model takes.
         head_alone: ``is_plain_head`` of the model.
     """
     windows = [(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets.tolist()]
-    chosen = windows
-    if likely is not None and pieces:
-        hits = _hits(model, pieces, head_alone)
-        chosen = [w for w in windows if _share(hits[w[0]], w[1], prefix_len, suffix_len) >= likely]
+    # A text that ends within a window is no recitation of the window.
+    ends = [np.isin(piece.tokens, list(end_of_text)).cumsum() for piece in pieces]
+    length = prefix_len + suffix_len
+    chosen = [(i, o) for i, o in windows if ends[i][o + length - 1] == (ends[i][o - 1] if o else 0)]
+    if likely is not None and chosen:
+        hits = _hits(model, pieces, head_alone, prefix_len + suffix_len // 2)
+        chosen = [w for w in chosen if _share(hits[w[0]], w[1], prefix_len, suffix_len) >= likely]
     found, near_ties = [], 0
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
@@ -82,12 +86,12 @@ def search(
     return Searched(found, len(windows), len(chosen), near_ties)
 
 
-def _hits(model: nn.Module, pieces: Sequence[Piece], head_alone: bool) -> Tensor:
+def _hits(model: nn.Module, pieces: Sequence[Piece], head_alone: bool, context: int) -> Tensor:
     """Running count of predicted tokens before each place of each piece. int64 [B, T + 1]."""
     device = next(model.parameters()).device
     ids, real = right_padded([piece.tokens.tolist() for piece in pieces], device)
     batch = TokenBatch.from_dict({"input_ids": ids} | ({} if real.all() else {"attention_mask": real}))
-    right = most_likely(model, batch, head_alone)[:, : ids.shape[1] - 1] == ids[:, 1:]
+    right = most_likely(model, batch, head_alone, context)[:, : ids.shape[1] - 1] == ids[:, 1:]
     return torch.cat([ids.new_zeros(len(ids), 2), right.long().cumsum(1)], dim=1).cpu()
 
 

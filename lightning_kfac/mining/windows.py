@@ -19,7 +19,8 @@ class Mining:
     Args:
         stride: Tokens from one window to the next.
         exhaustive: Check every window by itself, instead of those only that one long forward finds likely.
-        likely: Share of a suffix that the long forward must predict for its window to be checked.
+        likely: Share of a suffix that the long forward must predict for its window to be checked. Higher is faster and
+            misses more.
         near_duplicate: Windows whose 5-grams of tokens overlap by this much (Jaccard) with one found earlier are
             left out.
         low_entropy: Suffixes below this entropy of their tokens, in bits, are reported apart as repetitions.
@@ -27,7 +28,7 @@ class Mining:
 
     stride: int = 16
     exhaustive: bool = False
-    likely: float = 0.75
+    likely: float = 0.45
     near_duplicate: float = 0.7
     low_entropy: float = 2.0
 

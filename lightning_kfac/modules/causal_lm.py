@@ -95,6 +95,7 @@ class CausalLM(LightningModule):
         self.record: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
         self.baseline: Evaluation | None = None
+        self.baseline_name: str | None = None
         self._head_alone: bool | None = None
         if training is not None:
             self.stage = "trained"
@@ -193,10 +194,12 @@ class CausalLM(LightningModule):
         intervals, differences = self.evaluation.intervals(), self.evaluation.differences()
         self.record = {**self.results, "intervals": intervals, "differences": differences}
         if self.stage == "baseline":
-            self.baseline = self.evaluation
+            self.baseline, self.baseline_name = self.evaluation, self.evaluated
         self._log_figures("val", {name: [value] for name, value in self.results.items()}, [""])
-        self._log_figures("val", intervals, ["/low", "/high"])
-        self._log_figures("change", differences, ["", "/low", "/high"])
+        self._log_figures("change", {name: values[:1] for name, values in differences.items()}, [""])
+        # Groups of their own: TensorBoard gives every number a chart.
+        self._log_figures("val_interval", intervals, ["/low", "/high"])
+        self._log_figures("change_interval", {name: v[1:] for name, v in differences.items()}, ["/low", "/high"])
 
     def _log_figures(self, group: str, figures: dict[str, list], parts: list[str]) -> None:
         self.log_dict(

@@ -1,0 +1,74 @@
+"""The report of every kind of run, and wrong folders."""
+
+import json
+
+import pytest
+
+from lightning_kfac.edit_cli import main as edit
+from lightning_kfac.report.page import Html, bullets, section, table
+from lightning_kfac.results import append_result
+
+RATES = {"strict_acc": 0.98, "loose_acc": 1.0, "avg_levenshtein_norm": 0.01, "n_sequences": 50, "perplexity": 20.0}
+EDIT = {"formula": "original", "rho": 0.8, "mode": "suppress", "alpha": None, "blocks": [3], "projections": ["up"]}
+EDIT |= {"fraction_kept": 0.2, "mass_kept": 0.8, "relative_change": 0.5, "layers": None, "seed": None}
+
+
+def report(folder):
+    edit(["report", str(folder)])
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_texts_are_escaped():
+    assert "<script>" not in section("<script>", bullets(["<script>"]), table(["<script>"], [["<script>"]]))
+    assert "<b>x</b>" in table(["a"], [[Html("<b>x</b>")]])
+    assert section("nothing", "") == ""
+
+
+def test_report_of_a_comparison(tmp_path):
+    after = {**RATES, "strict_acc": 0.02, "intervals": {"strict_acc": [0.01, 0.1]}, "ndcg@10": 0.93}
+    after["differences"] = {"strict_acc": [-0.96, -1.0, -0.9]}
+    append_result(tmp_path / "results.jsonl", {"stage": "baseline", **RATES, "model": "demo <1>"})
+    append_result(tmp_path / "results.jsonl", {"stage": "edited", **after, "edit": EDIT})
+    example = {"prefix": "p<", "gold": "one two", "before": "one two", "after": "one three", "diverging": "three"}
+    (tmp_path / "comparison.json").write_text(json.dumps({"examples": [example], "loss_change": None, "edges": []}))
+    text = report(tmp_path)
+    assert "demo &lt;1&gt;" in text and "p&lt;" in text
+    assert "one <mark>three</mark>" in text
+    assert '0.020 <span class="interval">[0.010, 0.100]</span>' in text
+    assert '-0.960 <span class="interval">[-1.000, -0.900]</span>' in text
+    assert "Position stress: other prompts" in text and "nDCG@10: no unedited" not in text
+
+
+def test_report_of_a_sweep(tmp_path):
+    append_result(tmp_path / "results.jsonl", {"stage": "baseline", "point": "a", "edit": None, **RATES})
+    for number in range(3):
+        row = {
+            **RATES,
+            "strict_acc": 0.1 * number,
+            "perplexity": 21.0 + number,
+            "edit": {**EDIT, "rho": 0.7 + number / 10},
+        }
+        append_result(tmp_path / "results.jsonl", {"stage": "edited", "point": f"b{number}", **row})
+    text = report(tmp_path)
+    assert "Pareto figure" in text and "edit.py sweep" in text and text.count("<tr>") == 5
+
+
+def test_report_of_a_search(tmp_path):
+    (tmp_path / "mining.json").write_text(json.dumps({"windows": 1234, "kept": 7}))
+    text = report(tmp_path)
+    assert "1234" in text and "Findings" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such run folder"),
+        (lambda path: path.mkdir(), "holds no results.jsonl and no run.json"),
+        (lambda path: (path.mkdir(), (path / "mining.json").write_text("{")), "mining.json: not valid JSON"),
+    ],
+)
+def test_wrong_folders(tmp_path, capsys, make, message):
+    make(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        edit(["report", str(tmp_path / "run")])
+    assert message in " ".join(capsys.readouterr().err.split())
