@@ -72,7 +72,7 @@ def board(quickstart):  # noqa: F811
     [
         ("scalars", ["change/edited", "avg_levenshtein_norm", "loose_acc"]),
         ("images", ["comparison/metrics", "comparison/lossofheld-outtokens"]),
-        ("hparams", ["edit/rho", "edit/blocks", "embedded:train", "original"]),
+        ("hparams", ["edit/rho", "edit/blocks", "embedded:train", "[3,4]"]),
     ],
 )
 def test_tensorboard_shows_the_run(board, tmp_path, page, names):

@@ -244,7 +244,7 @@ def test_predict_finds_a_planted_window(tmp_path, few):
 
 def test_every_config_is_tested():
     unions = {"hessian_union", "hessian_union_gsm8k"}  # tests/test_domains.py
-    elsewhere = {"sweep", "mine", *unions}  # tests/test_edit_cli.py, tests/test_mining.py
+    elsewhere = {"sweep", "mine", "scan", *unions}  # tests/test_edit_cli.py, test_mining.py, test_scan.py
     elsewhere |= {"crystallize", "crystallize_gpt2"}  # tests/test_crystallize.py
     small = {"quickstart", "demo_model", "demo_arithmetic", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}

@@ -28,7 +28,7 @@ class Mining:
 
     stride: int = 16
     exhaustive: bool = False
-    likely: float = 0.45
+    likely: float = 0.4
     near_duplicate: float = 0.7
     low_entropy: float = 2.0
 
