@@ -9,8 +9,9 @@ READY := $(VENV)/ready
 quickstart: $(READY)
 	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
 
+# Two processes, a file at a time each.
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(RUN) -m ruff check .

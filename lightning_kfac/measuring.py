@@ -115,7 +115,7 @@ def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512,
     Example:
         >>> from lightning_kfac.loading import load_model, load_tokenizer
         >>> model, tokenizer = load_model("demo"), load_tokenizer("demo")
-        >>> perplexity(model, tokenizer, ["Return the value for key if key is in the dictionary."]) < 100
+        >>> 1 < perplexity(model, tokenizer, ["Return the value for key if key is in the dictionary."]) < 2048
         True
     """
     metric = LossPerplexity()

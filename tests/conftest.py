@@ -1,6 +1,9 @@
 """Shared models and data. Each process computes on one thread: two of them share two cores here."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +19,7 @@ from lightning_kfac.loading import load_model
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parents[1]
 VOCAB = 61
 ARCHITECTURES = {
     "olmo2": {
@@ -92,3 +96,22 @@ def demo_factors(demo_model, tmp_path_factory):
     fingerprint = weights_fingerprint(demo_model, factors)
     save_factors(factors, folder, {"model": "demo", "fingerprint": fingerprint, "n_tokens": 504, "corpus": "numbers"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """The main job as `make quickstart` runs it, in another folder; returns the folder and what was printed."""
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    command = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml"]
+    done = subprocess.run(
+        [*command, "--trainer.default_root_dir", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from lightning_kfac.edit_cli import main as edit
-from tests.test_cli import quickstart  # noqa: F401
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install -y chromium")
@@ -42,7 +41,7 @@ def is_drawn(photograph: Image.Image) -> bool:
 
 
 @pytest.fixture(scope="module")
-def board(quickstart):  # noqa: F811
+def board(quickstart):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +81,7 @@ def test_tensorboard_shows_the_run(board, tmp_path, page, names):
     assert is_drawn(photograph)
 
 
-def test_report_shows_the_run(quickstart, tmp_path):  # noqa: F811
+def test_report_shows_the_run(quickstart, tmp_path):
     path = tmp_path / "report.html"
     edit(["report", str(quickstart[0]), "--output", str(path)])
     text, photograph = visit(path.as_uri(), tmp_path, "report", "1100,5000", 3000)

@@ -45,25 +45,6 @@ def scalars(folder):
     return events, {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.fixture(scope="session")
-def quickstart(tmp_path_factory):
-    """The main job as `make quickstart` runs it, in another folder; returns the folder and what was printed."""
-    folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    command = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml"]
-    done = subprocess.run(
-        [*command, "--trainer.default_root_dir", str(folder)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return folder, done.stdout
-
-
 @pytest.fixture
 def few(tmp_path):
     """Ten planted sequences."""
