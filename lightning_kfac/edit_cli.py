@@ -1,14 +1,19 @@
 """The command line of ``edit.py``: everything that needs saved factors and no collection."""
 
+import json
+import shlex
 import sys
 import time
+from importlib.metadata import version
+from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli import InputErrors, quiet
 from lightning_kfac.commands import COMMANDS
 from lightning_kfac.errors import InputError
 from lightning_kfac.progress import console, format_seconds
+from lightning_kfac.results import timestamp
 
 
 class Parser(InputErrors, ArgumentParser):
@@ -35,6 +40,7 @@ def main(args: list[str] | None = None) -> None:
     begin = time.monotonic()
     try:
         COMMANDS[settings.subcommand].run(settings[settings.subcommand])
+        _note_command(settings, args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -42,6 +48,18 @@ def main(args: list[str] | None = None) -> None:
         print("stopped; what was measured or written is kept", file=sys.stderr)
         raise SystemExit(130) from None
     console.print(f"{settings.subcommand} took {format_seconds(time.monotonic() - begin)}")
+
+
+def _note_command(settings: Namespace, args: list[str] | None) -> None:
+    """Beside the results of a grid or a profile: the command, and all options as a config file."""
+    command, options = settings.subcommand, settings[settings.subcommand]
+    if command not in ("sweep", "scan", "bands"):
+        return
+    folder, parser = Path(options.output), make_parser()._subcommands_action._name_parser_map[command]
+    (folder / "config.yaml").write_text(parser.dump(options, skip_validation=True), "utf-8")
+    words = shlex.join(["edit.py", *(sys.argv[1:] if args is None else args)])
+    about = {"status": "finished", "command": words, "finished": timestamp(), "version": version("lightning-kfac")}
+    (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
 def _with_underscores(args: list[str]) -> list[str]:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.batch import TokenBatch
+from lightning_kfac.errors import InputError
 from lightning_kfac.factors import FactorFolder, KroneckerFactors
 from lightning_kfac.math.bands import band_forms, band_masks, energies
+from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.importance import original
 from lightning_kfac.targets import weight_matrix
 
@@ -56,7 +58,7 @@ class InputSums:
         for name in factors:
             shared = factors.shared_A(name) if isinstance(factors, FactorFolder) else id(factors[name].A)
             self.place[name] = first.setdefault(shared, name)
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, SecondMoment] = {}
 
     def __enter__(self) -> "InputSums":
         self._hooks = ExitStack()
@@ -69,15 +71,19 @@ class InputSums:
 
     def take(self) -> dict[str, Tensor]:
         """The sums since the last call, float32 [d_in, d_in] by layer."""
-        sums, self.sums = self.sums, {}
+        if unseen := [name for name, place in self.place.items() if place not in self.sums]:
+            raise InputError(f"{unseen[0]}: the text never reached this layer; leave it out of the factors")
+        sums, self.sums = {place: moment.sum() for place, moment in self.sums.items()}, {}
         return {name: sums[place] for name, place in self.place.items()}
 
     def _hook(self, name: str) -> Callable:
         def hook(layer: nn.Module, args: tuple) -> None:
-            x = args[0].flatten(0, -2).float()
+            x = args[0].flatten(0, -2)
             if self.valid is not None:
                 x = x * self.valid.flatten()[:, None].to(x)
-            self.sums[name] = x.T @ x if name not in self.sums else self.sums[name].addmm_(x.T, x)
+            if name not in self.sums:
+                self.sums[name] = SecondMoment(x.shape[1], x.device)
+            self.sums[name].add(x)
 
         return hook
 
@@ -100,6 +106,9 @@ def excitation(
     """
     found: dict[str, list[np.ndarray]] = {name: [] for name in factors}
     counts, device = [], next(model.parameters()).device
+    decoder = {id(module) for module in model.base_model.modules()}
+    inside = all(id(model.get_submodule(name)) in decoder for name in factors)
+    run = model.base_model if inside else model
     with InputSums(model, factors) as listening:
         for shard in shards:
             counts.append(0)
@@ -107,7 +116,7 @@ def excitation(
                 tokens = TokenBatch.from_dict(batch).to(device)
                 listening.valid = None if tokens.dense else tokens.valid
                 counts[-1] += int(tokens.valid.sum())
-                model.base_model(**tokens.model_inputs())
+                run(**tokens.model_inputs())
             for name, A_sum in listening.take().items():
                 found[name].append(energies(forms[name], A_sum).cpu().numpy())
     return {name: Excitation(np.stack(parts), np.array(counts)) for name, parts in found.items()}

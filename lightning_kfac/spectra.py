@@ -24,6 +24,7 @@ class LayerSpectrum:
         lambdas: float64 [d_out], of G, descending.
         mu: float64 [d_in], of A, descending.
         curve: Shares of components kept, and the shares of the mass that they hold.
+        rho: Where an edit by ``original`` cuts; None where there is none.
         kept: int64 [d_out], leading columns kept in each row at rho; None where nothing is cut.
         trace_A, trace_G: Sums of the eigenvalues.
         rank_A, rank_G: Effective ranks, exp of the entropy of the eigenvalues' shares.
@@ -33,6 +34,7 @@ class LayerSpectrum:
     lambdas: np.ndarray
     mu: np.ndarray
     curve: tuple[np.ndarray, np.ndarray]
+    rho: float | None
     kept: np.ndarray | None
     trace_A: float
     trace_G: float
@@ -78,6 +80,7 @@ def layer_spectrum(lambdas: Tensor, mu: Tensor, rho: float | None = None) -> Lay
         lambdas.numpy(),
         mu.numpy(),
         (np.array(shares), np.array(CURVE)),
+        rho,
         kept,
         mu.sum().item(),
         lambdas.sum().item(),
@@ -92,7 +95,9 @@ def by_projection(spectra: Mapping[str, LayerSpectrum]) -> dict[str, dict[int | 
     """Layers by projection (or, where it has no such name, by their own), then by block."""
     groups: dict[str, dict[int | None, LayerSpectrum]] = {}
     for name, spectrum in spectra.items():
-        groups.setdefault(projection_of(name) or name, {})[block_of(name)] = spectrum
+        group = groups.setdefault(projection_of(name) or name, {})
+        # Of several layers of a kind in a block (experts, for one) the others stand by themselves.
+        (groups.setdefault(name, {}) if block_of(name) in group else group)[block_of(name)] = spectrum
     return {
         projection: dict(sorted(group.items(), key=lambda item: item[0] or 0)) for projection, group in groups.items()
     }

@@ -9,46 +9,48 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.figures.spectra import kept_figure, mass_figure, spectra_figure
 from lightning_kfac.spectra import LayerSpectrum, by_projection, log10_histogram
-from lightning_kfac.targets import layer_label
+from lightning_kfac.targets import layer_labels
 
 
-def write_spectra(writer: SummaryWriter, spectra: Mapping[str, LayerSpectrum], rho: float | None) -> None:
+def write_spectra(writer: SummaryWriter, spectra: Mapping[str, LayerSpectrum]) -> None:
     """Figures, log10 histograms and a table; about 0.1 MB a layer whatever its size."""
-    for tag, figure in spectrum_figures(spectra, rho):
+    for tag, figure in spectrum_figures(spectra):
         writer.add_figure(tag, figure)
+    labels = layer_labels(spectra)
     for name, layer in spectra.items():
         for side, values in (("A", layer.mu), ("G", layer.lambdas)):
             if (values > 0).any():
-                writer.add_histogram(f"log10 eigenvalues/{layer_label(name)} {side}", log10_histogram(values))
-    writer.add_text("spectra", spectra_markdown(spectra, rho))
+                writer.add_histogram(f"log10 eigenvalues/{labels[name]} {side}", log10_histogram(values))
+    writer.add_text("spectra", spectra_markdown(spectra))
 
 
-def save_spectra(folder: Path, spectra: Mapping[str, LayerSpectrum], rho: float | None) -> None:
+def save_spectra(folder: Path, spectra: Mapping[str, LayerSpectrum]) -> None:
     """The same as PNG files, and the numbers in ``spectra.json``."""
-    for tag, figure in spectrum_figures(spectra, rho):
+    for tag, figure in spectrum_figures(spectra):
         figure.savefig(folder / f"{tag.replace('/', '_').replace(' ', '_')}.png", dpi=110)
     numbers = {name: layer.numbers() for name, layer in spectra.items()}
     (folder / "spectra.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
 
 
-def spectrum_figures(spectra: Mapping[str, LayerSpectrum], rho: float | None) -> Iterator[tuple[str, Figure]]:
+def spectrum_figures(spectra: Mapping[str, LayerSpectrum]) -> Iterator[tuple[str, Figure]]:
     """Every figure with its name: two for each projection, one for each layer."""
     for projection, layers in by_projection(spectra).items():
         yield f"spectra/{projection} eigenvalues", spectra_figure(projection, layers)
-        yield f"spectra/{projection} mass", mass_figure(projection, layers, rho)
+        yield f"spectra/{projection} mass", mass_figure(projection, layers)
+    labels = layer_labels(spectra)
     for name, layer in spectra.items():
         if layer.kept is not None and layer.kept.any():
-            yield f"kept/{layer_label(name)}", kept_figure(layer_label(name), layer, rho)
+            yield f"kept/{labels[name]}", kept_figure(labels[name], layer)
 
 
-def spectra_markdown(spectra: Mapping[str, LayerSpectrum], rho: float | None) -> str:
+def spectra_markdown(spectra: Mapping[str, LayerSpectrum]) -> str:
     """A table for TensorBoard's text page."""
-    kept = "" if rho is None else f" kept at {rho:g} |"
-    lines = [f"| layer | size | effective rank A | G | condition A | G |{kept}"]
+    labels = layer_labels(spectra)
+    lines = ["| layer | size | effective rank A | G | condition A | G | kept at rho |"]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for name, layer in spectra.items():
-        cells = [layer_label(name), f"{len(layer.lambdas)} x {len(layer.mu)}", f"{layer.rank_A:,.1f}"]
+        cells = [labels[name], f"{len(layer.lambdas)} x {len(layer.mu)}", f"{layer.rank_A:,.1f}"]
         cells += [f"{layer.rank_G:,.1f}", f"{layer.condition_A:.1e}", f"{layer.condition_G:.1e}"]
-        cells += [] if layer.kept is None else [f"{layer.fraction_kept:.1%}"]
+        cells += ["" if layer.kept is None else f"{layer.fraction_kept:.1%} at {layer.rho:g}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Which layers: from block numbers, projection names or regular expressions to modules of a model."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
@@ -122,6 +123,18 @@ def layer_label(name: str) -> str:
     """
     block, projection = block_of(name), projection_of(name)
     return name if block is None or projection is None else f"{block} {projection}"
+
+
+def layer_labels(names: Iterable[str]) -> dict[str, str]:
+    """Short labels of layers; those that would share one keep their names.
+
+    Example:
+        >>> layer_labels(["layers.0.mlp.up_proj", "layers.1.experts.0.up_proj", "layers.1.experts.1.up_proj"]).values()
+        dict_values(['0 up', 'layers.1.experts.0.up_proj', 'layers.1.experts.1.up_proj'])
+    """
+    labels = {name: layer_label(name) for name in names}
+    taken = Counter(labels.values())
+    return {name: label if taken[label] == 1 else name for name, label in labels.items()}
 
 
 def weight_matrix(module: nn.Module) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_kfac import collect_factors
+from lightning_kfac import EditConfig, collect_factors, save_factors
 from lightning_kfac.bases import BasisCache
+from lightning_kfac.callbacks.spectrum import _cuts
 from lightning_kfac.edit_cli import main as edit_main
 from lightning_kfac.excitation import excitation, layer_forms
 from lightning_kfac.math.bands import band_forms, band_masks, band_ratios, band_shares, energies
@@ -62,6 +63,9 @@ def test_layers_by_projection_and_depth():
     names = ["model.layers.10.mlp.up_proj", "model.layers.2.mlp.up_proj", "model.layers.2.mlp.gate_proj"]
     groups = by_projection(dict.fromkeys(names, spectrum))
     assert {name: list(blocks) for name, blocks in groups.items()} == {"up": [2, 10], "gate": [2]}
+    experts = [f"model.layers.0.mlp.experts.{number}.up_proj" for number in range(3)]
+    groups = by_projection(dict.fromkeys(experts, spectrum))
+    assert {name: list(blocks) for name, blocks in groups.items()} == {"up": [0], experts[1]: [0], experts[2]: [0]}
 
 
 def test_the_page_of_a_large_layer_is_small(tmp_path):
@@ -69,7 +73,7 @@ def test_the_page_of_a_large_layer_is_small(tmp_path):
     lambdas, mu = (torch.arange(1, n + 1, dtype=torch.float64) ** -0.7 for n in (11008, 4096))
     name = "model.layers.3.mlp.up_proj"
     with SummaryWriter(str(tmp_path)) as writer:
-        write_spectra(writer, {name: layer_spectrum(lambdas, mu, 0.6)}, 0.6)
+        write_spectra(writer, {name: layer_spectrum(lambdas, mu, 0.6)})
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 1_000_000
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
@@ -162,6 +166,27 @@ def test_excitation_of_a_model_is_a_loop_over_its_inputs(family):
 # -- commands -------------------------------------------------------------------------------------------------------
 
 
+def test_layers_without_a_block(tmp_path):
+    """The output layer has neither block nor projection, and the decoder alone does not run it."""
+    ids = torch.arange(1, 513).view(8, 64)
+    factors = collect_factors(build_model("llama"), [{"input_ids": ids % VOCAB}], modules=["lm_head", r".*layers\.2.*up_proj"])
+    save_factors(factors, tmp_path / "f", {"model": "none", "n_tokens": 1})
+    edit_main(["inspect", "--factors", str(tmp_path / "f"), "--output", str(tmp_path / "i")])
+    assert (tmp_path / "i" / "kept_lm_head.png").exists()
+    model = build_model("llama")
+    forms = layer_forms(model, factors, BasisCache.beside(factors), 3)
+    found = excitation(model, factors, forms, [[{"input_ids": ids % VOCAB}]])
+    assert (found["lm_head"].energies > 0).all()
+
+
+@pytest.mark.parametrize(("formula", "shown"), [("original", True), ("modified", False)])
+def test_figures_show_the_cut_of_this_edit_only(formula, shown):
+    names = [f"model.layers.{block}.mlp.up_proj" for block in (1, 2, 3)]
+    edit = EditConfig(rho=0.7, formula=formula, blocks=[1, 2])
+    cuts = _cuts(edit, names, 4)
+    assert cuts == ({names[0]: 0.7, names[1]: 0.7} if shown else {})
+
+
 def test_inspect_writes_figures(demo_factors, tmp_path, capsys):
     words = ["--factors", str(demo_factors), "--rhos", "[0.6, 0.8]", "--output", str(tmp_path / "i")]
     edit_main(["inspect", *words])
@@ -194,6 +219,7 @@ def test_bands_of_the_demo(demo_factors, tmp_path, capsys):
         ({"texts.a": "embedded", "against": "b"}, "--against b: no such text; there are a"),
         ({"texts.a": "embedded", "shards": 3}, "--shards must be at least 16"),
         ({"texts.a": "few"}, "2 rows, fewer than --shards 32"),
+        ({"texts.a/b": "embedded"}, "the name 'a/b' may hold letters"),
     ],
 )
 def test_wrong_bands(demo_factors, tmp_path, capsys, changes, message):

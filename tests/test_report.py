@@ -50,7 +50,28 @@ def test_report_of_a_sweep(tmp_path):
         }
         append_result(tmp_path / "results.jsonl", {"stage": "edited", "point": f"b{number}", **row})
     text = report(tmp_path)
-    assert "Pareto figure" in text and "edit.py sweep" in text and text.count("<tr>") == 5
+    assert "Pareto figure" in text and text.count("<tr>") == 5
+
+
+def test_report_of_a_sweep_measured_on_two_texts(tmp_path):
+    """The rows of the latest text only."""
+    for context in ("x", "y"):
+        rows = [("baseline", None, 0.98), ("edited", EDIT, 0.1)]
+        for stage, edit_row, strict in rows:
+            row = {**RATES, "strict_acc": strict, "edit": edit_row, "context": context}
+            append_result(tmp_path / "results.jsonl", {"stage": stage, "point": f"{stage}{context}", **row})
+    assert report(tmp_path).count("<tr>") == 3
+
+
+def test_report_of_a_study_of_attention(tmp_path):
+    change = {"value": 0.08, "low": 0.07, "high": 0.09}
+    costs = {"top1": {"perplexity": 73.7, "change": change}, "lowrank 4": {"perplexity": 70.6, "change": change}}
+    head = {"layer": 4, "head": 1, "effective_dimension": 18, "entropy": 1.234, "top1_mass": 0.5}
+    share = {"value": 0.56, "low": 0.5, "high": 0.6}
+    study = {"verdict": "It costs.", "costs": costs, "recovered": {"4": share}, "heads": [head]}
+    (tmp_path / "crystallization.json").write_text(json.dumps(study))
+    text = report(tmp_path)
+    assert "It costs." in text and "layer 4 head 1" in text and "+8.00%" in text and "56%" in text
 
 
 def test_report_of_a_search(tmp_path):

@@ -47,6 +47,8 @@ def test_candidates_are_windows_of_the_best_blocks():
 def test_the_cheapest_that_reaches_the_target():
     assert recommended([row(0.2, 20), row(0.1, 22), row(0.0, 21), row(0.05, 30)], 0.1) == 2
     assert recommended([row(0.2, 20)], 0.1) is None
+    assert recommended([row(0.0, None), row(0.0, math.inf), row(0.1, 30)], 0.1) == 2
+    assert worthwhile(BEFORE, row(0.0, None)) == -math.inf
 
 
 def scan(factors, folder, few, **changes):
@@ -78,7 +80,7 @@ def few(tmp_path):
 def test_scan_of_a_block(demo_factors, tmp_path, few, capsys):
     folder = tmp_path / "scan"
     scan(demo_factors, folder, few)
-    halves = [(folder / name).read_text().splitlines() for name in ("choose.jsonl", "report.jsonl")]
+    halves = [(folder / "halves" / name).read_text().splitlines() for name in ("choose.jsonl", "report.jsonl")]
     assert [len(half) for half in halves] == [4, 4] and not set(halves[0]) & set(halves[1])
     rows = read_results(folder / "results.jsonl")
     assert [r["edit"] and r["edit"]["projections"] for r in rows] == [None, ["gate", "up"], ["gate"], ["up"]]
@@ -91,6 +93,7 @@ def test_scan_of_a_block(demo_factors, tmp_path, few, capsys):
     # Again: nothing is measured twice.
     scan(demo_factors, folder, few)
     assert read_results(folder / "results.jsonl") == rows
+    assert json.loads((folder / "run.json").read_text())["command"].startswith("edit.py scan --factors")
     edit(["report", str(folder)])
     assert "scan of blocks and projections" in (folder / "report.html").read_text()
 
@@ -106,6 +109,9 @@ def test_wrong_scans(demo_factors, tmp_path, few, capsys):
     for changes, message in (
         ({"data.heldout": "null"}, "set data.memorized and data.heldout"),
         ({"rho": 1.5}, "rho"),
+        ({"rhos": "[]"}, "--rhos must name at least one rho"),
+        ({"widest": 0}, "--widest must be at least 1"),
+        ({"data.memorized": tmp_path / "wrong" / "halves" / "choose.jsonl"}, "is a half that this scan would write"),
     ):
         with pytest.raises(SystemExit):
             scan(demo_factors, tmp_path / "wrong", few, **changes)

@@ -9,6 +9,7 @@ from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.progress import track_count
 from lightning_kfac.spectra import LayerSpectrum, layer_spectrum
 from lightning_kfac.spectra_board import write_spectra
+from lightning_kfac.targets import count_blocks, narrow
 
 
 class SpectrumLogger(Callback):
@@ -34,13 +35,19 @@ class SpectrumLogger(Callback):
             return
         edit = next((c.config for c in trainer.callbacks if isinstance(c, EditCallback)), None)
         factors = collector.factors
+        rhos = (
+            _cuts(edit, list(factors), count_blocks(pl_module.model)) if edit and not collector.domain_factors else {}
+        )
         with track_count("spectra", "layers", total=len(factors)) as advance_to:
             for number, name in enumerate(factors, start=1):
                 G, A = collector.bases.of(factors, name)
-                self.spectra[name] = layer_spectrum(G.values, A.values, _rho(edit, name))
+                self.spectra[name] = layer_spectrum(G.values, A.values, rhos.get(name))
                 advance_to(number)
-        write_spectra(trainer.logger.experiment, self.spectra, edit.rho if edit else None)
+        write_spectra(trainer.logger.experiment, self.spectra)
 
 
-def _rho(edit: EditConfig | None, name: str) -> float | None:
-    return edit.for_layer(name).rho if edit else None
+def _cuts(edit: EditConfig, names: list[str], n_blocks: int) -> dict[str, float]:
+    """Where the edit cuts the layers that it edits by ``original``: only there the figures show what it keeps."""
+    own = {name: edit.for_layer(name) for name in narrow(names, n_blocks, edit.blocks, edit.projections)}
+    plain = {name: config for name, config in own.items() if config.formula == "original" and config.mode == "suppress"}
+    return {name: config.rho for name, config in plain.items() if config.budget in (None, "mass")}

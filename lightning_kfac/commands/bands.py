@@ -1,6 +1,7 @@
 """Show how strongly texts excite each band of curvature, from the highest to the lowest, layer by layer."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from lightning_kfac.files import new_folder
 from lightning_kfac.loading import load_tokenizer
 from lightning_kfac.math.bands import Bands, band_ratios, band_shares
 from lightning_kfac.progress import console, show, track_count
-from lightning_kfac.targets import layer_label
+from lightning_kfac.targets import layer_labels
 
 RESULT = "bands.json"
 FEWEST_SHARDS = 16
@@ -67,6 +68,8 @@ def run(options: Namespace) -> None:
     texts, name = dict(options.texts or {}), model_name(options, factors)
     if not texts:
         raise InputError("--texts is missing: name texts as --texts.memorized FILE --texts.clean FILE")
+    if wrong := [text for text in texts if not re.fullmatch(r"[\w-]+", text)]:
+        raise InputError(f"--texts: the name {wrong[0]!r} may hold letters, digits, - and _ only")
     against = options.against or list(texts)[-1]
     if against not in texts:
         raise InputError(f"--against {against}: no such text; there are {', '.join(texts)}")
@@ -122,9 +125,10 @@ def _shards(rows: TokenRows, count: int, batch_size: int, advance_to):
 
 def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, about: dict) -> None:
     others, layers, by_text = [text for text in found if text != against], {}, {}
+    labels = layer_labels(found[against])
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         for name in found[against]:
-            label, base = layer_label(name), found[against][name]
+            label, base = labels[name], found[against][name]
             shares = {text: band_shares(layer[name].energies) for text, layer in found.items()}
             ratios = {text: band_ratios(*found[text][name], *base) for text in others}
             for text, bands in ratios.items():

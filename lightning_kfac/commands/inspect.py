@@ -65,9 +65,9 @@ def run(options: Namespace) -> None:
     console.print(EXPLANATION)
     if output is not None:
         with new_folder(output) as partial:
-            save_spectra(partial, spectra, options.rhos[-1])
+            save_spectra(partial, spectra)
             with SummaryWriter(str(partial / "tensorboard")) as writer:
-                write_spectra(writer, spectra, options.rhos[-1])
+                write_spectra(writer, spectra)
         console.print(f"figures, spectra.json and tensorboard/ are in {output}/")
 
 

@@ -95,5 +95,5 @@ class MeasuredPoints:
         )
 
     def _keep(self, key: str, stage: str, row: dict[str, Any]) -> None:
-        row = {"stage": stage, "point": key, **row, "model": self.evaluator.module.model_name}
+        row = {"stage": stage, "point": key, "context": self.baseline, **row, "model": self.evaluator.module.model_name}
         self.rows[key] = append_result(self.results, row)

@@ -1,6 +1,7 @@
 """Edit one block and one projection at a time: which carry the recitation? Then recommend a setting."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -29,6 +30,7 @@ from lightning_kfac.figures.scan import scan_figure
 from lightning_kfac.math.selection import check_rho
 from lightning_kfac.progress import console, show
 from lightning_kfac.tables import comparison_table, sweep_table
+from lightning_kfac.targets import block_of, projection_of
 
 RESULT = "recommended.json"
 ALL = "all"
@@ -51,12 +53,16 @@ def run(options: Namespace) -> None:
     """Scans, recommends on one half of the memorized set, and reports on the other."""
     for rho in (options.rho, *options.rhos):
         check_rho(rho)
+    if not options.rhos or options.widest < 1:
+        raise InputError("--rhos must name at least one rho, and --widest must be at least 1")
     factors = open_factors(options)
     name, folder, keywords = model_name(options, factors), Path(options.output), editor_options(options)
     settings = options.data.as_dict()
     if not (settings.get("memorized") and settings.get("heldout")):
         raise InputError("a scan measures recitation and perplexity: set data.memorized and data.heldout")
     layers = places(factors)
+    if unknown := sorted(set(factors) - set(_known(factors))):
+        console.print(f"not scanned, because their block or projection has no name that we know: {', '.join(unknown)}")
     if not layers:
         raise InputError(f"{factors.path}: none of its layers has a block and a projection that we know by name")
     halves = _halves(settings["memorized"], folder)
@@ -74,6 +80,11 @@ def run(options: Namespace) -> None:
     )
     before, *rows = choosing.measure(edits, "scan")
     _show_scan(before, rows, layers, folder, name, options.rho)
+    if before["strict_acc"] <= options.target:
+        console.print(
+            f"The unedited model's strict accuracy is {before['strict_acc']:.3f} already: nothing to recommend."
+        )
+        return
     whole = {row["edit"]["blocks"][0]: row for row, edit in zip(rows, edits, strict=True) if _is_whole(edit, layers)}
     tried = candidates(whole, before, layers, base, options.rhos, options.widest)
     _, *found = choosing.measure(tried, "try settings")
@@ -85,19 +96,25 @@ def run(options: Namespace) -> None:
     _show_recommendation(found[number], reporting.measure([tried[number]], "report"), folder, options.target)
 
 
+def _known(names: Iterable[str]) -> list[str]:
+    return [name for name in names if block_of(name) is not None and projection_of(name) is not None]
+
+
 def _is_whole(edit: EditConfig, layers: dict[int, list[str]]) -> bool:
     return list(edit.projections) == layers[edit.blocks[0]]
 
 
 def _halves(file: str, folder: Path) -> list[str]:
     """Every second row apart, as two files in the folder."""
+    place, paths = folder / "halves", []
+    if resolve_path(file).resolve().is_relative_to(place.resolve()):
+        raise InputError(f"data.memorized {file} is a half that this scan would write; name the whole set")
     rows = [row for _, row in read_objects(resolve_path(file))]
     if len(rows) < 2:
         raise InputError(f"{file}: a scan needs at least two sequences, one to choose and one to report")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    place.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("choose.jsonl", "report.jsonl")):
-        paths.append(folder / name)
+        paths.append(place / name)
         paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows[number::2]), "utf-8")
     return [str(path) for path in paths]
 
@@ -127,7 +144,7 @@ def _show_recommendation(chosen: dict, reported: list[dict], folder: Path, targe
     options = f"--blocks '{edit['blocks']}' --projections '[{', '.join(edit['projections'])}]' --rho {edit['rho']:g}"
     console.print(
         f"Recommended: {escape(options)}, the cheapest setting tried that brings strict accuracy to {target:g} or less "
-        f"on the half that chose ({chosen['strict_acc']:.3f}). On the other half:"
+        f"on the half that chose ({chosen['strict_acc']:.3f}). On the other half (the held-out text is the same):"
     )
     show(comparison_table(dict(zip(("baseline", "edited"), reported, strict=True))))
     console.print(f"scan.png, {RESULT}, results and tensorboard/ are in {folder}/")

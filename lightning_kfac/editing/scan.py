@@ -37,6 +37,8 @@ def single_edits(layers: Mapping[int, Sequence[str]], base: EditConfig) -> list[
 
 def worthwhile(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     """Recitation that an edit takes away for what it costs: drop of strict accuracy over rise of log perplexity."""
+    if after["perplexity"] is None or not math.isfinite(after["perplexity"]):
+        return -math.inf  # the edit broke the model
     drop = before["strict_acc"] - after["strict_acc"]
     return drop / max(1e-3, math.log(after["perplexity"] / before["perplexity"]))
 
@@ -73,5 +75,6 @@ def candidates(
 
 def recommended(rows: Sequence[Mapping[str, Any]], target: float) -> int | None:
     """Number of the cheapest row (by perplexity) whose strict accuracy is at or below the target."""
-    reached = [i for i, row in enumerate(rows) if row["strict_acc"] <= target]
+    usable = [i for i, row in enumerate(rows) if row["perplexity"] is not None and math.isfinite(row["perplexity"])]
+    reached = [i for i in usable if rows[i]["strict_acc"] <= target]
     return min(reached, key=lambda i: rows[i]["perplexity"], default=None)

@@ -18,16 +18,18 @@ def metrics_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         records: Stage to record: figures, and ``intervals`` by the name of the figure.
     """
-    first = next(iter(records.values()))
-    rates = [key for key in first if key.rpartition("/")[2] in (*RATES, "exact_acc")]
+    every = dict.fromkeys(key for record in records.values() for key in record)
+    rates = [key for key in every if key.rpartition("/")[2] in (*RATES, "exact_acc")]
     others = [key for key in OTHERS if any(record.get(key) is not None for record in records.values())]
     figure = new_figure(9, max(3.0, 0.9 + 0.34 * len(rates)))
-    panels = figure.subplots(1, 1 + len(others), width_ratios=[3] + [1.4] * len(others), squeeze=False)[0]
-    _points(panels[0], rates, records, [_rate_name(key) for key in rates])
-    panels[0].set_xlim(-0.04, 1.04)
-    panels[0].set_title("rates and distances, with 95 % intervals", fontsize=10)
-    panels[0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=len(records))
-    for axes, key in zip(panels[1:], others, strict=True):
+    widths = [3] * bool(rates) + [1.4] * len(others)
+    panels = list(figure.subplots(1, max(1, len(widths)), width_ratios=widths or None, squeeze=False)[0])
+    if rates:
+        _points(panels[0], rates, records, [_rate_name(key) for key in rates])
+        panels[0].set_xlim(-0.04, 1.04)
+        panels[0].set_title("rates and distances, with 95 % intervals", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
+    for axes, key in zip(panels[bool(rates) :], others, strict=True):
         _points(axes, [key], records, [""])
         axes.set_title(OTHERS[key], fontsize=9)
     return figure
@@ -47,7 +49,7 @@ def loss_change_figure(edges: Sequence[float], counts: Sequence[int]) -> Figure:
     axes.set_xlabel("loss after - loss before, in nats (the outermost bins hold what lies beyond)")
     axes.set_ylabel("tokens (log scale)")
     axes.set_title(
-        f"Held-out tokens: {worse:.0%} lose more than 0.1 nats, {better:.0%} gain more than 0.1", fontsize=10
+        f"Held-out tokens: the loss of {worse:.0%} rises, of {better:.0%} falls by more than 0.1 nats", fontsize=10
     )
     axes.grid(alpha=0.25)
     return figure
@@ -55,7 +57,7 @@ def loss_change_figure(edges: Sequence[float], counts: Sequence[int]) -> Figure:
 
 def _points(axes, keys: Sequence[str], records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> None:
     for number, (stage, record) in enumerate(records.items()):
-        place = np.arange(len(keys)) + 0.16 * (number - (len(records) - 1) / 2)
+        place = np.arange(len(keys)) + min(0.16, 0.7 / len(records)) * (number - (len(records) - 1) / 2)
         values = np.array([np.nan if record.get(key) is None else record[key] for key in keys], dtype=float)
         bounds = [
             record.get("intervals", {}).get(key) or (value, value) for key, value in zip(keys, values, strict=True)

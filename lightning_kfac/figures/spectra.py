@@ -28,27 +28,28 @@ def spectra_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) 
     return figure
 
 
-def mass_figure(projection: str, layers: Mapping[int | None, LayerSpectrum], rho: float | None) -> Figure:
+def mass_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> Figure:
     """Share of the curvature mass in the most important components, and where rho cuts."""
     figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     for colour, (block, layer) in zip(depth_colours(list(layers)), layers.items(), strict=True):
         kept, mass = layer.curve
         axes.semilogx(100 * kept, 100 * mass, color=colour, label=_block(block), linewidth=1.2)
-        if rho is not None and layer.kept is not None:
-            axes.plot(100 * layer.fraction_kept, 100 * rho, "o", color=colour, markersize=4)
-    if rho is not None:
+        if layer.rho is not None:
+            axes.plot(100 * layer.fraction_kept, 100 * layer.rho, "o", color=colour, markersize=4)
+    rhos = sorted({layer.rho for layer in layers.values() if layer.rho is not None})
+    for rho in rhos:
         axes.axhline(100 * rho, color=COLOURS[4], linestyle="--", linewidth=0.9, label=f"rho {rho:g}")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("components kept, most important first (% of all, log scale)")
     axes.set_ylabel("share of the curvature mass (%)")
     axes.set_title(f"{projection}: how few components hold the curvature", fontsize=10)
     axes.grid(alpha=0.25)
-    name_blocks(axes, [*layers, None])
+    name_blocks(axes, [*layers, *rhos])
     return figure
 
 
-def kept_figure(name: str, layer: LayerSpectrum, rho: float) -> Figure:
+def kept_figure(name: str, layer: LayerSpectrum) -> Figure:
     """Heat map of log10 importance over both ranks (log scales), with the staircase that rho keeps."""
     figure = new_figure(5.6, 4.4)
     axes = figure.add_subplot()
@@ -64,7 +65,7 @@ def kept_figure(name: str, layer: LayerSpectrum, rho: float) -> Figure:
     axes.invert_yaxis()
     # The end of each row's kept columns; rows that keep none lie below the staircase.
     some = layer.kept[rows] > 0
-    label = f"kept at rho {rho:g}: {layer.fraction_kept:.1%}"
+    label = f"kept at rho {layer.rho:g}: {layer.fraction_kept:.1%}"
     axes.step(layer.kept[rows][some] + 0.5, rows[some] + 1, where="mid", color="white", linewidth=2.4)
     axes.step(layer.kept[rows][some] + 0.5, rows[some] + 1, where="mid", color=COLOURS[4], linewidth=1.4, label=label)
     axes.set_xlabel("rank in the spectrum of A")

@@ -64,7 +64,7 @@ def band_forms(C: Tensor, basis_A: Tensor, masks: list[Tensor]) -> Tensor:
 
 def energies(forms: Tensor, A_sum: Tensor) -> Tensor:
     """Sum over inputs x of ||W_b x||^2, from the sum of x x^T [d_in, d_in]. float64 [n_bands + 1]."""
-    return torch.stack([(form.double() * A_sum.double()).sum() for form in forms])
+    return (forms.flatten(1) @ A_sum.float().flatten()).double()
 
 
 def band_shares(shards: np.ndarray) -> Bands:

@@ -22,7 +22,7 @@ class Run:
         results: Rows of ``results.jsonl``, of each edit the latest.
         edit: ``edit.json`` of the edited model.
         comparison: ``comparison.json``: examples, changes of token losses.
-        findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, those that are there.
+        findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, ``bands.json``, if they are there.
         factors: The collected factors, if any.
     """
 
@@ -47,8 +47,8 @@ class Run:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """The latest result of each stage (with its rank, in a study of attention)."""
-        return {" ".join(map(str, filter(None, (row.get("stage"), row.get("rank"))))): row for row in self.results}
+        """The latest result of each stage; those of a rank, in a study of attention, are in its own table."""
+        return {row["stage"]: row for row in self.results if row.get("rank") is None}
 
 
 def read_run(path: Path) -> Run:
@@ -59,9 +59,11 @@ def read_run(path: Path) -> Run:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such run folder")
-    names = ("mining", "recommended", "crystallization")
+    names = ("mining", "recommended", "crystallization", "bands")
     findings = {name: found for name in names if (found := _json(path / f"{name}.json"))}
     results = read_results(path / "results.jsonl")
+    if results and "context" in results[-1]:  # what was measured on other text, or in another dtype, is no part of it
+        results = [row for row in results if row.get("context") == results[-1]["context"]]
     if not (results or findings or (path / "run.json").is_file()):
         raise InputError(f"{path}: holds no results.jsonl and no run.json; name the folder of a run")
     edits = [_json(path / place / EDIT_FILE) for place in ("edited", "patch")]

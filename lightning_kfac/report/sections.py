@@ -140,12 +140,15 @@ def spectra(run: Run) -> str:
     """Spectra of the collected factors, with the cut of the edit."""
     if run.factors is None:
         return ""
-    bases, rhos = BasisCache.beside(run.factors), {x["name"]: x["rho"] for x in run.edit.get("layers", [])}
+    bases, config = BasisCache.beside(run.factors), run.edit.get("config", {})
+    # Elsewhere what is kept is no staircase in the spectra, or another one.
+    plain = config.get("mode") == "suppress" and config.get("budget") in (None, "mass") and not run.edit.get("domains")
+    cut = [layer for layer in run.edit.get("layers", []) if plain and layer["formula"] == "original"]
+    rhos = {layer["name"]: layer["rho"] for layer in cut}
     found = {}
     for name in run.factors:
         G, A = bases.of(run.factors, name)
         found[name] = layer_spectrum(G.values, A.values, rhos.get(name))
-    rho = next(iter(rhos.values()), None)
     rows = [
         [
             layer_label(name),
@@ -158,9 +161,7 @@ def spectra(run: Run) -> str:
         for name, x in found.items()
     ]
     header = ["layer", "size", "effective rank A", "effective rank G", "condition A", "condition G"]
-    return section(
-        "Curvature", table(header, rows), *(figure(drawn, tag) for tag, drawn in spectrum_figures(found, rho))
-    )
+    return section("Curvature", table(header, rows), *(figure(drawn, tag) for tag, drawn in spectrum_figures(found)))
 
 
 def findings(run: Run) -> str:
@@ -176,8 +177,38 @@ def findings(run: Run) -> str:
         rows = [[_name(key), *(_figure(row, key) for row in stages.values())] for key in keys]
         parts.append(table(["", *stages], rows))
     if study := run.findings.get("crystallization"):
-        parts.append(paragraph(study["verdict"]))
+        parts += [paragraph(study["verdict"]), *_attention_tables(study)]
+    if profile := run.findings.get("bands"):
+        text = f"Band profile against {profile['against']}; {profile['statistic']}; positions: {profile['n_positions']}"
+        pngs = sorted(run.path.glob("ratios_*.png")) + sorted(run.path.glob("bands_*.png"))
+        parts += [paragraph(text), *(image(png.read_bytes(), png.stem) for png in pngs)]
     return section("Findings", *parts)
+
+
+def _attention_tables(study: Mapping[str, Any]) -> list[str]:
+    """Costs of every mode and layer, and the heads, of a study of crystallized attention."""
+    recovered = study.get("recovered") or {}
+    modes = []
+    for name, cost in study["costs"].items():
+        share = recovered.get(name.removeprefix("lowrank ")) if name.startswith("lowrank") else None
+        change = _with_bounds(
+            f"{cost['change']['value']:+.2%}", "{:+.2%}", [cost["change"][k] for k in ("low", "high")]
+        )
+        back = "" if share is None else _with_bounds(f"{share['value']:.0%}", "{:.0%}", [share["low"], share["high"]])
+        modes.append([name, f"{cost['perplexity']:.3f}", change, back])
+    heads = [
+        [
+            f"layer {h['layer']} head {h['head']}",
+            str(h["effective_dimension"]),
+            f"{h['entropy']:.2f}",
+            f"{h['top1_mass']:.2f}",
+        ]
+        for h in study["heads"]
+    ]
+    return [
+        table(["attention", "perplexity", "change", "of the Top-1 loss recovered"], modes),
+        table(["head", "effective dimension at 90 %", "entropy, nats", "top-1 mass"], heads),
+    ]
 
 
 def not_measured(run: Run) -> str:
@@ -209,13 +240,10 @@ def reproduce(run: Run) -> str:
     """Commands and the full configuration."""
     commands = []
     if run.config and run.status:
-        kind = shlex.split(run.status.get("command", "train.py fit"))[1:2] or ["fit"]
-        commands.append(f"python train.py {kind[0]} --config {run.path / 'config.yaml'} --overwrite")
+        program, kind = [*shlex.split(run.status.get("command", "")), "train.py", "fit"][:2]
+        commands.append(f"python {program} {kind} --config {run.path / 'config.yaml'}")
     if run.status.get("command"):
         commands.insert(0, f"python {run.status['command']}")
-    if run.is_grid:
-        command = "scan" if run.scan.is_file() else "sweep"
-        commands.append(f"python edit.py {command} --output {run.path} ...  # with the options of the run; it resumes")
     commands.append(f"python edit.py report {run.path}")
     return section("Reproduce", preformatted("\n".join(commands)), preformatted(run.config) if run.config else "")
 
@@ -242,6 +270,10 @@ def _change(row: Mapping[str, Any], key: str) -> str:
     value, *bounds = row["differences"].get(key) or [None]
     style = METRICS[key.rpartition("/")[2]][1].replace(":", ":+")
     return "" if value is None else _with_bounds(style.format(value), style, bounds)
+
+
+def _estimate(estimate: Mapping[str, float], style: str) -> str:
+    return _with_bounds(style.format(estimate["value"]), style, [estimate["low"], estimate["high"]])
 
 
 def _with_bounds(text: str, style: str, bounds: Any) -> str:
