@@ -92,7 +92,7 @@ def examples_table(examples: list[Example]) -> Table:
         for name in ("prefix", "gold", "before"):
             table.add_row(name, Text(_one_line(getattr(example, name))))
         same, rest = _split(example)
-        table.add_row("after", Text.assemble(_one_line(same), " " * bool(same), (_one_line(rest), "bold")))
+        table.add_row("after", Text.assemble(same, (rest, "bold")))
         table.add_section()
     return table
 
@@ -103,16 +103,18 @@ def examples_markdown(examples: list[Example]) -> str:
     for number, example in enumerate(examples, start=1):
         same, rest = (_escaped(text) for text in _split(example))
         parts.append(f"### {number}\n")
-        parts += [f"**{name}**\n\n> {_escaped(getattr(example, name))}\n" for name in ("prefix", "gold", "before")]
-        parts.append(f"**after**\n\n> {same} {f'**{rest}**' if rest else ''}\n")
+        for name in ("prefix", "gold", "before"):
+            parts.append(f"**{name}**\n\n> {_escaped(_one_line(getattr(example, name)))}\n")
+        parts.append(f"**after**\n\n> {same}{f'**{rest}**' if rest else ''}\n")
     return "\n".join(parts)
 
 
 def _split(example: Example) -> tuple[str, str]:
     """``after`` up to where it diverges, and from there."""
-    if example.diverging and example.after.endswith(example.diverging):
-        return example.after[: len(example.after) - len(example.diverging)], example.diverging
-    return example.after, ""
+    line, rest = _one_line(example.after), _one_line(example.diverging)
+    if not rest or not line.endswith(rest):
+        return line, ""
+    return line[: len(line) - len(rest)], rest
 
 
 def _sets(results: Mapping[str, object], count: str = "n_sequences") -> list[str]:
@@ -153,7 +155,7 @@ def _with_interval(style: str, value: float | None, bounds: Sequence[float | Non
 
 def _escaped(text: str) -> str:
     """As Markdown that shows the text itself."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
 
 
 def _one_line(text: str) -> str:

@@ -169,7 +169,8 @@ def test_excitation_of_a_model_is_a_loop_over_its_inputs(family):
 def test_layers_without_a_block(tmp_path):
     """The output layer has neither block nor projection, and the decoder alone does not run it."""
     ids = torch.arange(1, 513).view(8, 64)
-    factors = collect_factors(build_model("llama"), [{"input_ids": ids % VOCAB}], modules=["lm_head", r".*layers\.2.*up_proj"])
+    modules = ["lm_head", r".*layers\.2.*up_proj"]
+    factors = collect_factors(build_model("llama"), [{"input_ids": ids % VOCAB}], modules=modules)
     save_factors(factors, tmp_path / "f", {"model": "none", "n_tokens": 1})
     edit_main(["inspect", "--factors", str(tmp_path / "f"), "--output", str(tmp_path / "i")])
     assert (tmp_path / "i" / "kept_lm_head.png").exists()
