@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_kfac.batch import TokenBatch
+from lightning_kfac.decoding import agree
 from lightning_kfac.metrics.functional import stress_length, token_losses, top_tokens
 from lightning_kfac.recitation import gold_hits, recite
 
@@ -79,8 +80,7 @@ def takes_own_mask(model: nn.Module) -> bool:
         except Exception:  # models refuse such a mask each in its own way
             _MASKS[model] = False
         else:
-            noise = 64 * torch.finfo(next(model.parameters()).dtype).eps * alone.abs().max()
-            _MASKS[model] = bool((alone - masked).abs().max() <= noise)
+            _MASKS[model] = agree(masked, alone, next(model.parameters()).dtype)
     return _MASKS[model]
 
 

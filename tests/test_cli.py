@@ -152,6 +152,22 @@ def test_saved_config_runs_again(quickstart, tmp_path, few):
     assert [row["stage"] for row in results(tmp_path / "again")] == ["baseline", "edited"]
 
 
+def test_intervals_and_changes_are_recorded(quickstart):
+    """In results.jsonl and in TensorBoard, the same."""
+    _, values = scalars(quickstart[0])
+    before, after = results(quickstart[0])
+    assert not before["differences"]
+    for name in ("strict_acc", "unseen/loose_acc", "perplexity", "ndcg@10"):
+        low, high = after["intervals"][name]
+        change, *bounds = after["differences"][name]
+        assert low < after[name] < high or (low == after[name] == 0 < high)
+        assert change == pytest.approx(after[name] - before[name], abs=1e-12)
+        logged = [values[f"val_interval/edited/{name}/{end}"][0] for end in ("low", "high")]
+        logged += [values[f"change/edited/{name}"][0]]
+        logged += [values[f"change_interval/edited/{name}/{end}"][0] for end in ("low", "high")]
+        assert logged == pytest.approx([low, high, change, *bounds], rel=1e-6)
+
+
 def validate(folder, **changes):
     options = small(folder, "demo:planted_report.jsonl", **changes)
     options = [o for o in options if not o.startswith("--collect")]

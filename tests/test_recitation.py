@@ -1,5 +1,6 @@
 """Recitation decided by one forward, against decoding token by token with the library's own generate."""
 
+import copy
 import random
 
 import pytest
@@ -198,6 +199,13 @@ def test_rows_that_have_ended_do_not_run_out_of_positions():
             assert recital.continuation == generated(model, prefix, len(gold))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["olmo2", "llama", "qwen3", "gpt2"])
+def test_models_that_bear_gaps_and_masks_are_known(family, dtype):
+    model = build_model(family, dtype=dtype)
+    assert has_plain_cache(model) and takes_own_mask(model)
+
+
 @pytest.mark.parametrize("family", ["mpt", "gpt_neo"])
 def test_models_that_count_places_are_decoded_anew(family):
     """ALiBi counts places of the cache, and GPT-Neo's windows lie in the model: gaps would shift both."""
@@ -218,7 +226,7 @@ def test_models_that_count_places_are_decoded_anew(family):
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.15)
-    assert not has_plain_cache(model)
+    assert not has_plain_cache(copy.deepcopy(model).bfloat16()) and not has_plain_cache(model)
     rng = random.Random(0)
     prefixes = [[rng.randrange(1, VOCAB) for _ in range(12)] for _ in range(7)]
     golds = [[rng.randrange(1, VOCAB) for _ in range(9)] for _ in prefixes]

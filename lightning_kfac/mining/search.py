@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.decoding import right_padded
@@ -69,7 +69,7 @@ def search(
     chosen = [(i, o) for i, o in windows if ends[i][o + length - 1] == (ends[i][o - 1] if o else 0)]
     if likely is not None and chosen:
         hits = _hits(model, pieces, head_alone, prefix_len + suffix_len // 2)
-        chosen = [w for w in chosen if _share(hits[w[0]], w[1], prefix_len, suffix_len) >= likely]
+        chosen = [(i, o) for i, o in chosen if hits[i, o + length] - hits[i, o + prefix_len] >= likely * suffix_len]
     found, near_ties = [], 0
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
@@ -86,18 +86,13 @@ def search(
     return Searched(found, len(windows), len(chosen), near_ties)
 
 
-def _hits(model: nn.Module, pieces: Sequence[Piece], head_alone: bool, context: int) -> Tensor:
+def _hits(model: nn.Module, pieces: Sequence[Piece], head_alone: bool, context: int) -> np.ndarray:
     """Running count of predicted tokens before each place of each piece. int64 [B, T + 1]."""
     device = next(model.parameters()).device
     ids, real = right_padded([piece.tokens.tolist() for piece in pieces], device)
     batch = TokenBatch.from_dict({"input_ids": ids} | ({} if real.all() else {"attention_mask": real}))
     right = most_likely(model, batch, head_alone, context)[:, : ids.shape[1] - 1] == ids[:, 1:]
-    return torch.cat([ids.new_zeros(len(ids), 2), right.long().cumsum(1)], dim=1).cpu()
-
-
-def _share(counts: Tensor, offset: int, prefix_len: int, suffix_len: int) -> float:
-    first = offset + prefix_len
-    return (counts[first + suffix_len] - counts[first]).item() / suffix_len
+    return torch.cat([ids.new_zeros(len(ids), 2), right.long().cumsum(1)], dim=1).cpu().numpy()
 
 
 def _match_length(
