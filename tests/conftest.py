@@ -65,6 +65,20 @@ def build_model(family: str, dtype: torch.dtype = torch.float32, **changes) -> n
     return model.to(dtype)
 
 
+def run_train(arguments: list[str]) -> None:
+    """train.py in a process of its own, as ranks need it; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))
 def any_model(request) -> nn.Module:
     """OLMo-2, Llama with grouped-query attention, GPT-2; tests must leave it unchanged."""

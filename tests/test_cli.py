@@ -22,7 +22,7 @@ from lightning_kfac.cli import main
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.loading import load_model, load_tokenizer
-from tests.conftest import build_model
+from tests.conftest import build_model, run_train
 from tests.test_data import mixture, write_jsonl  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -318,16 +318,7 @@ def test_two_ranks_give_the_factors_of_one(tmp_path, few, labels):
     for n in (1, 2):
         options = {"model.labels": labels, "data.max_tokens": 1069, "data.batch_size": 2, "edit.rho": 0.8}
         options |= {"trainer.devices": n, "trainer.strategy": "ddp" if n > 1 else "auto"}
-        done = subprocess.run(
-            [sys.executable, "train.py", "fit", *small(tmp_path / str(n), few, **options)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_train(["fit", *small(tmp_path / str(n), few, **options)])
     one, two = (load_factors(tmp_path / n / "factors") for n in "12")
     assert two.metadata["world_size"] == 2
     for name in one:

@@ -4,9 +4,6 @@ import contextlib
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -28,7 +25,7 @@ from lightning_kfac.batch import TokenBatch
 from lightning_kfac.cli import main
 from lightning_kfac.errors import InputError
 from lightning_kfac.loading import load_model, load_tokenizer
-from tests.conftest import build_model
+from tests.conftest import build_model, run_train
 from tests.test_cli import few, results, scalars  # noqa: F401
 from tests.test_collect import batched
 from tests.test_data import write_jsonl
@@ -225,16 +222,7 @@ def test_two_ranks_give_the_spectra_of_one(few, tmp_path):  # noqa: F811
     changes["data.memorized"] = "null"
     main(["fit", *small(tmp_path / "one", few, **changes)])
     changes |= {"trainer.devices": 2, "trainer.strategy": "ddp"}
-    done = subprocess.run(
-        [sys.executable, "train.py", "fit", *small(tmp_path / "two", few, **changes)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_train(["fit", *small(tmp_path / "two", few, **changes)])
     one, two = (load_spectra(tmp_path / name / "residuals") for name in ("one", "two"))
     assert two.metadata["n_tokens"] == one.metadata["n_tokens"] == 570 - 9
     for name in ("second_moment", "entropy", "top1_mass"):

@@ -1,9 +1,6 @@
 """Collections of several texts, moments, and the three-way comparison, through train.py and from Python."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +24,7 @@ from lightning_kfac.loading import load_model, load_tokenizer
 from lightning_kfac.math.importance import FORMULAS
 from lightning_kfac.moments import load_moments
 from lightning_kfac.results import read_results
-from tests.conftest import build_model
+from tests.conftest import build_model, run_train
 from tests.oracle import full_sort_selection
 from tests.test_cli import few, small  # noqa: F401
 from tests.test_collect import batched, projections_of
@@ -148,16 +145,7 @@ def test_two_ranks_agree_on_domains_and_moments(tmp_path, few, facts):  # noqa: 
     for n in (1, 2):
         changes = {"trainer.devices": n, "trainer.strategy": "ddp" if n > 1 else "auto", "data.batch_size": 2}
         changes |= {"collect.moments": "token", "edit.formula": "corrected"}
-        done = subprocess.run(
-            [sys.executable, "train.py", "fit", *domain_options(tmp_path / str(n), few, facts, **changes)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_train(["fit", *domain_options(tmp_path / str(n), few, facts, **changes)])
     one, two = tmp_path / "1", tmp_path / "2"
     for place in ("factors", "domains/sums"):
         assert_close(load_factors(two / place), load_factors(one / place), 1e-6)

@@ -247,6 +247,10 @@ def test_sweep_measures_resumes_and_shows(tmp_path, demo_factors, few, capsys, m
         for r in rows
         if r["edit"] and r["edit"]["formula"] == "original"
     }
+    trial = EventAccumulator(str(folder / "tensorboard" / "original, 3 gate,up" / "rho 0.9"))
+    trial.Reload()
+    assert "_hparams_/session_start_info" in str(trial.summary_metadata)
+    assert trial.Scalars("hp/strict_acc")[0].value == pytest.approx(steps[900])
 
     # Each point is what `apply` makes, and measured as `train.py validate` measures it.
     monkeypatch.setattr("lightning_kfac.evaluator.ModelEvaluator.__call__", None)  # nothing is left to measure

@@ -24,7 +24,7 @@ from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.mining.search import search
 from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces
 from lightning_kfac.recitation import recite
-from tests.conftest import VOCAB, build_model
+from tests.conftest import VOCAB, build_model, run_train
 from tests.test_data import write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -261,7 +261,7 @@ def test_mining_finds_the_planted_passages(one_rank, corpus):
 
 
 def test_two_ranks_find_the_same(one_rank, corpus, tmp_path):
-    run(options(tmp_path, corpus[0], **{"trainer.devices": 2, "trainer.strategy": "ddp"}))
+    run_train(options(tmp_path, corpus[0], **{"trainer.devices": 2, "trainer.strategy": "ddp"}))
     assert mined(tmp_path) == mined(one_rank)
     a, b = (json.loads((folder / "mining.json").read_text()) for folder in (tmp_path, one_rank))
     assert {**a, "timestamp": 0} == {**b, "timestamp": 0}
@@ -283,20 +283,13 @@ def test_a_stopped_search_goes_on(one_rank, corpus, tmp_path, how):
     with pytest.raises(SystemExit):
         main(options(tmp_path, corpus[0], **{"data.mining.stride": 8}))
     if how == signal.SIGKILL:  # another number of ranks may go on
-        run(options(tmp_path, corpus[0], **{"trainer.devices": 2, "trainer.strategy": "ddp"}))
+        run_train(options(tmp_path, corpus[0], **{"trainer.devices": 2, "trainer.strategy": "ddp"}))
     else:
         main(options(tmp_path, corpus[0]))
     assert mined(tmp_path) == mined(one_rank)
 
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def run(arguments):
-    done = subprocess.run(
-        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, env=ENV
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_search_that_was_cut_short_is_not_finished(one_rank, corpus, tmp_path, capsys):
