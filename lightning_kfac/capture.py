@@ -33,6 +33,12 @@ class LayerSums(Protocol):
     def load(self, tensors: list[Tensor]) -> None:
         """Takes back what ``tensors`` gave."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What ``load_state`` needs to go on bit for bit: more than the sums, where these are kept in parts."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what ``state`` gave."""
+
     def trace(self) -> dict[str, Tensor]:
         """Scalars that are finite only while everything that was added was: of the input, of the gradient."""
 
@@ -57,6 +63,15 @@ class FactorSums:
     def load(self, tensors: list[Tensor]) -> None:
         for moment, tensor in zip((self.G, self.A), tensors, strict=False):
             moment.load_packed(tensor)
+
+    def state(self) -> dict[str, Tensor]:
+        moments = {"G": self.G} | ({"A": self.A} if self.A is not None else {})
+        return {f"{side}.{key}": value for side, moment in moments.items() for key, value in moment.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for side, moment in (("G", self.G), ("A", self.A)):
+            if moment is not None:
+                moment.load_state({k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{side}.")})
 
     def trace(self) -> dict[str, Tensor]:
         return {"gradient": self.G.trace()} | ({"input": self.A.trace()} if self.A is not None else {})
@@ -90,6 +105,12 @@ class MomentSums:
 
     def load(self, tensors: list[Tensor]) -> None:
         (self.total,) = tensors
+
+    def state(self) -> dict[str, Tensor]:
+        return {"total": self.total}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.total.copy_(state["total"])
 
     def trace(self) -> dict[str, Tensor]:
         return {"gradient": self.total.sum()}
@@ -232,6 +253,41 @@ class CurvatureCapture:
         copy.reduce(add_over_ranks)
         return copy.factors(mc_samples)
 
+    def state(self) -> dict[str, Tensor]:
+        """Sums and counts of this rank by ``layer/part``, for ``load_state``."""
+        state = {f"{name}/{key}": value for name, sums in self.sums.items() for key, value in sums.state().items()}
+        return state | {f"{name}/count": count for name, count in self.counts.items()}
+
+    def load_state(self, state: Mapping[str, Tensor], leaders: Mapping[str, str]) -> None:
+        """Goes on from what ``state`` gave, bit for bit.
+
+        Args:
+            leaders: The attribute of the capture that gave the state.
+        """
+        self.share_inputs(leaders)
+        for name, sums in self.sums.items():
+            sums.load_state(_parts(state, name))
+        for name, count in self.counts.items():
+            count.copy_(state[f"{name}/count"])
+
+    def add_state(self, state: Mapping[str, Tensor]) -> None:
+        """Adds the sums of another capture of these layers to this one's, equal to rounding."""
+        for name, sums in self.sums.items():
+            if not (parts := _parts(state, name)):
+                continue
+            before = [tensor.clone() for tensor in sums.tensors()]
+            sums.load_state(parts)
+            sums.load([old + new for old, new in zip(before, sums.tensors(), strict=True)])
+        for name, count in self.counts.items():
+            count += state[f"{name}/count"].to(count.device)
+
+    def share_inputs(self, leaders: Mapping[str, str]) -> None:
+        """Says before the first batch which layers read the same input, as the attribute ``leaders`` does after it."""
+        self.leaders = dict(leaders)
+        for name, sums in self.sums.items():
+            if isinstance(sums, FactorSums) and leaders.get(name, name) != name:
+                sums.A = None
+
     def reduce(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Adds the sums of all ranks; only triangles travel.
 
@@ -272,3 +328,10 @@ class CurvatureCapture:
             if not sums.trace()["gradient"].isfinite():
                 return f"the gradient at {name} has NaN or infinite values"
         return "the loss is NaN or infinite"
+
+
+def _parts(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """What a capture's state says of one layer's sums."""
+    parts = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+    parts.pop("count", None)
+    return parts

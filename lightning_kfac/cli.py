@@ -29,6 +29,7 @@ from lightning_kfac.callbacks import (
     SaveTrainedModel,
     SpectrumLogger,
 )
+from lightning_kfac.callbacks.collection_state import checkpoint_in, latest_checkpoint, step_of
 from lightning_kfac.callbacks.mining import LOG, MINED, REPETITIONS, SUMMARY
 from lightning_kfac.checkpoints import Save
 from lightning_kfac.data.datamodule import TextData
@@ -40,7 +41,7 @@ from lightning_kfac.loading import skeleton
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.progress import console, say
 from lightning_kfac.reference import edit_details, find_reference
-from lightning_kfac.run_folder import RunFolder
+from lightning_kfac.run_folder import EVENTS, RunFolder
 from lightning_kfac.strategies import strategy_for
 from lightning_kfac.targets import count_blocks, narrow
 
@@ -130,17 +131,38 @@ class TrainCLI(LightningCLI):
         config.trainer.default_root_dir = config.trainer.default_root_dir or str(Path("runs") / self._run_name(config))
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.model_name
+        self._find_state(config)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would unpickle the file and let it change the settings."""
+
+    def _find_state(self, config) -> None:
+        """Has an interrupted collection in the run's folder gone on with, or the one that ``ckpt_path`` names."""
+        self.resumed = False
+        collects = self.subcommand == "fit" and config.model.training is None and config.crystallize is None
+        if not collects or (config.overwrite and not config.ckpt_path):
+            return
+        root, named = Path(config.trainer.default_root_dir), config.ckpt_path
+        found = latest_checkpoint(root) if named in (None, "last") else checkpoint_in(Path(named), root)
+        if named == "last" and found is None:
+            raise InputError(f"ckpt_path: {root} holds no interrupted collection")
+        if named is not None and config.overwrite:
+            raise InputError("ckpt_path goes on with a run, overwrite begins anew; choose one")
+        if named is not None or RunFolder(root).interrupted:
+            config.ckpt_path, self.resumed = found and str(found), found is not None
 
     def instantiate_trainer(self, **kwargs):
         """Adds the package's logger, strategy and callbacks to the user's own."""
         settings = self._get(self.config_init, "trainer")
         self.folder = RunFolder(settings["default_root_dir"])
         if settings["logger"] is None:
-            kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name="tensorboard", version="")
+            # What an interrupted run wrote after its last state is written again.
+            again = {"purge_step": step_of(self._get(self.config_init, "ckpt_path"))} if self.resumed else {}
+            kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name=EVENTS, version="", **again)
         kwargs["strategy"] = strategy_for(settings)
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
-        report = RunReport(self.folder, self.command, self._config_text())
+        report = RunReport(self.folder, self.command, self._config_text(), self.resumed)
         kwargs["callbacks"] = [*self._callbacks(own), *own, report]
         if settings["enable_progress_bar"] is not False:
             kwargs["callbacks"].append(RunProgress())
@@ -166,6 +188,7 @@ class TrainCLI(LightningCLI):
             chosen = narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
             edit.check(chosen, list(self.datamodule.domains), collector)
         if self.trainer.global_rank == 0:
+            self.folder.lock()
             self.folder.check(self._get(self.config, "overwrite"), self._inputs())
             self._announce(len(targets), edit and edit.config, study and study.config)
 
@@ -174,6 +197,8 @@ class TrainCLI(LightningCLI):
         self._check_data()
         if not self.datamodule.validation_names:
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
+        if self.trainer.global_rank == 0:
+            self.folder.lock()
 
     def validate(self, **kwargs) -> None:
         """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
@@ -193,6 +218,7 @@ class TrainCLI(LightningCLI):
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
             self._callback(RunReport).show_comparison()
+            self.folder.note(self.command)
 
     def _check_reference(self, reference: str) -> None:
         """Says where the reference is not what was edited."""
@@ -204,6 +230,8 @@ class TrainCLI(LightningCLI):
     def before_predict(self) -> None:
         """Checks all input; a finished search is replaced only if asked for, an unfinished one goes on."""
         self._check_data()
+        if self.trainer.global_rank == 0:
+            self.folder.lock()
         found, overwrite = self.folder.path / MINED, self._get(self.config, "overwrite")
         if found.exists() and not overwrite:
             raise InputError(f"{found} is already there; add --overwrite to replace it")
@@ -224,6 +252,12 @@ class TrainCLI(LightningCLI):
             ]
             console.print(f"Outputs in {path}/: {', '.join(present)}")
             console.print(f"TensorBoard: {_python()} -m tensorboard.main --logdir {path / 'tensorboard'}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            self.folder.unlock()
 
     # -- parts ---------------------------------------------------------------------------------------
 
@@ -286,6 +320,8 @@ class TrainCLI(LightningCLI):
     def _config_text(self) -> str:
         config = self.config[self.subcommand].clone()
         config.overwrite = False  # running a saved config again must not replace anything unasked
+        if "ckpt_path" in config:
+            config.ckpt_path = None
         return self._parser(self.subcommand).dump(config, skip_unset=False)
 
     @staticmethod
@@ -308,7 +344,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"error: {own}", file=sys.stderr)
         raise SystemExit(2) from None
     except SIGTERMException:
-        print("stopped by SIGTERM; what was done is kept", file=sys.stderr)
+        print("stopped by SIGTERM; what was done is kept, the same command goes on from there", file=sys.stderr)
         raise SystemExit(143) from None
 
 

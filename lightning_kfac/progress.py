@@ -36,14 +36,16 @@ class RateColumn(ProgressColumn):
     """Units a second since the start."""
 
     def render(self, task: Task) -> Text:
-        return Text(format_rate(task.completed, task.elapsed or 0.0, task.fields["unit"]))
+        return Text(format_rate(task.completed - task.fields["begun_at"], task.elapsed or 0.0, task.fields["unit"]))
 
 
 @contextmanager
-def track_count(description: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def track_count(
+    description: str, unit: str, total: int | None = None, done: int = 0
+) -> Iterator[Callable[[int], None]]:
     """Shows progress while the block runs; yields a function that takes the number of units done.
 
-    Only rank 0 shows anything.
+    Only rank 0 shows anything. ``done`` units are there already, and count in no rate.
 
     Example:
         >>> with track_count("count", "numbers", total=3) as advance_to:
@@ -54,10 +56,10 @@ def track_count(description: str, unit: str, total: int | None = None) -> Iterat
         yield lambda done: None
     elif progress_console.is_terminal:
         with _bar() as bar:
-            task = bar.add_task(description, total=total, unit=unit)
+            task = bar.add_task(description, total=total, completed=done, unit=unit, begun_at=done)
             yield lambda done: bar.update(task, completed=done)
     else:
-        yield _line_printer(description, unit, total)
+        yield _line_printer(description, unit, total, done)
 
 
 def _bar() -> Progress:
@@ -73,7 +75,7 @@ def _bar() -> Progress:
     )
 
 
-def _line_printer(description: str, unit: str, total: int | None) -> Callable[[int], None]:
+def _line_printer(description: str, unit: str, total: int | None, begun_at: int) -> Callable[[int], None]:
     start = printed = time.monotonic()
     finished = False
 
@@ -84,11 +86,11 @@ def _line_printer(description: str, unit: str, total: int | None) -> Callable[[i
         if finished or not (last or now - printed > SECONDS_BETWEEN_LINES):
             return
         printed, finished = now, done == total
-        rate = done / max(now - start, 1e-9)
+        rate = (done - begun_at) / max(now - start, 1e-9)
         eta = f", ETA {format_seconds((total - done) / rate)}" if total and rate and done < total else ""
         of = f" of {total:,}" if total else ""
         progress_console.print(
-            f"{description}: {done:,}{of} {unit}, {format_rate(done, now - start, unit)}, "
+            f"{description}: {done:,}{of} {unit}, {format_rate(done - begun_at, now - start, unit)}, "
             f"{format_seconds(now - start)}{eta}"
         )
 

@@ -3,9 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+
+from lightning_kfac.files import new_file
 
 
 def append_result(path: Path, row: Mapping) -> dict:
@@ -20,6 +22,16 @@ def append_result(path: Path, row: Mapping) -> dict:
                 file.write("\n")
         file.write(json.dumps(row) + "\n")
     return row
+
+
+def replace_result(path: Path, row: Mapping, same: Sequence[str] | None) -> dict:
+    """Appends one evaluation in the place of an earlier one that agrees with it in the fields ``same``."""
+    rows = read_results(path) if same else []
+    kept = [old for old in rows if any(old.get(key) != row.get(key) for key in same)]
+    if len(kept) < len(rows):
+        with new_file(path) as partial:
+            partial.write_text("".join(json.dumps(old) + "\n" for old in kept), "utf-8")
+    return append_result(path, row)
 
 
 def read_results(path: Path) -> list[dict]:

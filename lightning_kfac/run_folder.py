@@ -1,19 +1,25 @@
 """The folder of a run: who may write into it, and what it says of itself."""
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from lightning_kfac.errors import InputError
-from lightning_kfac.results import append_result, timestamp
+from lightning_kfac.files import new_file
+from lightning_kfac.results import replace_result, timestamp
 
 STATUS = "run.json"
 # What a run replaces; the status last, so that a half-moved folder still says whose it is.
 EVENTS = "tensorboard"
+FACTORS = "factors"
 OUTPUTS = (
-    "factors",
+    FACTORS,
     "domains",
     "snapshots",
     "edited",
@@ -28,6 +34,9 @@ OUTPUTS = (
     STATUS,
 )
 PREVIOUS = "previous"
+# What an interrupted run goes on from.
+STATE = "state"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -39,8 +48,42 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._lock: FileLock | None = None
         # Lightning opens this run's event file early, so the earlier run's have to be told apart.
         self._old_events = [p for p in (self.path / EVENTS).rglob("*") if p.is_file()]
+
+    def lock(self) -> None:
+        """Keeps other runs out of the folder until this process ends, however it ends.
+
+        Raises:
+            InputError: Another run is writing to it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; choose another folder with --trainer.default_root_dir")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / LOCK)
+            self._lock.acquire(timeout=0)
+            with open(self.path / LOCK, "w", encoding="utf-8") as file:
+                file.write(f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}")
+        except Timeout:
+            owner = (self.path / LOCK).read_text("utf-8", errors="replace") or "another process"
+            raise InputError(
+                f"{self.path}: {owner} is writing to this folder; wait for it, or choose another folder with "
+                "--trainer.default_root_dir"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def unlock(self) -> None:
+        """Lets others in again."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a run was begun here and did not finish."""
+        return self._status().get("status") == "running"
 
     def check(self, overwrite: bool, inputs: Iterable[str | Path | None] = ()) -> None:
         """Raises ``InputError`` where a run would replace something that it must not.
@@ -49,8 +92,6 @@ class RunFolder:
             overwrite: Allow it to replace a finished run.
             inputs: Paths that the run will read: they must not lie in the folder's own outputs.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file; choose another folder with --trainer.default_root_dir")
         present = [name for name in OUTPUTS if (self.path / name).exists()]
         if present and STATUS not in present:
             raise InputError(
@@ -61,7 +102,7 @@ class RunFolder:
             inside = [name for name in OUTPUTS if Path(path).resolve().is_relative_to((self.path / name).resolve())]
             if inside:
                 raise InputError(f"{path} lies in the folder that this run would replace; choose another one")
-        if not overwrite and self._status().get("status") == "finished":
+        if not overwrite and present and not self.interrupted:
             raise InputError(
                 f"{self.path} already holds a finished run; add --overwrite to replace it, or choose another folder "
                 "with --trainer.default_root_dir"
@@ -72,36 +113,57 @@ class RunFolder:
         previous = self.path / PREVIOUS
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            _remove(self.path / STATE)
             for old in [*self._old_events, *(self.path / name for name in OUTPUTS if name != EVENTS)]:
                 if old.exists():
                     place = previous / old.relative_to(self.path)
                     place.parent.mkdir(parents=True, exist_ok=True)
                     _remove(place)
                     old.rename(place)
-            (self.path / "config.yaml").write_text(config, "utf-8")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self._write({"status": "running", "command": command, "started": timestamp()})
+        self._open({"command": command, "started": timestamp()}, config)
+
+    def resume(self, command: str, config: str) -> None:
+        """Goes on with an interrupted run: everything stays where it is."""
+        status = self._status()
+        self._open(status | {"command": command, "resumed": [*status.get("resumed", []), timestamp()]}, config)
 
     def finish(self) -> None:
-        """Marks the run as finished, and forgets the one before it."""
+        """Marks the run as finished, and forgets the one before it and what would have been needed to go on."""
         self._write(self._status() | {"status": "finished", "finished": timestamp()})
+        _remove(self.path / STATE)
         _remove(self.path / PREVIOUS)
 
-    def append_result(self, row: dict) -> None:
-        """Appends one evaluation to ``results.jsonl``."""
-        append_result(self.path / "results.jsonl", row)
+    def note(self, command: str) -> None:
+        """Says who wrote here, where no ``fit`` has; forgets what would have been needed to go on."""
+        if not self._status():
+            self._write({"status": "finished", "command": command, "finished": timestamp()})
+        if not self.interrupted:
+            _remove(self.path / STATE)
+
+    def add_result(self, row: dict) -> None:
+        """Adds one evaluation to ``results.jsonl``; one of an interrupted ``fit`` takes the place of its forerunner."""
+        replace_result(self.path / "results.jsonl", row, ("stage", "rank") if self.interrupted else None)
+
+    def _open(self, status: dict, config: str) -> None:
+        try:
+            with new_file(self.path / "config.yaml") as file:
+                file.write_text(config, "utf-8")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self._write(status | {"status": "running"})
 
     def _status(self) -> dict:
         try:
-            return json.loads((self.path / STATUS).read_text("utf-8"))
+            status = json.loads((self.path / STATUS).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
+        return status if isinstance(status, dict) else {}
 
     def _write(self, status: dict) -> None:
-        partial = self.path / f"{STATUS}.part"
-        partial.write_text(json.dumps(status | {"version": version("lightning-kfac")}, indent=2), "utf-8")
-        partial.replace(self.path / STATUS)
+        with new_file(self.path / STATUS) as file:
+            file.write_text(json.dumps(status | {"version": version("lightning-kfac")}, indent=2), "utf-8")
 
 
 def _remove(path: Path) -> None:

@@ -20,6 +20,7 @@ class Snapshots:
         self.rho = rho
         self._seen, self._next = 0, FIRST_SNAPSHOT
         self._last: dict[str, KeptSet] = {}
+        self._last_tokens: int | None = None
 
     def due(self, tokens: int) -> bool:
         """Counts the tokens of a batch (of all ranks) and says whether a snapshot is due."""
@@ -30,6 +31,20 @@ class Snapshots:
             self._next *= 2
         return True
 
+    def state(self) -> dict[str, int | None]:
+        """What ``load_state`` needs, beside the factors that were compared last: ``last`` is their token count."""
+        return {"seen": self._seen, "next": self._next, "last": self._last_tokens}
+
+    def load_state(self, state: Mapping[str, int | None], last: Mapping[str, KroneckerFactors] | None) -> None:
+        """Goes on from there.
+
+        Args:
+            last: The factors that were compared last, if any were.
+        """
+        self._seen, self._next = state["seen"], state["next"]
+        if last is not None:
+            self.compare(last)
+
     def compare(self, factors: Mapping[str, KroneckerFactors]) -> dict[str, float]:
         """Overlap in [0, 1] of each layer's kept set with that of the last call; empty the first time."""
         shared: dict[int, Spectrum] = {}
@@ -39,5 +54,5 @@ class Snapshots:
                 shared[id(layer.A)] = eigenbasis(layer.A, f"A of {name}")
             kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), shared[id(layer.A)])
         overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if self._last}
-        self._last = kept
+        self._last, self._last_tokens = kept, next(iter(factors.values())).n_tokens
         return overlaps

@@ -5,46 +5,30 @@ as memory takes at once; then, if asked for, the same again for moments in the b
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from lightning_kfac.bases import BasisCache
+from lightning_kfac.callbacks.collected import Collected, Pass, collection_metadata, domain_metadata
+from lightning_kfac.callbacks.collection_state import CollectionState, SlimCheckpointIO, StateWriter
+from lightning_kfac.callbacks.watch import SnapshotWatch
 from lightning_kfac.capture import CurvatureCapture, MomentSums
 from lightning_kfac.data.datamodule import CORPUS, TextData, domain_text
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.math.selection import check_rho
-from lightning_kfac.moments import save_moments
+from lightning_kfac.factors import KroneckerFactors
 from lightning_kfac.plan import MemoryPlan, plan_memory
-from lightning_kfac.progress import progress_console
-from lightning_kfac.run_folder import PREVIOUS
-from lightning_kfac.snapshots import Snapshots
+from lightning_kfac.progress import progress_console, say
 from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
 BATCHES_TO_CHECK = 8
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One reading of one text.
-
-    Attributes:
-        text: ``corpus`` or the name of a domain.
-        layers: Those whose sums fit into memory at once.
-        moments: Measure in the bases of the factors instead of summing factors.
-    """
-
-    text: str
-    layers: tuple[str, ...]
-    moments: bool
 
 
 class CurvatureCollector(Callback):
@@ -64,12 +48,11 @@ class CurvatureCollector(Callback):
             formulas ``corrected`` and ``corrected_modified``): per ``token`` or per ``sequence``.
         reuse: Do not collect the corpus again where the run folder holds its factors already, of the same
             weights, layers, text and settings. (Domains are always collected.)
+        save_minutes: How often the state is written from which an interrupted collection goes on. Each takes as
+            much disk as the sums take memory.
 
     Attributes:
-        factors: By dotted layer name, on every rank, after the last batch.
-        domain_factors: The same of each domain, by its name.
-        moments_of: Measured curvature by text: ``corpus`` or a domain.
-        bases: Eigenbases, on rank 0 kept beside the factors.
+        collected: Factors and moments, on every rank, after the last batch.
         metadata: What ``factors/metadata.json`` says beside the layers.
 
     Example:
@@ -90,26 +73,47 @@ class CurvatureCollector(Callback):
         stop_overlap: float | None = None,
         moments: Literal["token", "sequence"] | None = None,
         reuse: bool = False,
+        save_minutes: float = 5.0,
     ):
-        if watch_rho is not None:
-            check_rho(watch_rho)
-        if stop_overlap is not None and (watch_rho is None or not 0 <= stop_overlap <= 1):
-            raise InputError("stop_overlap must lie in [0, 1] and needs watch_rho, the rho of the edit to come")
-        self.snapshots = None if watch_rho is None else Snapshots(watch_rho)
-        self.stop_overlap = stop_overlap
+        if not save_minutes >= 0:
+            raise InputError(f"save_minutes is {save_minutes}; it must not be negative")
+        if stop_overlap is not None and watch_rho is None:
+            raise InputError("stop_overlap needs watch_rho, the rho of the edit to come")
+        self.watch = None if watch_rho is None else SnapshotWatch(watch_rho, stop_overlap)
         self.blocks, self.projections, self.modules = blocks, projections, modules
         self.max_memory_gb, self.layers_per_pass = max_memory_gb, layers_per_pass
-        self.moments, self.reuse = moments, reuse
-        self.factors: dict[str, KroneckerFactors] = {}
-        self.domain_factors: dict[str, dict[str, KroneckerFactors]] = {}
-        self.moments_of: dict[str, dict[str, Tensor]] = {}
-        self.bases = BasisCache()
+        self.moments, self.reuse, self.save_minutes = moments, reuse, save_minutes
+        self.collected = Collected(Path(), writes=False)
         self.metadata: dict = {}
         self.plan: MemoryPlan | None = None
+        self.writer: StateWriter | None = None
+        self._resumed: CollectionState | None = None
         self._passes: list[Pass] = []
+        self._texts: list[str] = []
+        self._domains: dict[str, str] = {}
         self._batch_tokens = 0
         self._layers: dict[str, nn.Module] = {}
         self._capture: CurvatureCapture | None = None
+
+    @property
+    def factors(self) -> dict[str, KroneckerFactors]:
+        """Factors of the corpus by dotted layer name."""
+        return self.collected.factors
+
+    @property
+    def domain_factors(self) -> dict[str, dict[str, KroneckerFactors]]:
+        """The same of each domain, by its name."""
+        return self.collected.domain_factors
+
+    @property
+    def moments_of(self) -> dict[str, dict[str, Tensor]]:
+        """Measured curvature by text: ``corpus`` or a domain."""
+        return self.collected.moments
+
+    @property
+    def bases(self) -> BasisCache:
+        """Eigenbases of ``factors``."""
+        return self.collected.bases
 
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
         """The tracked layers by dotted name; raises ``InputError`` for what does not exist."""
@@ -135,67 +139,45 @@ class CurvatureCollector(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.check(trainer, pl_module)
+            trainer.strategy.checkpoint_io = SlimCheckpointIO()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._layers = self.targets(pl_module.model)
-        data, precision = trainer.datamodule, str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
-        if isinstance(trainer.precision_plugin, MixedPrecision):
-            precision += f" ({trainer.precision_plugin.precision})"
-        self.metadata = {
-            "model": pl_module.model_name or "random weights",
-            "fingerprint": weights_fingerprint(pl_module.model, self._layers),
-            "tokenizer": getattr(data, "tokenizer_name", None),
-            "corpus": data.corpus.label if isinstance(data, TextData) else None,
-            "text": data.corpus.identity() if isinstance(data, TextData) else None,
-            "max_tokens": getattr(data, "max_tokens", None),
-            "seq_len": getattr(data, "seq_len", None),
-            "labels": pl_module.labels,
-            "mc_samples": pl_module.fisher_loss.mc_samples,
-            "precision": precision,
-            "seed": pl_module.seed,
-            "world_size": trainer.world_size,
-        }
-        folder = Path(trainer.default_root_dir) / "factors"
-        self.bases = BasisCache(folder / "bases" if trainer.is_global_zero else None)
+        data = trainer.datamodule
+        self.metadata = collection_metadata(trainer, pl_module, self._layers)
+        self._domains = {name: corpus.identity() for name, corpus in getattr(data, "domains", {}).items()}
+        root = Path(trainer.default_root_dir)
+        self.collected = Collected(root, writes=trainer.is_global_zero)
+        self.writer = StateWriter(root, self.save_minutes)
+        if self._resumed is not None:
+            self._resume(trainer, pl_module)
+            return
         if self.reuse:
-            self._reuse(folder, trainer)
+            found = self.collected.reuse(self.metadata, list(self._layers))
+            if found is not None:
+                self.metadata["n_tokens"] = found["n_tokens"]
+                say(f"{self.collected.folder(CORPUS)}: these factors are there already, they are not collected again")
             trainer.strategy.barrier()  # rank 0 puts the folder aside next
-        self._texts = [*([] if self.factors else [CORPUS]), *getattr(data, "domains", {})]
+        self._texts = [*([] if self.factors else [CORPUS]), *self._domains]
         if not self._texts and not self.moments:
             raise InputError(
-                f"{folder} holds these factors already, and there is nothing else to collect: edit with edit.py, or "
-                "leave collect.reuse out"
+                f"{root / 'factors'} holds these factors already, and there is nothing else to collect: edit with "
+                "edit.py, or leave collect.reuse out"
             )
         if isinstance(data, TextData):
             data.text_in_turn = _text_name([*self._texts, CORPUS][0])
 
-    def _reuse(self, folder: Path, trainer: Trainer) -> None:
-        """Takes the factors of an earlier run of the same settings, which lie in the run folder or were put aside."""
-        for place in (folder, folder.parent / PREVIOUS / folder.name):
-            try:
-                found = load_factors(place)
-            except InputError:
-                continue
-            same = all(found.metadata.get(k) == v for k, v in self.metadata.items() if k != "world_size")
-            if same and list(found) == list(self._layers):
-                self.factors = {name: found[name] for name in found}
-                self.metadata["n_tokens"] = found.metadata["n_tokens"]
-                if trainer.is_global_zero:
-                    progress_console.print(f"{folder}: these factors are there already, they are not collected again")
-                return
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Beginning a run puts the outputs of the one before it aside, also the factors that stay in use.
-        folder = Path(trainer.default_root_dir) / "factors"
-        aside = folder.parent / PREVIOUS / folder.name
-        if self.factors and trainer.is_global_zero and not folder.exists() and aside.exists():
-            aside.rename(folder)
+        self.collected.bring_back()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         if self.plan is None:
             self._make_plan(trainer, pl_module, *batch.input_ids.shape)
         if self._capture is None:
             self._capture = self._open_capture(self._passes[trainer.current_epoch])
+            if self._resumed is not None:
+                self._resumed.load_sums(self._capture, Path(trainer.ckpt_path).parent, trainer)
+                self._resumed = None
             self._capture.__enter__()
             pl_module.engine = CurvatureEngine(
                 pl_module.model, self._capture, pl_module.fisher_loss, self.plan.rows_at_once, self.plan.head_chunk
@@ -206,11 +188,25 @@ class CurvatureCollector(Callback):
             self._capture.check_finite(pl_module.batch_loss, f"batch {batch_idx}")
         n_tokens = next(iter(self._capture.counts.values()))
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
-        if self.snapshots is not None:
-            self._watch(trainer, pl_module)
+        if self.watch is not None:
+            draws, tokens = pl_module.fisher_loss.mc_samples, self._batch_tokens * trainer.world_size
+            trainer.should_stop |= self.watch.look(trainer, self._capture, draws, tokens, self.metadata)
         # Before the evaluation, so that it can fail without losing the factors.
-        if self._capture is not None and trainer.is_last_batch:
+        if trainer.is_last_batch or trainer.should_stop:
             self._finish_pass(trainer, pl_module)
+        else:
+            self._write_state(trainer, batch_idx)
+
+    def _write_state(self, trainer: Trainer, batch_idx: int) -> None:
+        next_to_last = batch_idx == trainer.num_training_batches - 2
+        asked = next_to_last or batch_idx % BATCHES_TO_CHECK == 0 or not self.save_minutes
+        if asked and _can_go_on(trainer) and self.writer.due(trainer, next_to_last):
+            self.writer.write(trainer, self._capture.state())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Lightning stops between two batches, all ranks between the same ones.
+        if isinstance(exception, SIGTERMException) and self._capture is not None and _can_go_on(trainer):
+            self.writer.write(trainer, self._capture.state())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._capture is not None:  # stopped early
@@ -219,12 +215,63 @@ class CurvatureCollector(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release(pl_module)
 
-    def _open_capture(self, work: "Pass") -> CurvatureCapture:
+    # -- going on after a stop ---------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers the state until the model is there."""
+        self._resumed = CollectionState.from_dict(state_dict)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+        """Leaves this collection's state and the loops' progress: weights do not change."""
+        if self._capture is None:
+            return
+        state = CollectionState(
+            identity=self._identity(),
+            world_size=trainer.world_size,
+            n_tokens=self.metadata.get("n_tokens"),
+            plan=self.plan,
+            passes=self._passes,
+            number=trainer.current_epoch,
+            batch_tokens=self._batch_tokens,
+            leaders=self._capture.leaders,
+            position=trainer.train_dataloader.state_dict(),
+            snapshots=self.watch and self.watch.snapshots.state(),
+        )
+        checkpoint |= {"callbacks": {self.state_key: asdict(state)}, "state_dict": {}}
+
+    def _identity(self) -> dict[str, Any]:
+        watch_rho = self.watch and self.watch.snapshots.rho
+        options = {"layers": list(self._layers), "moments": self.moments, "watch_rho": watch_rho}
+        known = {key: value for key, value in self.metadata.items() if key not in ("world_size", "n_tokens")}
+        return known | options | {"domains": self._domains}
+
+    def _resume(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes up passes, plan and results of the interrupted collection."""
+        state, data, root = self._resumed, trainer.datamodule, Path(trainer.default_root_dir)
+        state.check(self._identity(), root)
+        if state.n_tokens is not None:
+            self.metadata["n_tokens"] = state.n_tokens
+        self.plan, self._batch_tokens, self._passes = state.plan, state.batch_tokens, state.passes
+        for number, work in enumerate(self._passes[: state.number]):
+            self.collected.load_part(work, self.writer.part(number))
+        if CORPUS not in {work.text for work in self._passes if not work.moments}:
+            self.collected.reuse(self.metadata, list(self._layers))
+        if self.watch is not None:
+            self.watch.load_state(state.snapshots, root)
+        if isinstance(data, TextData):
+            data.text_in_turn, data.resume_at = _text_name(self._passes[state.number].text), state.position
+        elif state.world_size != trainer.world_size:
+            raise InputError(f"the interrupted collection ran on {state.world_size} ranks; use as many")
+        self._set_epochs(trainer, pl_module)
+        of = "" if len(self._passes) == 1 else f" of pass {state.number + 1}"
+        say(f"going on after batch {state.position['batches']:,}{of}, where this run was interrupted")
+
+    # -- parts -------------------------------------------------------------------------------------------
+
+    def _open_capture(self, work: Pass) -> CurvatureCapture:
         layers = {name: self._layers[name] for name in work.layers}
         if not work.moments:
             return CurvatureCapture(layers)
-        if work.text not in self.moments_of:
-            self.moments_of[work.text] = {}
 
         def sums(name: str, layer: nn.Module) -> MomentSums:
             return MomentSums(layer, *self.bases.of(self.factors, name, layer.weight.device), self.moments)
@@ -245,80 +292,54 @@ class CurvatureCollector(Callback):
         # Ranks may see different free memory and other shapes, and must do the same all the same.
         self.plan, self._batch_tokens = trainer.strategy.broadcast((plan, rows * seq_len))
         kinds = [False, True] if self.moments else [False]
-        texts = {False: self._texts, True: [CORPUS, *getattr(trainer.datamodule, "domains", {})]}
+        texts = {False: self._texts, True: [CORPUS, *self._domains]}
         self._passes = [
             Pass(text, tuple(names), moments)
             for moments in kinds
             for text in texts[moments]
             for names in self.plan.passes
         ]
-        if self.snapshots is not None and len(self._passes) > 1:
+        if self.watch is not None and len(self._passes) > 1:
             raise InputError("watch_rho needs one pass: choose fewer layers, no domain and no moments, or leave it out")
         if trainer.is_global_zero:
             progress_console.print(f"plan: {self.plan}")
-        # One epoch a pass; the unedited model is evaluated once, after the last.
+        self._set_epochs(trainer, pl_module)
+
+    def _set_epochs(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One epoch a pass; the unedited model is evaluated once, after the last."""
         trainer.fit_loop.max_epochs = len(self._passes)
         trainer.check_val_every_n_epoch = len(self._passes) + pl_module.skip_baseline  # beyond the last: never
-        if len({work.text for work in self._passes}) > 1:
+        if len({work.text for work in self._passes}) > 1 or self._resumed is not None:
             trainer.reload_dataloaders_every_n_epochs = 1
-
-    def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes a snapshot where the tokens have doubled, and ends the collection where nothing moves any more."""
-        if not self.snapshots.due(self._batch_tokens * trainer.world_size):
-            return
-        factors = self._capture.snapshot(_sum_over_ranks(trainer), pl_module.fisher_loss.mc_samples)
-        overlaps = self.snapshots.compare(factors)
-        n_tokens = next(iter(factors.values())).n_tokens
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "snapshots" / str(n_tokens)
-            save_factors(factors, path, self.metadata | {"n_tokens": n_tokens})
-            said = f"kept sets overlap {min(overlaps.values()):.3f} or more with the last" if overlaps else "the first"
-            progress_console.print(f"snapshot at {n_tokens:,} tokens: {said}")
-        if overlaps and trainer.logger is not None:
-            figures = {f"overlap/{name}": value for name, value in overlaps.items()}
-            trainer.logger.log_metrics(figures | {"collect/n_tokens": n_tokens}, trainer.global_step)
-        if overlaps and self.stop_overlap is not None and min(overlaps.values()) >= self.stop_overlap:
-            trainer.should_stop = True
-            self._finish_pass(trainer, pl_module)
 
     def _finish_pass(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._capture.check_finite(pl_module.batch_loss, "the last batch")
         self._capture.reduce(_sum_over_ranks(trainer))
         work, number = self._passes[trainer.current_epoch], trainer.current_epoch + 1
+        draws, found = pl_module.fisher_loss.mc_samples, self.collected.of(work)
         if work.moments:
-            collected = self.moments_of[work.text]
             counts = self._capture.n_tokens()
-            draws = pl_module.fisher_loss.mc_samples
-            collected |= {name: sums.total / (draws * counts[name]) for name, sums in self._capture.sums.items()}
+            found.update({name: sums.total / (draws * counts[name]) for name, sums in self._capture.sums.items()})
         else:
-            collected = self.factors if work.text == CORPUS else self.domain_factors.setdefault(work.text, {})
-            collected |= self._capture.factors(pl_module.fisher_loss.mc_samples)
+            found.update(self._capture.factors(draws))
         self._release(pl_module)
-        if len(collected) == len(self._layers):
-            self._save(trainer, work, collected)
+        if len(found) == len(self._layers):
+            self._save(trainer, work)
+        else:
+            self.collected.save_part(work, self.writer.part(trainer.current_epoch))
         if number < len(self._passes) and isinstance(trainer.datamodule, TextData):
             trainer.datamodule.text_in_turn = _text_name(self._passes[number].text)
 
-    def _save(self, trainer: Trainer, work: "Pass", collected: dict) -> None:
+    def _save(self, trainer: Trainer, work: Pass) -> None:
         """Writes what all passes over one text have given."""
-        general = work.text == CORPUS
-        root = Path(trainer.default_root_dir)
-        folder = root / "factors" if general else root / "domains" / work.text
         if work.moments:
-            if trainer.is_global_zero:
-                save_moments(collected, folder, self.factors, self.bases, self.moments)
+            self.collected.save(work, self.moments, {})
             return
-        metadata = self.metadata
-        n_tokens = next(iter(collected.values())).n_tokens
-        if general:
-            metadata["n_tokens"] = n_tokens
-        else:
-            data = trainer.datamodule
-            corpus = data.domains[work.text]
-            own = {"corpus": corpus.label, "text": corpus.identity(), "max_tokens": data.domain_tokens}
-            metadata = metadata | own | {"n_tokens": n_tokens}
-        if trainer.is_global_zero:
-            save_factors(collected, folder, metadata)
+        n_tokens = next(iter(self.collected.of(work).values())).n_tokens
+        if general := work.text == CORPUS:
+            self.metadata["n_tokens"] = n_tokens
+        own = {} if general else domain_metadata(trainer.datamodule, work.text)
+        self.collected.save(work, None, self.metadata | own | {"n_tokens": n_tokens})
         if trainer.logger is not None:
             name = "n_tokens" if general else f"n_tokens_{work.text}"
             trainer.logger.log_metrics({f"collect/{name}": n_tokens}, trainer.global_step)
@@ -331,6 +352,11 @@ class CurvatureCollector(Callback):
 
 def _text_name(text: str) -> str:
     return CORPUS if text == CORPUS else domain_text(text)
+
+
+def _can_go_on(trainer: Trainer) -> bool:
+    """Whether the loader of the text can be stopped and taken up again."""
+    return hasattr(trainer.train_dataloader, "load_state_dict")
 
 
 def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor]:

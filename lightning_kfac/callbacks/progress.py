@@ -16,16 +16,20 @@ class RunProgress(ProgressBar):
         self._display = ExitStack()
         self._advance_to = None
         self._done = 0
+        self._shown: tuple[str, int] | None = None
 
     def disable(self) -> None:
         """Lightning calls this on ranks that should stay silent; the display already knows its rank."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        if self._shown == ("train", trainer.current_epoch):
+            return
         verb = "collect" if pl_module.frozen else "train"
         per_batch = trainer.datamodule.batch_size * trainer.datamodule.seq_len * trainer.world_size
         total = self.total_train_batches * per_batch if self.total_train_batches != float("inf") else None
         self._per_batch = per_batch
-        self._start(verb, "tokens", total)
+        self._start(verb, "tokens", total, batch_idx * per_batch)  # an interrupted run begins in the middle
+        self._shown = "train", trainer.current_epoch
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._advance(self._per_batch)
@@ -54,10 +58,10 @@ class RunProgress(ProgressBar):
     def on_exception(self, trainer, pl_module, exception) -> None:
         self._display.close()
 
-    def _start(self, description: str, unit: str, total: int | None) -> None:
+    def _start(self, description: str, unit: str, total: int | None, done: int = 0) -> None:
         self._display.close()
-        self._done = 0
-        self._advance_to = self._display.enter_context(track_count(description, unit, total))
+        self._done, self._shown = done, None
+        self._advance_to = self._display.enter_context(track_count(description, unit, total, done))
 
     def _advance(self, amount: int) -> None:
         self._done += amount

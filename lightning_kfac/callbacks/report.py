@@ -27,17 +27,19 @@ class RunReport(Callback):
     Args:
         folder: The run's folder.
         command, config: For the folder: the command line and the full config.
+        resumed: This goes on with an interrupted run.
     """
 
-    def __init__(self, folder: RunFolder, command: str, config: str):
-        self.folder, self.command, self.config = folder, command, config
+    def __init__(self, folder: RunFolder, command: str, config: str, resumed: bool = False):
+        self.folder, self.command, self.config, self.resumed = folder, command, config, resumed
         self.evaluations: dict[str, dict] = {}
         self.continuations: dict[str, dict[int, list[int]]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data and model are loaded and good: only now may an earlier run be put aside."""
         if trainer.is_global_zero:
-            self.folder.begin(self.command, self.config)
+            begin = self.folder.resume if self.resumed else self.folder.begin
+            begin(self.command, self.config)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stage = pl_module.stage
@@ -50,7 +52,7 @@ class RunReport(Callback):
         if trainer.is_global_zero:
             row = {"stage": name, **({"rank": int(rank)} if rank else {}), **pl_module.record}
             row |= {"edit": _edit_row(trainer, pl_module), "measured": _measured(trainer, pl_module)}
-            self.folder.append_result(row | {"model": pl_module.evaluated})
+            self.folder.add_result(row | {"model": pl_module.evaluated})
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""

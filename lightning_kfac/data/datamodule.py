@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.loading import TokenRows, piece_loader, question_loader, row_loader, sequence_loader
+from lightning_kfac.data.loading import Position, TokenRows, piece_loader, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.data.questions import Question, QuestionSet
@@ -125,6 +125,7 @@ class TextData(LightningDataModule):
         ):
             _check_names(option, names, self.memorized_files if option == "questions" else ())
         self.text_in_turn = CORPUS
+        self.resume_at: Position | None = None  # for the next training loader
         self._questions: dict[str, list[Question]] = {}
         self._tokenizer = None
         self._sequences: dict[str, list[MemorizedSequence]] | None = None
@@ -246,7 +247,11 @@ class TextData(LightningDataModule):
         rows = self._rows(self.text_in_turn)
         for file in self.planted_files:
             rows = _with_planted(rows, load_memorized(file, self.tokenizer, self._vocab_size), self.exposures)
-        return row_loader(rows, self.batch_size, *self._rank, shuffle_seed=0 if self.shuffle else None)
+        loader = row_loader(rows, self.batch_size, *self._rank, shuffle_seed=0 if self.shuffle else None)
+        if self.resume_at is not None:
+            loader.load_state_dict(self.resume_at)  # before Lightning asks for the number of batches
+            self.resume_at = None
+        return loader
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader for each of ``validation_names``."""

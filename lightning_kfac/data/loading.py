@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +16,13 @@ from lightning_kfac.math.loss import IGNORED
 from lightning_kfac.mining.windows import MiningBatches, MiningPieces, Piece
 
 FILLER = -1
+
+
+class Position(TypedDict):
+    """How far a reading of rows has come: full batches of all ranks take the rows in order."""
+
+    rows: int
+    batches: int
 
 
 class ShardedBatches(Sampler[list[int]]):
@@ -30,24 +38,55 @@ class ShardedBatches(Sampler[list[int]]):
         self.shuffle_seed = shuffle_seed
         self.epoch = 0
         self.sampler = self  # where Lightning looks for something with set_epoch
+        self._start = Position(rows=0, batches=0)
+        self._next_start: Position | None = None
+        self._yielded = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch; it changes the shuffle."""
         self.epoch = epoch
 
+    @property
+    def position(self) -> Position:
+        """Where the present reading is, on all ranks together."""
+        rows = self._start["rows"] + self._yielded * self.batch_size * self.world_size
+        return Position(rows=min(rows, self.n_rows), batches=self._start["batches"] + self._yielded)
+
+    def start_at(self, position: Position) -> None:
+        """Has the next reading, and only that one, go on from a position, be it of another number of ranks."""
+        self._start = self._next_start = Position(rows=position["rows"], batches=position["batches"])
+        self._yielded = 0
+
     def __len__(self) -> int:
-        return math.ceil(math.ceil(self.n_rows / self.world_size) / self.batch_size)
+        left = math.ceil((self.n_rows - self._start["rows"]) / self.world_size)
+        return self._start["batches"] + math.ceil(left / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        self._start, self._next_start = self._next_start or Position(rows=0, batches=0), None
+        self._yielded = 0
         rows = np.arange(self.n_rows)
         if self.shuffle_seed is not None:
             np.random.default_rng((self.shuffle_seed, self.epoch)).shuffle(rows)
-        per_rank = math.ceil(self.n_rows / self.world_size)
+        rows = rows[self._start["rows"] :]
+        per_rank = math.ceil(len(rows) / self.world_size)
         mine = np.full(per_rank, FILLER)
         taken = rows[self.rank :: self.world_size]
         mine[: len(taken)] = taken
         for start in range(0, per_rank, self.batch_size):
+            self._yielded += 1
             yield mine[start : start + self.batch_size].tolist()
+
+
+class RowLoader(DataLoader):
+    """A loader that can be stopped and goes on where it was, in the way that Lightning asks for."""
+
+    def state_dict(self) -> Position:
+        """Where it is."""
+        return self.batch_sampler.position
+
+    def load_state_dict(self, state: Position) -> None:
+        """Has the next reading go on from there."""
+        self.batch_sampler.start_at(state)
 
 
 @dataclass(frozen=True)
@@ -109,10 +148,10 @@ def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, li
     }
 
 
-def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> DataLoader:
+def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> RowLoader:
     """Token rows in batches for one rank."""
     sampler = ShardedBatches(len(rows), batch_size, rank, world, shuffle_seed)
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate_rows)
+    return RowLoader(rows, batch_sampler=sampler, collate_fn=collate_rows)
 
 
 def sequence_loader(sequences: Sequence[MemorizedSequence], batch_size: int, rank: int, world: int) -> DataLoader:

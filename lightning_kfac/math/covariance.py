@@ -1,6 +1,6 @@
 """Sums of outer products, X^T X, added up over many batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -59,6 +59,21 @@ class SecondMoment:
         self._settled = [full[:last, first:last].clone() for first, last in self._panels]
         for panel in self._recent:
             panel.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later ``load_state`` needs to go on as if never interrupted, bit for bit."""
+        kept = {"recent": self._recent, "settled": self._settled or []}
+        state = {f"{kind}{i}": panel for kind, panels in kept.items() for i, panel in enumerate(panels)}
+        return state | {"batches": torch.tensor(self._batches)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what ``state`` gave, on this object's device."""
+        for i, panel in enumerate(self._recent):
+            panel.copy_(state[f"recent{i}"])
+        self._settled = None
+        if "settled0" in state:
+            self._settled = [state[f"settled{i}"].to(self.device, copy=True) for i in range(len(self._recent))]
+        self._batches = int(state["batches"])
 
     def trace(self) -> Tensor:
         """Trace of the sum, a scalar tensor on the device: not finite once any feature was not."""

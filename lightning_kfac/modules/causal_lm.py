@@ -97,6 +97,7 @@ class CausalLM(LightningModule):
         self.baseline: Evaluation | None = None
         self.baseline_name: str | None = None
         self._head_alone: bool | None = None
+        self.strict_loading = training is not None  # the checkpoint of a collection has no weights
         if training is not None:
             self.stage = "trained"
 

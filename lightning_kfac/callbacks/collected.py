@@ -1,0 +1,186 @@
+"""What a collection has found so far, in memory and in the run's folder."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+
+from lightning_kfac.bases import BasisCache
+from lightning_kfac.data.datamodule import CORPUS, TextData
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors import FactorFolder, KroneckerFactors, load_factors, save_factors
+from lightning_kfac.files import new_folder
+from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.moments import load_moments, save_moments
+from lightning_kfac.run_folder import FACTORS, PREVIOUS
+from lightning_kfac.tensor_files import load_tensors, save_tensors
+
+MOMENTS_FILE = "moments.safetensors"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One reading of one text.
+
+    Attributes:
+        text: ``corpus`` or the name of a domain.
+        layers: Those whose sums fit into memory at once.
+        moments: Measure in the bases of the factors instead of summing factors.
+    """
+
+    text: str
+    layers: tuple[str, ...]
+    moments: bool
+
+
+class Collected:
+    """Factors and moments by text. Every rank holds them; rank 0 writes.
+
+    Args:
+        root: The run's folder.
+        writes: Whether this is rank 0.
+
+    Attributes:
+        factors: Those of the corpus by dotted layer name.
+        domain_factors: The same of each domain, by its name.
+        moments: Measured curvature by text: ``corpus`` or a domain.
+        bases: Eigenbases of ``factors``, on rank 0 kept beside them.
+    """
+
+    def __init__(self, root: Path, writes: bool):
+        self.root, self.writes = root, writes
+        self.factors: dict[str, KroneckerFactors] = {}
+        self.domain_factors: dict[str, dict[str, KroneckerFactors]] = {}
+        self.moments: dict[str, dict[str, Tensor]] = {}
+        self.bases = BasisCache(root / FACTORS / "bases" if writes else None)
+
+    def of(self, work: Pass) -> dict:
+        """What a pass adds to."""
+        if work.moments:
+            return self.moments.setdefault(work.text, {})
+        return self.factors if work.text == CORPUS else self.domain_factors.setdefault(work.text, {})
+
+    def folder(self, text: str) -> Path:
+        """Where the factors of a text are."""
+        return self.root / FACTORS if text == CORPUS else self.root / "domains" / text
+
+    def save(self, work: Pass, kind: str | None, metadata: Mapping) -> None:
+        """Writes what all passes over one text have found.
+
+        Args:
+            work: The last of these passes.
+            kind: Of moments: ``token`` or ``sequence``.
+            metadata: Of factors.
+        """
+        if not self.writes:
+            return
+        if work.moments:
+            save_moments(self.of(work), self.folder(work.text), self.factors, self.bases, kind)
+        elif not self._is_there(self.folder(work.text), metadata):
+            save_factors(self.of(work), self.folder(work.text), metadata)
+
+    def _is_there(self, folder: Path, metadata: Mapping) -> bool:
+        """Whether an interrupted run has saved these very factors, which may have bases beside them by now."""
+        try:
+            found = load_factors(folder)
+        except InputError:
+            return False
+        ours = self.factors if folder.name == FACTORS else self.domain_factors[folder.name]
+        same = all(found.metadata.get(key) == value for key, value in metadata.items())
+        return same and list(found) == list(ours) and all(_equal(found[name], ours[name]) for name in ours)
+
+    # -- parts of a text, which a run that goes on after a stop needs -----------------------------------
+
+    def save_part(self, work: Pass, folder: Path) -> None:
+        """Writes what one pass has found, where further passes over the same text are to come."""
+        if not self.writes:
+            return
+        found = {name: self.of(work)[name] for name in work.layers}
+        if not work.moments:
+            save_factors(found, folder)
+            return
+        with new_folder(folder) as partial:
+            save_tensors(found, partial / MOMENTS_FILE)
+
+    def load_part(self, work: Pass, folder: Path) -> None:
+        """Reads what one pass has found: from ``save_part``, or from what ``save`` made of the whole text."""
+        if folder.is_dir():
+            found = (
+                load_tensors(folder / MOMENTS_FILE, "collect again") if work.moments else read_all(load_factors(folder))
+            )
+        elif work.moments:
+            place = self.folder(work.text)
+            found = {name: load_moments(place, self.factors, self.bases, name) for name in work.layers}
+        else:
+            found = read_all(load_factors(self.folder(work.text)))
+        self.of(work).update({name: found[name] for name in work.layers})
+
+    def reuse(self, metadata: Mapping, layers: list[str]) -> dict | None:
+        """Takes the corpus' factors of an earlier run of the same settings, which lie in the folder or were put aside.
+
+        Returns:
+            Their metadata, or None where there are none.
+        """
+        folder = self.folder(CORPUS)
+        for place in (folder, self.root / PREVIOUS / folder.name):
+            try:
+                found = load_factors(place)
+            except InputError:
+                continue
+            same = all(found.metadata.get(key) == value for key, value in metadata.items() if key != "world_size")
+            if same and list(found) == layers:
+                self.factors = read_all(found)
+                return found.metadata
+        return None
+
+    def bring_back(self) -> None:
+        """Beginning a run puts the outputs of the one before it aside, also the factors that stay in use."""
+        folder = self.folder(CORPUS)
+        aside = self.root / PREVIOUS / folder.name
+        if self.factors and self.writes and not folder.exists() and aside.exists():
+            aside.rename(folder)
+
+
+def collection_metadata(trainer: Trainer, pl_module: LightningModule, layers: Collection[str]) -> dict[str, Any]:
+    """What factors say of where they come from, but for the number of tokens."""
+    data, precision = trainer.datamodule, str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
+    if isinstance(trainer.precision_plugin, MixedPrecision):
+        precision += f" ({trainer.precision_plugin.precision})"
+    return {
+        "model": pl_module.model_name or "random weights",
+        "fingerprint": weights_fingerprint(pl_module.model, layers),
+        "tokenizer": getattr(data, "tokenizer_name", None),
+        "corpus": data.corpus.label if isinstance(data, TextData) else None,
+        "text": data.corpus.identity() if isinstance(data, TextData) else None,
+        "max_tokens": getattr(data, "max_tokens", None),
+        "seq_len": getattr(data, "seq_len", None),
+        "labels": pl_module.labels,
+        "mc_samples": pl_module.fisher_loss.mc_samples,
+        "precision": precision,
+        "seed": pl_module.seed,
+        "world_size": trainer.world_size,
+    }
+
+
+def domain_metadata(data: TextData, name: str) -> dict[str, Any]:
+    """Where the factors of a domain differ."""
+    corpus = data.domains[name]
+    return {"corpus": corpus.label, "text": corpus.identity(), "max_tokens": data.domain_tokens}
+
+
+def read_all(folder: FactorFolder) -> dict[str, KroneckerFactors]:
+    """Every layer of a folder in memory; what is shared on disk is shared here."""
+    found, inputs = {}, {}
+    for name in folder:
+        layer = folder[name]
+        A = inputs.setdefault(folder.shared_A(name), layer.A)
+        found[name] = KroneckerFactors(A, layer.G, layer.n_tokens)
+    return found
+
+
+def _equal(a: KroneckerFactors, b: KroneckerFactors) -> bool:
+    return a.n_tokens == b.n_tokens and a.A.equal(b.A.cpu()) and a.G.equal(b.G.cpu())
