@@ -406,10 +406,10 @@ def test_moments_of_another_basis_are_refused(tmp_path, few):  # noqa: F811
     with pytest.raises(InputError, match="were measured in another basis"):
         KFACEditor(model, factors, config, dtype="float32").apply()
     KFACEditor(model, factors, config).apply(dry_run=True)
-    bases = list((tmp_path / "factors" / "bases").iterdir())
-    for file in bases:
+    for file in (tmp_path / "factors" / "bases").iterdir():
         file.unlink()
     KFACEditor(model, factors, config).apply(dry_run=True)  # computed again to the last bit
+    bases = list((tmp_path / "factors" / "bases").iterdir())
     for file in bases:  # as whole, and as good a basis as the one before
         tensors, metadata = load_file(file), read_header(file, "").metadata
         tensors["vectors"][:, 0] *= -1
