@@ -1,27 +1,29 @@
 """Eigenbases, computed once: kept in memory, or on disk beside the factors that they belong to."""
 
 import hashlib
-import os
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_kfac.errors import InputError
 from lightning_kfac.factors import FactorFolder, KroneckerFactors
 from lightning_kfac.math.spectrum import Spectrum, eigenbasis
+from lightning_kfac.tensor_files import load_tensors, read_header, save_tensors, tensors_checksum
 
 FOLDER = "bases"
+ADVICE = "it is computed again"
 
 
 class BasisCache:
     """Eigenbases under a key of their matrix's content and the precision.
 
     Args:
-        folder: Where to keep them; None keeps them in memory. A folder that cannot be written is not used.
+        folder: Where to keep them; None keeps them in memory. A folder that cannot be written is not used, nor is
+            a damaged file.
         dtype: Precision of the decomposition.
 
     Example:
@@ -35,6 +37,7 @@ class BasisCache:
         self._memory: dict[str, Spectrum] = {}
         self._keys: dict[Hashable, str] = {}
         self._computed: set[str] = set()
+        self._checksums: dict[str, str] = {}  # of what was verified or written
 
     @classmethod
     def beside(cls, factors: Mapping[str, KroneckerFactors], dtype: torch.dtype = torch.float64) -> "BasisCache":
@@ -83,10 +86,14 @@ class BasisCache:
             self._write(key, found, name)
         return found.to(device)
 
+    def checksums(self, factors: Mapping[str, KroneckerFactors], name: str) -> dict[str, str | None]:
+        """What identifies a layer's two bases to the last bit, by side; None where one is not there or damaged."""
+        keys = self.keys(factors, name)
+        return {side: self._checksums.get(key) if self._read(key) else None for side, key in keys.items()}
+
     def holds(self, key: str) -> bool:
-        """Whether a basis was here before this cache computed any."""
-        on_disk = self.folder is not None and (self.folder / f"{key}.safetensors").is_file()
-        return key not in self._computed and (on_disk or key in self._memory)
+        """Whether a basis was here before this cache computed any, undamaged."""
+        return key not in self._computed and self._read(key) is not None
 
     def _places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
         if isinstance(factors, FactorFolder):
@@ -107,28 +114,35 @@ class BasisCache:
     def _read(self, key: str) -> Spectrum | None:
         if key in self._memory:
             return self._memory[key]
-        if self.folder is None or not (path := self.folder / f"{key}.safetensors").is_file():
+        if self.folder is None or not (path := self._path(key)).is_file():
             return None
-        try:
-            tensors = load_file(path)
-            spectrum = Spectrum(tensors["values"], tensors["vectors"])
-        except (OSError, SafetensorError, KeyError):
-            return None  # damaged: it is computed again
         size = int(key.partition("-")[0])
-        whole = spectrum.values.shape == (size,) and spectrum.vectors.shape == (size, size)
-        finite = spectrum.values.isfinite().all() and spectrum.vectors.isfinite().all()
-        return spectrum if whole and finite and spectrum.vectors.dtype == self.dtype else None
+        try:
+            header = read_header(path, ADVICE)
+            if header.metadata.get("key", key) != key:
+                return None  # of another matrix
+            shapes = {"values": (size,), "vectors": (size, size)}
+            tensors = load_tensors(path, ADVICE, shapes, verify=key not in self._checksums)
+        except InputError:
+            return None  # damaged: it is computed again
+        spectrum = Spectrum(tensors["values"], tensors["vectors"])
+        if (spectrum.values.dtype, spectrum.vectors.dtype) != (torch.float64, self.dtype):
+            return None
+        if key not in self._checksums:
+            if not (spectrum.values.isfinite().all() and spectrum.vectors.isfinite().all()):
+                return None
+            self._checksums[key] = header.checksum or tensors_checksum(tensors)
+        return spectrum
 
     def _write(self, key: str, spectrum: Spectrum, name: str) -> None:
+        tensors = {"values": spectrum.values.cpu(), "vectors": spectrum.vectors.cpu().contiguous()}
         if self.folder is not None:
-            partial = self.folder / f"{key}.part{os.getpid()}"
-            try:
+            with suppress(OSError, SafetensorError, InputError):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                tensors = {"values": spectrum.values.cpu(), "vectors": spectrum.vectors.cpu().contiguous()}
-                save_file(tensors, partial, metadata={"matrix": name})
-                partial.replace(self.folder / f"{key}.safetensors")
+                self._checksums[key] = save_tensors(tensors, self._path(key), {"matrix": name, "key": key})
                 return
-            except (OSError, SafetensorError):
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
+        self._checksums[key] = tensors_checksum(tensors)
         self._memory[key] = spectrum.to("cpu")
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"

@@ -1,26 +1,30 @@
 """Kronecker factors, and the folder they are kept in.
 
 A folder holds ``metadata.json`` and one safetensors file a layer. Only upper triangles are stored; an
-A that several layers share is stored once, and metadata says where.
+A that several layers share is stored once, and metadata says where. Metadata knows the checksum of every file,
+and its own.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import content_hash, new_folder
+from lightning_kfac.files import content_hash, new_folder, settle
 from lightning_kfac.hub import local_folder
+from lightning_kfac.json_files import file_name, read_json, write_json
 from lightning_kfac.math.covariance import pack_upper, unpack_upper
+from lightning_kfac.tensor_files import load_tensors, save_tensors
 
 FORMAT = 1
 METADATA = "metadata.json"
+ADVICE = "collect the factors again"
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class KroneckerFactors:
 
 @dataclass(frozen=True)
 class FactorFolder(Mapping[str, KroneckerFactors]):
-    """Factors on disk, read layer by layer when asked for.
+    """Factors on disk, read layer by layer when asked for; a file is verified when it is read first.
 
     Attributes:
         path: The folder.
@@ -60,6 +64,7 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
 
     path: Path
     metadata: dict = field(repr=False)
+    _verified: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> KroneckerFactors:
         entry = self.metadata["layers"][name]
@@ -87,14 +92,12 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
 
     def _triangle(self, place: str, size: int) -> Tensor:
         file, _, key = place.partition(":")
-        path = self.path / Path(file).name  # never a path outside the folder
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                packed = tensors.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); the factors are damaged, collect them again") from None
-        if packed.shape != (size * (size + 1) // 2,):
-            raise InputError(f"{path}: {key} has {packed.numel()} numbers, not a triangle of size {size}")
+        path, shape = self.path / file, (size * (size + 1) // 2,)
+        known = next((e.get("checksum") for e in self.metadata["layers"].values() if e["G"] == f"{file}:G"), None)
+        packed = load_tensors(path, ADVICE, {key: shape}, known, verify=file not in self._verified)[key]
+        if packed.dtype != torch.float32:
+            raise InputError(f"{path}: damaged or incomplete: {key} is {packed.dtype}, not torch.float32; {ADVICE}")
+        self._verified.add(file)
         return unpack_upper(packed, size)
 
 
@@ -126,7 +129,7 @@ def _write(factors: Mapping[str, KroneckerFactors], partial: Path, metadata: Map
         if id(layer.A) not in places:
             places[id(layer.A)] = f"{file}:A"
             tensors["A"] = pack_upper(layer.A.float())
-        save_file(tensors, partial / file, metadata={"layer": name})
+        checksum = save_tensors(tensors, partial / file, {"layer": name})
         d_out, d_in = layer.shape
         layers[name] = {
             "A": places[id(layer.A)],
@@ -134,9 +137,10 @@ def _write(factors: Mapping[str, KroneckerFactors], partial: Path, metadata: Map
             "d_in": d_in,
             "d_out": d_out,
             "n_tokens": layer.n_tokens,
+            "checksum": checksum,
         }
     contents = {"format": FORMAT, "version": version("lightning-kfac"), **(metadata or {}), "layers": layers}
-    (partial / METADATA).write_text(json.dumps(contents, indent=2), "utf-8")
+    write_json(partial / METADATA, contents)
 
 
 def load_factors(path: str | Path) -> FactorFolder:
@@ -149,7 +153,8 @@ def load_factors(path: str | Path) -> FactorFolder:
         A mapping from dotted layer names to ``KroneckerFactors``, with ``.metadata``.
 
     Raises:
-        InputError: Not a factor folder, or one of another format.
+        InputError: Not a factor folder, one of another format, or one whose metadata are damaged. Reading a layer
+            raises it where its file is.
 
     Example:
         >>> import tempfile, torch
@@ -159,14 +164,55 @@ def load_factors(path: str | Path) -> FactorFolder:
         >>> list(folder), folder["fc"].shape, folder.metadata["corpus"]
         (['fc'], (2, 3), 'notes')
     """
+    settle(path)
     path = local_folder(path)
+    if not (path / METADATA).is_file():
+        raise InputError(f"{path}: not a factor folder: it has no {METADATA}")
+    metadata = read_json(path / METADATA, ADVICE)
+    known = metadata.get("format")
+    if type(known) is not int or known != FORMAT:
+        raise InputError(f"{path}: factor format {_short(known)}; this version reads format {FORMAT}")
     try:
-        metadata = json.loads((path / METADATA).read_text("utf-8"))
-        known, layers = metadata["format"], metadata["layers"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: not a factor folder: it has no {METADATA}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / METADATA}: cannot be read ({error!r}); the factors are damaged") from None
-    if known != FORMAT or not isinstance(layers, dict):
-        raise InputError(f"{path}: factor format {known!r}; this version reads format {FORMAT}")
+        _check(metadata)
+    except ValueError as error:
+        raise InputError(f"{path / METADATA}: damaged or incomplete: {error}; {ADVICE}") from None
     return FactorFolder(path, metadata)
+
+
+def _check(metadata: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a field that is missing or is not what it should be."""
+    for name in ("model", "fingerprint", "corpus"):
+        if not isinstance(metadata.get(name), str | None):
+            raise ValueError(f"{name} is {_short(metadata[name])}, it must be text")
+    if metadata.get("n_tokens") is not None:
+        _check_count(metadata, "n_tokens", 0)
+    layers = metadata.get("layers")
+    if not isinstance(layers, dict):
+        raise ValueError("it has no layers")
+    for name, entry in layers.items():
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError(f"it is {_short(entry)}, not a mapping")
+            for side in "AG":
+                place = entry.get(side)
+                if not isinstance(place, str) or not place.partition(":")[2]:
+                    raise ValueError(f"{side} is {_short(place)}, it must be FILE:NAME")
+                file_name(place.partition(":")[0])
+            for size in ("d_in", "d_out"):
+                _check_count(entry, size, 1)
+            _check_count(entry, "n_tokens", 0)
+            if not isinstance(entry.get("checksum"), str | None):
+                raise ValueError(f"checksum is {_short(entry['checksum'])}, it must be text")
+        except ValueError as error:
+            raise ValueError(f"layer {name[:80]}: {error}") from None
+
+
+def _check_count(fields: Mapping[str, Any], name: str, least: int) -> None:
+    value = fields.get(name)
+    if type(value) is not int or not least <= value <= LARGEST:
+        raise ValueError(f"{name} is {_short(value)}, it must be a whole number of at least {least}")
+
+
+def _short(value: object) -> str:
+    """A value for a message, which must not be as long as a damaged file can make it."""
+    return repr(value)[:60] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"

@@ -3,20 +3,20 @@
 Those of a domain lie in the domain's folder, and are measured in the basis of the general factors.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import METADATA, FactorFolder, KroneckerFactors
-from lightning_kfac.files import new_folder
+from lightning_kfac.files import new_folder, settle
+from lightning_kfac.json_files import file_name, read_json, write_json
+from lightning_kfac.tensor_files import load_tensors, save_tensors
 
 FOLDER = "moments"
+ADVICE = "collect the moments again"
 
 
 def save_moments(
@@ -39,13 +39,19 @@ def save_moments(
         layers = {}
         for number, (name, layer) in enumerate(moments.items()):
             file = f"layer_{number:04d}.safetensors"
-            save_file({"moments": layer.cpu().contiguous()}, partial / file, metadata={"layer": name})
-            layers[name] = {"file": file, "bases": bases.keys(factors, name)}
-        (partial / METADATA).write_text(json.dumps({"moments": kind, "layers": layers}, indent=2), "utf-8")
+            layers[name] = {
+                "file": file,
+                "checksum": save_tensors({"moments": layer}, partial / file, {"layer": name}),
+                "bases": bases.keys(factors, name),
+                "bases_checksums": bases.checksums(factors, name),
+            }
+        write_json(partial / METADATA, {"moments": kind, "layers": layers})
 
 
 def has_moments(factors: object) -> bool:
     """Whether factors are a folder with moments in it."""
+    if isinstance(factors, FactorFolder):
+        settle(factors.path / FOLDER)
     return isinstance(factors, FactorFolder) and (factors.path / FOLDER / METADATA).is_file()
 
 
@@ -62,20 +68,32 @@ def load_moments(folder: Path, factors: Mapping[str, KroneckerFactors], bases: B
         InputError: They are damaged, or were measured in a basis that is no longer there.
     """
     path = folder / FOLDER
+    settle(path)
     if not (path / METADATA).is_file():
         return None
+    layers = read_json(path / METADATA, ADVICE).get("layers")
+    if isinstance(layers, dict) and name not in layers:
+        return None
     try:
-        entry = json.loads((path / METADATA).read_text("utf-8"))["layers"].get(name)
-        if entry is None:
-            return None
-        file, keys = path / str(entry["file"]).rpartition("/")[2], entry["bases"]
-        moments = load_file(file)["moments"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(f"{path}: the moments are damaged ({error!r}); collect them again") from None
+        entry = layers[name]
+        file, keys = path / file_name(entry["file"]), entry["bases"]
+        known, known_bases = entry.get("checksum"), entry.get("bases_checksums")
+        if not isinstance(keys, dict):
+            raise ValueError(f"the bases of {name} are a {type(keys).__name__}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path / METADATA}: damaged or incomplete: {error!r}; {ADVICE}") from None
+    shape = factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
+    moments = load_tensors(file, ADVICE, {"moments": shape}, known)["moments"]
+    if not moments.is_floating_point():
+        raise InputError(f"{file}: damaged or incomplete: moments of {moments.dtype}; {ADVICE}")
     # Solvers differ in the last bit, and within equal eigenvalues in everything: the very basis is needed.
-    if keys != bases.keys(factors, name) or not all(map(bases.holds, keys.values())):
+    same = keys == bases.keys(factors, name)
+    if same and known_bases is not None:
+        same = known_bases == bases.checksums(factors, name)
+    if not same or (known_bases is None and not all(map(bases.holds, keys.values()))):
         raise InputError(
             f"{path}: the moments of {name} were measured in another basis than {bases.dtype} ones in "
-            f"{bases.folder}; edit with the precision of the collection, or collect the moments again"
+            f"{bases.folder}, or the one there is damaged; edit with the precision of the collection, or collect the "
+            "moments again"
         )
     return moments

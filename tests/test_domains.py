@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lightning_kfac import (
     EditConfig,
@@ -24,6 +25,7 @@ from lightning_kfac.loading import load_model, load_tokenizer
 from lightning_kfac.math.importance import FORMULAS
 from lightning_kfac.moments import load_moments
 from lightning_kfac.results import read_results
+from lightning_kfac.tensor_files import read_header, save_tensors
 from tests.conftest import build_model, run_train
 from tests.oracle import full_sort_selection
 from tests.test_cli import few, small  # noqa: F401
@@ -405,6 +407,25 @@ def test_moments_of_another_basis_are_refused(tmp_path, few):  # noqa: F811
         KFACEditor(model, factors, config, dtype="float32").apply()
     KFACEditor(model, factors, config).apply(dry_run=True)
     for file in (tmp_path / "factors" / "bases").iterdir():
+        file.unlink()
+    KFACEditor(model, factors, config).apply(dry_run=True)  # computed again to the last bit
+    bases = list((tmp_path / "factors" / "bases").iterdir())
+    for file in bases:  # as whole, and as good a basis as the one before
+        tensors, metadata = load_file(file), read_header(file, "").metadata
+        tensors["vectors"][:, 0] *= -1
+        save_tensors(tensors, file, metadata)
+    with pytest.raises(InputError, match="were measured in another basis"):
+        KFACEditor(model, factors, config).apply()
+    # Moments of older versions do not say which bits they mean: only a basis that was not computed since then.
+    about = tmp_path / "factors" / "moments" / "metadata.json"
+    older = json.loads(about.read_text())
+    older = {
+        "moments": "token",
+        "layers": {n: {k: e[k] for k in ("file", "bases")} for n, e in older["layers"].items()},
+    }
+    about.write_text(json.dumps(older))
+    KFACEditor(model, factors, config).apply(dry_run=True)
+    for file in bases:
         file.unlink()
     with pytest.raises(InputError, match="were measured in another basis"):
         KFACEditor(model, factors, config).apply()

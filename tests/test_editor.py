@@ -159,10 +159,10 @@ def test_wrong_factor_folders(tmp_path, rows):
     factors = collect_factors(build_model("olmo2"), batched(rows, 3), blocks=[0], projections=["up"])
     save_factors(factors, tmp_path / "f")
     (tmp_path / "f" / "layer_0000.safetensors").write_bytes(b"123")
-    with pytest.raises(InputError, match=r"layer_0000\.safetensors: cannot be read"):
+    with pytest.raises(InputError, match=r"layer_0000\.safetensors: damaged or incomplete: .*; collect"):
         load_factors(tmp_path / "f")["model.layers.0.mlp.up_proj"]
     (tmp_path / "f" / "metadata.json").write_text("{")
-    with pytest.raises(InputError, match=r"metadata\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"metadata\.json: damaged or incomplete: "):
         load_factors(tmp_path / "f")
     (tmp_path / "f" / "metadata.json").write_text('{"format": 99, "layers": {}}')
     with pytest.raises(InputError, match="factor format 99"):

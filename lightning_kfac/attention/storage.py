@@ -1,16 +1,15 @@
 """Residual spectra on disk: a folder with ``metadata.json`` and one safetensors file a layer."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import new_folder
+from lightning_kfac.files import new_folder, settle
+from lightning_kfac.json_files import read_json, write_json
+from lightning_kfac.tensor_files import load_tensors, read_header, save_tensors
 
+ADVICE = "collect the residuals again"
 FORMAT = 1
 METADATA = "metadata.json"
 TENSORS = ("second_moment", "entropy", "top1_mass")
@@ -25,11 +24,12 @@ def save_spectra(spectra: ResidualSpectra, path: str | Path) -> None:
         >>> save_spectra(ResidualSpectra({3: moments}, {"model": "demo"}), tempfile.mkdtemp() + "/residuals")
     """
     with new_folder(path) as folder:
+        checksums = {}
         for layer, heads in spectra.items():
-            tensors = {name: getattr(heads, name).cpu().contiguous() for name in TENSORS}
-            save_file(tensors, folder / _file(layer), metadata={"layer": str(layer)})
+            tensors = {name: getattr(heads, name) for name in TENSORS}
+            checksums[str(layer)] = save_tensors(tensors, folder / _file(layer), {"layer": str(layer)})
         contents = {"format": FORMAT, "version": version("lightning-kfac"), **spectra.metadata, "layers": list(spectra)}
-        (folder / METADATA).write_text(json.dumps(contents, indent=2), "utf-8")
+        write_json(folder / METADATA, contents | {"checksums": checksums})
 
 
 def load_spectra(path: str | Path) -> ResidualSpectra:
@@ -46,17 +46,28 @@ def load_spectra(path: str | Path) -> ResidualSpectra:
         [[1.0, 1.0]]
     """
     path = Path(path)
+    settle(path)
     if not (path / METADATA).is_file():
         raise InputError(f"{path}: not a folder of residual spectra: it has no {METADATA}")
-    try:
-        metadata = json.loads((path / METADATA).read_text("utf-8"))
-        known, layers = metadata["format"], metadata["layers"]
-        found = {layer: HeadSpectra(**load_file(path / _file(layer))) for layer in layers}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path}: the residual spectra are damaged ({error}); collect them again") from None
-    if known != FORMAT:
+    metadata = read_json(path / METADATA, ADVICE)
+    known, layers, checksums = metadata.get("format"), metadata.get("layers"), metadata.pop("checksums", {})
+    if type(known) is not int or known != FORMAT:
         raise InputError(f"{path}: format {known!r} of residual spectra; this version reads format {FORMAT}")
+    whole = isinstance(layers, list) and all(type(layer) is int and layer >= 0 for layer in layers)
+    if not whole or not isinstance(checksums, dict):
+        raise InputError(f"{path / METADATA}: damaged or incomplete: layers must be a list of numbers; {ADVICE}")
+    found = {layer: _read(path / _file(layer), checksums.get(str(layer))) for layer in layers}
     return ResidualSpectra(found, metadata)
+
+
+def _read(path: Path, checksum: str | None) -> HeadSpectra:
+    shapes = read_header(path, ADVICE).shapes
+    (heads, size, *_) = (*shapes.get("second_moment", ()), 0, 0)
+    expected = {"second_moment": (heads, size, size), "entropy": (heads,), "top1_mass": (heads,)}
+    tensors = load_tensors(path, ADVICE, expected, checksum)
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise InputError(f"{path}: damaged or incomplete: it holds no real numbers; {ADVICE}")
+    return HeadSpectra(**tensors)
 
 
 def _file(layer: int) -> str:

@@ -3,21 +3,21 @@
 A folder with ``patch.safetensors`` and ``edit.json``.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import new_folder
+from lightning_kfac.files import new_folder, settle
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.hub import local_folder
+from lightning_kfac.json_files import read_json, write_json
+from lightning_kfac.tensor_files import load_tensors, save_tensors
 
 WEIGHTS, DETAILS = "patch.safetensors", "edit.json"
+ADVICE = "make the patch again"
 
 
 def save_patch(model: nn.Module, layers: Sequence[str], path: str | Path, before: str, details: Mapping) -> None:
@@ -45,8 +45,8 @@ def save_patch(model: nn.Module, layers: Sequence[str], path: str | Path, before
     """
     patch = {"before": before, "after": weights_fingerprint(model, layers)}
     with new_folder(path) as partial:
-        save_file({n: model.get_submodule(n).weight.detach().cpu().contiguous() for n in layers}, partial / WEIGHTS)
-        (partial / DETAILS).write_text(json.dumps({**details, "patch": patch}, indent=2), "utf-8")
+        checksum = save_tensors({name: model.get_submodule(name).weight for name in layers}, partial / WEIGHTS)
+        write_json(partial / DETAILS, {**details, "patch": patch | {"checksum": checksum}})
 
 
 @torch.no_grad()
@@ -103,15 +103,17 @@ def patch_source(path: str | Path) -> str:
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    try:
-        details = json.loads((path / DETAILS).read_text("utf-8"))
-        weights = load_file(path / WEIGHTS)
-        if not all(isinstance(details["patch"][key], str) for key in ("before", "after")):
-            raise KeyError("patch")
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}") from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path}: the patch is damaged ({error!r})") from None
+    settle(path)
+    if not ((path / DETAILS).is_file() and (path / WEIGHTS).is_file()):
+        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}")
+    details = read_json(path / DETAILS, ADVICE)
+    patch = details.get("patch")
+    if not (isinstance(patch, dict) and all(isinstance(patch.get(key), str) for key in ("before", "after"))):
+        raise InputError(f"{path / DETAILS}: damaged or incomplete: no fingerprints of before and after; {ADVICE}")
+    weights = load_tensors(path / WEIGHTS, ADVICE, checksum=patch.get("checksum"))
+    for name, weight in weights.items():
+        if not weight.is_floating_point():
+            raise InputError(f"{path / WEIGHTS}: damaged or incomplete: {name} is {weight.dtype}; {ADVICE}")
     return details, weights
 
 
