@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_kfac.factors import FactorFolder, KroneckerFactors
+from lightning_kfac.factors import FactorFolder, KroneckerFactors, layer_shape
 from lightning_kfac.math.spectrum import Spectrum, eigenbasis
+from lightning_kfac.ranks import Ranks, share_out
 
 FOLDER = "bases"
 
@@ -46,14 +47,14 @@ class BasisCache:
     ) -> tuple[Spectrum, Spectrum]:
         """Eigenbases of G and A of one layer, on ``device``; layers that share an A share its basis."""
         spectra = []
-        for side, place in zip("GA", self._places(factors, name), strict=True):
+        for side, place in zip("GA", self.places(factors, name), strict=True):
             load = lambda side=side: getattr(factors[name], side)  # noqa: E731
             spectra.append(self.spectrum(place, load, f"{side} of {name}", device))
         return tuple(spectra)
 
     def keys(self, factors: Mapping[str, KroneckerFactors], name: str) -> dict[str, str]:
         """The keys of a layer's two bases, by side."""
-        places = self._places(factors, name)
+        places = self.places(factors, name)
         return {s: self._key(p, lambda s=s: getattr(factors[name], s)) for s, p in zip("GA", places, strict=True)}
 
     def spectrum(
@@ -83,12 +84,34 @@ class BasisCache:
             self._write(key, found, name)
         return found.to(device)
 
+    def owners(self, factors: Mapping[str, KroneckerFactors], names: Collection[str], size: int) -> dict[str, int]:
+        """Which of ``size`` ranks decomposes the factors of each layer; layers that share an A have the same."""
+        shapes = {name: layer_shape(factors, name) for name in names}
+        groups = {name: self.places(factors, name)[1] if size > 1 else None for name in names}
+        return share_out({name: d_out**3 + d_in**3 for name, (d_out, d_in) in shapes.items()}, groups, size)
+
+    def prepare(
+        self,
+        factors: Mapping[str, KroneckerFactors],
+        names: Collection[str],
+        ranks: Ranks,
+        owners: Mapping[str, int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Computes the bases of some layers, each on its owner's rank; all ranks can then read them from the folder."""
+        owners = owners or self.owners(factors, names, ranks.size)
+        with ranks.together():
+            for name in names:
+                if owners[name] == ranks.rank:
+                    self.of(factors, name, device)
+
     def holds(self, key: str) -> bool:
         """Whether a basis was here before this cache computed any."""
         on_disk = self.folder is not None and (self.folder / f"{key}.safetensors").is_file()
         return key not in self._computed and (on_disk or key in self._memory)
 
-    def _places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
+    def places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
+        """What stands for a layer's G and A; layers that share an A have the same for it."""
         if isinstance(factors, FactorFolder):
             return (factors.path, name), (factors.path, factors.shared_A(name))
         return factors[name].G, factors[name].A  # a tensor stands for itself, and is held by its place here

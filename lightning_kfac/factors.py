@@ -170,3 +170,8 @@ def load_factors(path: str | Path) -> FactorFolder:
     if known != FORMAT or not isinstance(layers, dict):
         raise InputError(f"{path}: factor format {known!r}; this version reads format {FORMAT}")
     return FactorFolder(path, metadata)
+
+
+def layer_shape(factors: Mapping[str, KroneckerFactors], name: str) -> tuple[int, int]:
+    """(d_out, d_in) of a layer, without reading a tensor from the disk."""
+    return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape

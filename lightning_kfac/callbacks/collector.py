@@ -13,17 +13,19 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
+from lightning_kfac.bases import FOLDER as BASES
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.capture import CurvatureCapture, MomentSums
 from lightning_kfac.data.datamodule import CORPUS, TextData, domain_text
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
+from lightning_kfac.factors import METADATA, KroneckerFactors, load_factors, save_factors
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.math.selection import check_rho
 from lightning_kfac.moments import save_moments
 from lightning_kfac.plan import MemoryPlan, plan_memory
 from lightning_kfac.progress import progress_console
+from lightning_kfac.ranks import current_ranks
 from lightning_kfac.run_folder import PREVIOUS
 from lightning_kfac.snapshots import Snapshots
 from lightning_kfac.targets import Blocks, resolve_targets
@@ -69,7 +71,8 @@ class CurvatureCollector(Callback):
         factors: By dotted layer name, on every rank, after the last batch.
         domain_factors: The same of each domain, by its name.
         moments_of: Measured curvature by text: ``corpus`` or a domain.
-        bases: Eigenbases, on rank 0 kept beside the factors.
+        owners: The one rank that has the factors of each layer; None where every rank has all.
+        bases: Eigenbases, kept beside the factors by every rank that sees them there.
         metadata: What ``factors/metadata.json`` says beside the layers.
 
     Example:
@@ -106,6 +109,7 @@ class CurvatureCollector(Callback):
         self.bases = BasisCache()
         self.metadata: dict = {}
         self.plan: MemoryPlan | None = None
+        self.owners: dict[str, int] | None = None
         self._passes: list[Pass] = []
         self._batch_tokens = 0
         self._layers: dict[str, nn.Module] = {}
@@ -156,7 +160,7 @@ class CurvatureCollector(Callback):
             "world_size": trainer.world_size,
         }
         folder = Path(trainer.default_root_dir) / "factors"
-        self.bases = BasisCache(folder / "bases" if trainer.is_global_zero else None)
+        self.bases = BasisCache(folder / BASES if trainer.is_global_zero else None)
         if self.reuse:
             self._reuse(folder, trainer)
             trainer.strategy.barrier()  # rank 0 puts the folder aside next
@@ -190,6 +194,8 @@ class CurvatureCollector(Callback):
         aside = folder.parent / PREVIOUS / folder.name
         if self.factors and trainer.is_global_zero and not folder.exists() and aside.exists():
             aside.rename(folder)
+        if self.factors:
+            self._share_bases(trainer, folder)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         if self.plan is None:
@@ -225,6 +231,9 @@ class CurvatureCollector(Callback):
             return CurvatureCapture(layers)
         if work.text not in self.moments_of:
             self.moments_of[work.text] = {}
+
+        device = next(iter(layers.values())).weight.device
+        self.bases.prepare(self.factors, layers, current_ranks(), device=device)
 
         def sums(name: str, layer: nn.Module) -> MomentSums:
             return MomentSums(layer, *self.bases.of(self.factors, name, layer.weight.device), self.moments)
@@ -319,9 +328,17 @@ class CurvatureCollector(Callback):
             metadata = metadata | own | {"n_tokens": n_tokens}
         if trainer.is_global_zero:
             save_factors(collected, folder, metadata)
+        if general:
+            self._share_bases(trainer, folder)
         if trainer.logger is not None:
             name = "n_tokens" if general else f"n_tokens_{work.text}"
             trainer.logger.log_metrics({f"collect/{name}": n_tokens}, trainer.global_step)
+
+    def _share_bases(self, trainer: Trainer, folder: Path) -> None:
+        """Every rank that sees the folder of the factors keeps eigenbases there, for all to read."""
+        trainer.strategy.barrier("factors")
+        if (folder / METADATA).is_file():
+            self.bases.folder = folder / BASES
 
     def _release(self, pl_module: LightningModule) -> None:
         if self._capture is not None:
