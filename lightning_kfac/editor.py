@@ -166,7 +166,7 @@ class KFACEditor:
                 mine = name, weight.T if isinstance(layer, Conv1D) else weight
         with self.ranks.together():
             if mine is not None:
-                edited, report = self._edited(*mine, config.for_layer(mine[0]), active)
+                edited, report = self._edit(*mine, config.for_layer(mine[0]), active)
         # Of each rank what it did, and whether its weight has changed.
         done = [entry for entry in self.ranks.gather((report, edited is not None)) if entry[0] is not None]
         for report, changed in done:
@@ -186,7 +186,7 @@ class KFACEditor:
                 edited = edited.T
             assign(weight.detach(), self.ranks.broadcast(edited.to(weight.device).contiguous(), owner))
 
-    def _edited(
+    def _edit(
         self, name: str, weight: Tensor, config: EditConfig, active: list[str]
     ) -> tuple[Tensor | None, LayerReport]:
         """The new weight of a layer [d_out, d_in], or None where every bit stays, and what was done."""
