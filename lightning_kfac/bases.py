@@ -1,7 +1,7 @@
 """Eigenbases, computed once: kept in memory, or on disk beside the factors that they belong to."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import FactorFolder, KroneckerFactors
+from lightning_kfac.factors import FactorFolder, KroneckerFactors, layer_shape
 from lightning_kfac.math.spectrum import Spectrum, eigenbasis
+from lightning_kfac.ranks import Ranks, share_out
 from lightning_kfac.tensor_files import load_tensors, read_header, save_tensors, tensors_checksum
 
 FOLDER = "bases"
@@ -49,14 +50,14 @@ class BasisCache:
     ) -> tuple[Spectrum, Spectrum]:
         """Eigenbases of G and A of one layer, on ``device``; layers that share an A share its basis."""
         spectra = []
-        for side, place in zip("GA", self._places(factors, name), strict=True):
+        for side, place in zip("GA", self.places(factors, name), strict=True):
             load = lambda side=side: getattr(factors[name], side)  # noqa: E731
             spectra.append(self.spectrum(place, load, f"{side} of {name}", device))
         return tuple(spectra)
 
     def keys(self, factors: Mapping[str, KroneckerFactors], name: str) -> dict[str, str]:
         """The keys of a layer's two bases, by side."""
-        places = self._places(factors, name)
+        places = self.places(factors, name)
         return {s: self._key(p, lambda s=s: getattr(factors[name], s)) for s, p in zip("GA", places, strict=True)}
 
     def spectrum(
@@ -91,11 +92,33 @@ class BasisCache:
         keys = self.keys(factors, name)
         return {side: self._checksums.get(key) if self._read(key) else None for side, key in keys.items()}
 
+    def owners(self, factors: Mapping[str, KroneckerFactors], names: Collection[str], size: int) -> dict[str, int]:
+        """Which of ``size`` ranks decomposes the factors of each layer; layers that share an A have the same."""
+        shapes = {name: layer_shape(factors, name) for name in names}
+        groups = {name: self.places(factors, name)[1] if size > 1 else None for name in names}
+        return share_out({name: d_out**3 + d_in**3 for name, (d_out, d_in) in shapes.items()}, groups, size)
+
+    def prepare(
+        self,
+        factors: Mapping[str, KroneckerFactors],
+        names: Collection[str],
+        ranks: Ranks,
+        owners: Mapping[str, int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Computes the bases of some layers, each on its owner's rank; all ranks can then read them from the folder."""
+        owners = owners or self.owners(factors, names, ranks.size)
+        with ranks.together():
+            for name in names:
+                if owners[name] == ranks.rank:
+                    self.of(factors, name, device)
+
     def holds(self, key: str) -> bool:
         """Whether a basis was here before this cache computed any, undamaged."""
         return key not in self._computed and self._read(key) is not None
 
-    def _places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
+    def places(self, factors: Mapping[str, KroneckerFactors], name: str) -> tuple[Hashable, Hashable]:
+        """What stands for a layer's G and A; layers that share an A have the same for it."""
         if isinstance(factors, FactorFolder):
             return (factors.path, name), (factors.path, factors.shared_A(name))
         return factors[name].G, factors[name].A  # a tensor stands for itself, and is held by its place here

@@ -134,7 +134,7 @@ class TrainCLI(LightningCLI):
         self._find_state(config)
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would unpickle the file and let it change the settings."""
+        """Lightning would read settings from the file; ours come from the command."""
 
     def _find_state(self, config) -> None:
         """Has an interrupted collection in the run's folder gone on with, or the one that ``ckpt_path`` names."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.editing.checks import Factors, check_alpha, check_device, check_domain, check_formula, edited_layers
@@ -17,7 +18,8 @@ from lightning_kfac.factors import FactorFolder
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.moments import has_moments, load_moments
 from lightning_kfac.progress import track_count
-from lightning_kfac.targets import weight_matrix
+from lightning_kfac.ranks import Ranks, rounds
+from lightning_kfac.sharding import assign, whole
 
 # In the folder of an edited checkpoint: what was done to it.
 EDIT_FILE = "edit.json"
@@ -40,6 +42,9 @@ class KFACEditor:
         device: Where to compute, layer by layer; by default where each weight is.
         force: Edit although the factors belong to other weights.
         repeated: Keep each layer's components in memory, for many edits of the same weights.
+        ranks: The processes that edit together: each computes the new weights of its own layers and sends them to
+            all, so that their bits are the same everywhere. All must do the same calls.
+        owners: The rank of each layer, where only one has its factors; by default shared out by cost.
 
     Raises:
         InputError: A layer is not in the model, a shape or the model's fingerprint does not fit.
@@ -71,6 +76,8 @@ class KFACEditor:
         device: torch.device | str | None = None,
         force: bool = False,
         repeated: bool = False,
+        ranks: Ranks | None = None,
+        owners: Mapping[str, int] | None = None,
     ):
         if dtype not in ("float64", "float32"):
             raise InputError(f"unknown dtype {dtype!r}; choose float64 or float32")
@@ -79,6 +86,7 @@ class KFACEditor:
         self.bases = bases or BasisCache.beside(factors, getattr(torch, dtype))
         self.moments, self.domain_moments = moments, domain_moments or {}
         self.device, self.repeated = device, repeated
+        self.ranks, self.owners = ranks or Ranks(), owners
         self.forced = False
         check_device(device)
         self.layers = self.check(self.config)
@@ -100,17 +108,20 @@ class KFACEditor:
         if self._originals:
             raise InputError("this editor has already edited the model; call restore() first")
         config = config or self.config
-        layers, active, reports = self.check(config), self._active(config), []
+        layers, active = self.check(config), self._active(config)
+        reports: dict[str, LayerReport] = {}
+        owners = self.owners or self.bases.owners(self.factors, layers, self.ranks.size)
         try:
             with track_count("edit layers", "layers", total=len(layers)) as advance_to:
-                for number, (name, layer) in enumerate(layers.items(), start=1):
-                    reports.append(self._edit(name, layer, config.for_layer(name), active, dry_run))
-                    advance_to(number)
+                for names in rounds(layers, owners):
+                    some = {name: layers[name] for name in names}
+                    reports |= self._edit_round(some, owners, config, active, dry_run)
+                    advance_to(len(reports))
         except BaseException:
             self.restore()
             raise
         alphas = {d: 1.0 if config.mix == "union" else config.alpha_of(d) for d in active}
-        return EditReport(config, reports, alphas or None, self.forced)
+        return EditReport(config, [reports[name] for name in layers], alphas or None, self.forced)
 
     def check(self, config: EditConfig) -> dict[str, nn.Module]:
         """The layers that an edit would change, by name.
@@ -139,8 +150,46 @@ class KFACEditor:
         self._originals.clear()
 
     @torch.no_grad()
-    def _edit(self, name: str, layer: nn.Module, config: EditConfig, active: list[str], dry_run: bool) -> LayerReport:
-        weight = weight_matrix(layer)
+    def _edit_round(
+        self,
+        layers: Mapping[str, nn.Module],
+        owners: Mapping[str, int],
+        config: EditConfig,
+        active: list[str],
+        dry_run: bool,
+    ) -> dict[str, LayerReport]:
+        """Edits at most one layer of each rank at the same time."""
+        mine, edited, report = None, None, None
+        for name, layer in layers.items():
+            weight = whole(layer.weight.detach())
+            if owners[name] == self.ranks.rank:
+                mine = name, weight.T if isinstance(layer, Conv1D) else weight
+        with self.ranks.together():
+            if mine is not None:
+                edited, report = self._edit(*mine, config.for_layer(mine[0]), active)
+        # Of each rank what it did, and whether its weight has changed.
+        done = [entry for entry in self.ranks.gather((report, edited is not None)) if entry[0] is not None]
+        for report, changed in done:
+            if not dry_run:
+                own = edited if mine is not None and report.name == mine[0] else None
+                self._write(layers[report.name], report.name, own if changed else None, changed, owners[report.name])
+        return {report.name: report for report, _ in done}
+
+    def _write(self, layer: nn.Module, name: str, edited: Tensor | None, changed: bool, owner: int) -> None:
+        """Gives a layer the weight that its owner has computed."""
+        self._originals[name] = layer.weight.detach().clone()
+        if changed:
+            weight = layer.weight
+            if edited is None:  # another rank has it
+                edited = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+            elif isinstance(layer, Conv1D):
+                edited = edited.T
+            assign(weight.detach(), self.ranks.broadcast(edited.to(weight.device).contiguous(), owner))
+
+    def _edit(
+        self, name: str, weight: Tensor, config: EditConfig, active: list[str]
+    ) -> tuple[Tensor | None, LayerReport]:
+        """The new weight of a layer [d_out, d_in], or None where every bit stays, and what was done."""
         if not weight.isfinite().all():
             raise InputError(f"{name}: the weight has NaN or infinite entries")
         curvature = self._curvature(name, torch.device(self.device or weight.device), active)
@@ -154,8 +203,8 @@ class KFACEditor:
         if config.mode == "suppress" and selected.n_kept < selected.n_total:
             edited = selected.part(products).to(weight.dtype)
         elif config.mode == "ablate" and selected.n_kept:
-            whole = selected.n_kept == selected.n_total
-            edited = (torch.zeros_like(W) if whole else W - selected.part(products)).to(weight.dtype)
+            everything = selected.n_kept == selected.n_total
+            edited = (torch.zeros_like(W) if everything else W - selected.part(products)).to(weight.dtype)
         curvature.release()
         if edited is not None and not edited.isfinite().all():
             raise InputError(f"{name}: the edited weight would have NaN or infinite entries")
@@ -175,11 +224,7 @@ class KFACEditor:
             rho=config.rho,
             formula=config.formula,
         )
-        if not dry_run:
-            self._originals[name] = layer.weight.detach().clone()
-            if edited is not None:
-                weight.copy_(edited)
-        return report
+        return edited, report
 
     def _curvature(self, name: str, device: torch.device, active: list[str]) -> LayerCurvature:
         if (known := self._curvatures.get(name)) is None:

@@ -216,3 +216,8 @@ def _check_count(fields: Mapping[str, Any], name: str, least: int) -> None:
 def _short(value: object) -> str:
     """A value for a message, which must not be as long as a damaged file can make it."""
     return repr(value)[:60] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+def layer_shape(factors: Mapping[str, KroneckerFactors], name: str) -> tuple[int, int]:
+    """(d_out, d_in) of a layer, without reading a tensor from the disk."""
+    return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape

@@ -48,7 +48,7 @@ class Collected:
         factors: Those of the corpus by dotted layer name.
         domain_factors: The same of each domain, by its name.
         moments: Measured curvature by text: ``corpus`` or a domain.
-        bases: Eigenbases of ``factors``, on rank 0 kept beside them.
+        bases: Eigenbases of ``factors``, kept beside them by every rank that sees them there.
     """
 
     def __init__(self, root: Path, writes: bool):

@@ -90,7 +90,7 @@ class CollectionState:
 
 
 class SlimCheckpointIO(TorchCheckpointIO):
-    """Reads and writes the checkpoint of a collection as JSON: it has no weights and nothing to unpickle.
+    """Reads and writes the checkpoint of a collection as JSON: it holds progress only, no tensor and no code.
 
     Checkpoints of another name, those of a training, are left to Lightning.
     """

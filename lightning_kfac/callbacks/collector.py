@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from lightning_kfac.bases import FOLDER as BASES
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.callbacks.collected import Collected, Pass, collection_metadata, domain_metadata
 from lightning_kfac.callbacks.collection_state import CollectionState, SlimCheckpointIO, StateWriter
@@ -22,9 +23,10 @@ from lightning_kfac.capture import CurvatureCapture, MomentSums
 from lightning_kfac.data.datamodule import CORPUS, TextData, domain_text
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import KroneckerFactors
+from lightning_kfac.factors import METADATA, KroneckerFactors
 from lightning_kfac.plan import MemoryPlan, plan_memory
 from lightning_kfac.progress import progress_console, say
+from lightning_kfac.ranks import current_ranks
 from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
@@ -52,7 +54,8 @@ class CurvatureCollector(Callback):
             much disk as the sums take memory.
 
     Attributes:
-        collected: Factors and moments, on every rank, after the last batch.
+        collected: Factors and moments, after the last batch.
+        owners: The one rank that has the factors of each layer; None where every rank has all.
         metadata: What ``factors/metadata.json`` says beside the layers.
 
     Example:
@@ -88,6 +91,7 @@ class CurvatureCollector(Callback):
         self.plan: MemoryPlan | None = None
         self.writer: StateWriter | None = None
         self._resumed: CollectionState | None = None
+        self.owners: dict[str, int] | None = None
         self._passes: list[Pass] = []
         self._texts: list[str] = []
         self._domains: dict[str, str] = {}
@@ -169,6 +173,8 @@ class CurvatureCollector(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.collected.bring_back()
+        if self.factors:
+            self._share_bases(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         if self.plan is None:
@@ -273,6 +279,9 @@ class CurvatureCollector(Callback):
         if not work.moments:
             return CurvatureCapture(layers)
 
+        device = next(iter(layers.values())).weight.device
+        self.bases.prepare(self.factors, layers, current_ranks(), device=device)
+
         def sums(name: str, layer: nn.Module) -> MomentSums:
             return MomentSums(layer, *self.bases.of(self.factors, name, layer.weight.device), self.moments)
 
@@ -340,9 +349,18 @@ class CurvatureCollector(Callback):
             self.metadata["n_tokens"] = n_tokens
         own = {} if general else domain_metadata(trainer.datamodule, work.text)
         self.collected.save(work, None, self.metadata | own | {"n_tokens": n_tokens})
+        if general:
+            self._share_bases(trainer)
         if trainer.logger is not None:
             name = "n_tokens" if general else f"n_tokens_{work.text}"
             trainer.logger.log_metrics({f"collect/{name}": n_tokens}, trainer.global_step)
+
+    def _share_bases(self, trainer: Trainer) -> None:
+        """Every rank that sees the folder of the factors keeps eigenbases there, for all to read."""
+        trainer.strategy.barrier("factors")
+        folder = self.collected.folder(CORPUS)
+        if (folder / METADATA).is_file():
+            self.bases.folder = folder / BASES
 
     def _release(self, pl_module: LightningModule) -> None:
         if self._capture is not None:

@@ -14,6 +14,7 @@ from lightning_kfac.editing.report import EditReport
 from lightning_kfac.editor import KFACEditor
 from lightning_kfac.errors import InputError
 from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.ranks import current_ranks
 
 
 class EditCallback(Callback):
@@ -89,6 +90,8 @@ class EditCallback(Callback):
             moments=moments.pop(CORPUS, None),
             domain_moments=moments,
             bases=collector.bases,
+            ranks=current_ranks(),
+            owners=collector.owners,
         )
         fingerprint = weights_fingerprint(pl_module.model, editor.layers)
         if collector.domain_factors:

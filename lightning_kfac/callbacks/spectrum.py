@@ -1,12 +1,16 @@
 """SpectrumLogger: shows the curvature of every collected layer in TensorBoard."""
 
+from pathlib import Path
+
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_kfac.callbacks.collector import find_collector
 from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.factors import load_factors
 from lightning_kfac.progress import track_count
+from lightning_kfac.ranks import current_ranks
 from lightning_kfac.spectra import LayerSpectrum, layer_spectrum
 from lightning_kfac.spectra_board import write_spectra
 from lightning_kfac.targets import count_blocks, narrow
@@ -31,10 +35,15 @@ class SpectrumLogger(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer)
-        if not trainer.is_global_zero or collector is None or not isinstance(trainer.logger, TensorBoardLogger):
+        if collector is None or not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        ranks = current_ranks()
+        collector.bases.prepare(collector.factors, list(collector.factors), ranks, collector.owners)
+        if ranks.rank:
             return
         edit = next((c.config for c in trainer.callbacks if isinstance(c, EditCallback)), None)
-        factors = collector.factors
+        folder = Path(trainer.default_root_dir) / "factors"
+        factors = collector.factors if collector.owners is None else load_factors(folder)
         rhos = (
             _cuts(edit, list(factors), count_blocks(pl_module.model)) if edit and not collector.domain_factors else {}
         )

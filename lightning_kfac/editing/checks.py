@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import FactorFolder, KroneckerFactors
+from lightning_kfac.factors import KroneckerFactors, layer_shape
 from lightning_kfac.math.importance import MEASURED
 from lightning_kfac.targets import block_of, count_blocks, narrow, projection_of, weight_matrix
 
@@ -29,7 +29,7 @@ def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dic
     chosen = named_in_layers(config, chosen)
     check_untied(model, chosen)
     for name in chosen:
-        expected, found = tuple(weight_matrix(modules[name]).shape), _shape(factors, name)
+        expected, found = tuple(weight_matrix(modules[name]).shape), layer_shape(factors, name)
         if expected != found:
             raise InputError(
                 f"{name}: the weight is {expected[0]} x {expected[1]}, its factors are for {found[0]} x {found[1]}"
@@ -95,14 +95,9 @@ def check_domain(domain: str, factors: Factors, general: Factors, layers: Iterab
     for name in layers:
         if name not in factors:
             raise InputError(f"the domain {domain} has no factors of {name}; collect it for the same layers")
-        expected, found = _shape(general, name), _shape(factors, name)
+        expected, found = layer_shape(general, name), layer_shape(factors, name)
         if expected != found:
             raise InputError(
                 f"the domain {domain}: its factors of {name} are for {found[0]} x {found[1]}, the general ones for "
                 f"{expected[0]} x {expected[1]}"
             )
-
-
-def _shape(factors: Factors, name: str) -> tuple[int, int]:
-    """(d_out, d_in) without reading a tensor from the disk."""
-    return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape

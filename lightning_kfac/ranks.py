@@ -1,0 +1,124 @@
+"""Sharing out work on layers over the processes (ranks) of a distributed run."""
+
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_kfac.errors import InputError
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """One process, which owns every layer. ``DistributedRanks`` are several.
+
+    Attributes:
+        rank: This process.
+        size: Number of processes.
+
+    Example:
+        >>> Ranks().gather("done")
+        ['done']
+    """
+
+    rank, size = 0, 1
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, on every rank. Small objects; all ranks must call it."""
+        return [value]
+
+    def broadcast(self, tensor: Tensor, owner: int) -> Tensor:
+        """Fills a contiguous tensor with the owner's values, in place, and gives it back."""
+        return tensor
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raises on every rank where one or more have an error, so that none waits for a rank that is gone.
+
+        Raises:
+            InputError: One rank's error is one; the same on all ranks.
+            RuntimeError: Any other error of another rank.
+        """
+        first = next(((r, e) for r, e in enumerate(self.gather(_portable(error))) if e is not None), None)
+        if first is None:
+            return
+        rank, (is_input, text) = first
+        if rank == self.rank or (error is not None and not is_input):
+            raise error
+        raise InputError(text) if is_input else RuntimeError(f"rank {rank} failed: {text}")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block without communication that every rank runs; an error on one is raised on all."""
+        error = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        self.raise_together(error)
+
+
+class DistributedRanks(Ranks):
+    """The ranks of torch.distributed's default group."""
+
+    def __init__(self):
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def gather(self, value: T) -> list[T]:
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, tensor: Tensor, owner: int) -> Tensor:
+        dist.broadcast(tensor, src=owner)
+        return tensor
+
+
+def current_ranks() -> Ranks:
+    """The ranks of this run."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return DistributedRanks() if several else Ranks()
+
+
+def share_out(costs: Mapping[str, float], groups: Mapping[str, Hashable], size: int) -> dict[str, int]:
+    """Gives every layer an owner: the dearest group next goes to the rank with the least to do.
+
+    Args:
+        costs: Of each layer.
+        groups: Layers of the same group (those that share an input) get one owner.
+        size: Number of ranks.
+
+    Example:
+        >>> share_out({"gate": 2, "up": 2, "down": 3}, {"gate": "in", "up": "in", "down": "down"}, 2)
+        {'gate': 0, 'up': 0, 'down': 1}
+    """
+    totals: dict[Hashable, float] = {}
+    for name, cost in costs.items():
+        totals[groups[name]] = totals.get(groups[name], 0) + cost
+    loads, owner = [0.0] * size, {}
+    for group in sorted(totals, key=totals.get, reverse=True):
+        owner[group] = loads.index(min(loads))
+        loads[owner[group]] += totals[group]
+    return {name: owner[groups[name]] for name in costs}
+
+
+def rounds(names: Collection[str], owners: Mapping[str, int]) -> Iterator[list[str]]:
+    """The layers that are worked on at the same time, at most one of each rank.
+
+    Example:
+        >>> list(rounds("abcd", {"a": 0, "b": 0, "c": 0, "d": 1}))
+        [['a', 'd'], ['b'], ['c']]
+    """
+    of_ranks = [[name for name in names if owners[name] == rank] for rank in sorted({owners[n] for n in names})]
+    for some in zip_longest(*of_ranks):
+        yield [name for name in some if name is not None]
+
+
+def _portable(error: Exception | None) -> tuple[bool, str] | None:
+    """An error as something that every rank can read."""
+    if error is None:
+        return None
+    return isinstance(error, InputError), str(error) or type(error).__name__
