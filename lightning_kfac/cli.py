@@ -14,6 +14,7 @@ import transformers
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_kfac.assets import resolve_path
@@ -23,6 +24,7 @@ from lightning_kfac.callbacks import (
     CurvatureCollector,
     EditCallback,
     MiningWriter,
+    RankWatch,
     ResidualCollector,
     RunProgress,
     RunReport,
@@ -41,7 +43,7 @@ from lightning_kfac.loading import skeleton
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.progress import console, say
 from lightning_kfac.reference import edit_details, find_reference
-from lightning_kfac.run_folder import EVENTS, RunFolder
+from lightning_kfac.run_folder import EVENTS, STATE, RunFolder
 from lightning_kfac.strategies import strategy_for
 from lightning_kfac.targets import count_blocks, narrow
 
@@ -160,10 +162,12 @@ class TrainCLI(LightningCLI):
             again = {"purge_step": step_of(self._get(self.config_init, "ckpt_path"))} if self.resumed else {}
             kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name=EVENTS, version="", **again)
         kwargs["strategy"] = strategy_for(settings)
+        if SLURMEnvironment.detect():  # the job script asks for another turn; Lightning's own way saves no sums
+            kwargs["plugins"] = [*(settings["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
         report = RunReport(self.folder, self.command, self._config_text(), self.resumed)
-        kwargs["callbacks"] = [*self._callbacks(own), *own, report]
+        kwargs["callbacks"] = [*self._callbacks(own), *own, report, RankWatch()]
         if settings["enable_progress_bar"] is not False:
             kwargs["callbacks"].append(RunProgress())
         return super().instantiate_trainer(**kwargs)
@@ -171,6 +175,7 @@ class TrainCLI(LightningCLI):
     def before_fit(self) -> None:
         """Checks all input and says what will happen."""
         self._check_data()
+        self.model.evaluation_folder = self.folder.path / STATE
         collector, edit = self._callback(CurvatureCollector), self._callback(EditCallback)
         targets, study = {}, self._callback(CrystallizationStudy)
         if study is not None:
@@ -195,6 +200,7 @@ class TrainCLI(LightningCLI):
     def before_validate(self) -> None:
         """Checks all input."""
         self._check_data()
+        self.model.evaluation_folder = self.folder.path / STATE
         if not self.datamodule.validation_names:
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
         if self.trainer.global_rank == 0:
@@ -341,11 +347,19 @@ def main(args: list[str] | None = None) -> None:
         own = _input_error(error)
         if own is None:
             raise
-        print(f"error: {own}", file=sys.stderr)
+        print(f"{_rank()}error: {own}", file=sys.stderr)
         raise SystemExit(2) from None
     except SIGTERMException:
-        print("stopped by SIGTERM; what was done is kept, the same command goes on from there", file=sys.stderr)
+        print(
+            f"{_rank()}stopped by SIGTERM; what was done is kept, the same command goes on from there", file=sys.stderr
+        )
         raise SystemExit(143) from None
+
+
+def _rank() -> str:
+    """What messages of other ranks than the first begin with."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    return "" if rank == "0" else f"rank {rank}: "
 
 
 def _input_error(error: BaseException | None) -> InputError | None:

@@ -13,6 +13,7 @@ from lightning_kfac.data.datamodule import MEMORIZED
 from lightning_kfac.data.questions import Question
 from lightning_kfac.decoding import greedy_continuations
 from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation_log import EvaluationLog, NoLog
 from lightning_kfac.head import is_plain_head
 from lightning_kfac.math.uncertainty import Figure, interval, paired_difference
 from lightning_kfac.metrics import (
@@ -27,7 +28,7 @@ from lightning_kfac.metrics import (
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, cut_after_end
 from lightning_kfac.metrics.per_sequence import PerSequence
 from lightning_kfac.metrics.perplexity import LossPerplexity
-from lightning_kfac.recitation import recite
+from lightning_kfac.recitation import Recital, recite
 from lightning_kfac.scoring import next_token_scores, position_stress
 from lightning_kfac.stored_batches import StoredBatches
 
@@ -65,6 +66,7 @@ class Evaluation:
         baseline: The evaluation of the unedited model over the same batches, or ``self`` if this is it; None
             measures no nDCG and no differences.
         measures: What else to measure.
+        log: What an interrupted evaluation has computed already.
 
     Attributes:
         rankings, losses: Top tokens and token losses of each held-out batch (of this rank).
@@ -81,7 +83,9 @@ class Evaluation:
         end_of_text: Collection[int],
         baseline: "Evaluation | str | None",
         measures: Measures = Measures(),
+        log: EvaluationLog | None = None,
     ):
+        self.log = log or NoLog()
         sets, self.measures, self.end_of_text, self.baseline = list(sets), measures, end_of_text, baseline
         self.memorization = nn.ModuleDict({name: Memorization(end_of_text, measures.loose_similarity) for name in sets})
         self.shift = nn.ModuleDict({name: ContinuationShift() for name in sets})
@@ -105,7 +109,8 @@ class Evaluation:
     def add_sequences(self, name: str, model: nn.Module, batch: dict[str, list]) -> None:
         """Scores one batch of a memorized set; decodes only what is not recited."""
         index, prefixes, golds = batch["index"], batch["prefix"], batch["suffix"]
-        recitals = recite(model, prefixes, golds, self.end_of_text)
+        found = self.log.once(f"{name} {index}", lambda: recite(model, prefixes, golds, self.end_of_text))
+        recitals = [Recital(*recital) for recital in found]
         continuations = dict(zip(index, (r.continuation for r in recitals), strict=True))
         near_ties = [recital.near_tie for recital in recitals]
         self.memorization[name].update(list(continuations.values()), golds, index, near_ties)
@@ -118,7 +123,9 @@ class Evaluation:
         if name == MEMORIZED and self.measures.position_stress:
             golds = [list(cut_after_end(gold, self.end_of_text)) for gold in golds]
             t, unperturbed = self.measures.position_stress, self.measures.include_unperturbed
-            pairs = position_stress(model, prefixes, golds, t, unperturbed) if prefixes else []
+            pairs = self.log.once(
+                f"stress {index}", lambda: position_stress(model, prefixes, golds, t, unperturbed) if prefixes else []
+            )
             self.stress.update([a for a, _ in pairs], [b for _, b in pairs], [len(gold) for gold in golds], index)
 
     def add_questions(
@@ -127,7 +134,9 @@ class Evaluation:
         """Answers and scores some questions; ``decode`` turns token ids into text."""
         lengths = [question.asked.max_new_tokens for question in questions]
         prompts = [question.prompt for question in questions]
-        written = greedy_continuations(model, prompts, lengths, self.end_of_text)
+        written = self.log.once(
+            f"{name} {index}", lambda: greedy_continuations(model, prompts, lengths, self.end_of_text)
+        )
         texts = [_decoded(ids, decode, self.end_of_text) for ids in written]
         answers = [question.asked.answer_in(text) for question, text in zip(questions, texts, strict=True)]
         self.answers[name].update(answers, [question.answer for question in questions], index)
@@ -135,7 +144,10 @@ class Evaluation:
     def add_text(self, model: nn.Module, batch: TokenBatch) -> None:
         """Scores one batch of held-out text."""
         self._head_alone = is_plain_head(model) if self._head_alone is None else self._head_alone
-        losses, ranking = next_token_scores(model, batch, head_alone=self._head_alone)
+        scores = self.log.tensors_once(
+            f"text {len(self.rankings)}", lambda: next_token_scores(model, batch, head_alone=self._head_alone)
+        )
+        losses, ranking = (tensor.to(batch.input_ids.device) for tensor in scores)
         self.perplexity.update(losses, batch.valid, batch.sample_index)
         self.batch_mean.update(losses, batch.valid)
         if self.baseline is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import new_file
+from lightning_kfac.files import PARTIAL, new_file
 from lightning_kfac.results import replace_result, timestamp
 
 STATUS = "run.json"
@@ -134,6 +134,8 @@ class RunFolder:
         self._write(self._status() | {"status": "finished", "finished": timestamp()})
         _remove(self.path / STATE)
         _remove(self.path / PREVIOUS)
+        for left in self.path.glob(f"*{PARTIAL}*"):  # by a kill
+            _remove(left)
 
     def note(self, command: str) -> None:
         """Says who wrote here, where no ``fit`` has; forgets what would have been needed to go on."""

@@ -4,6 +4,7 @@
 input: one JSON object a line. Nothing is computed before a fork, so the copies are as good as new.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -112,6 +113,9 @@ def free_port() -> int:
 
 def serve() -> None:
     """Reads requests until the standard input ends."""
+    import transformers.generation.utils
+    import transformers.models.olmo2.modeling_olmo2  # noqa: F401
+
     import lightning_kfac.cli  # noqa: F401 (the point of all this)
 
     codes: dict[int, int] = {}
@@ -129,6 +133,8 @@ def serve() -> None:
                 if found:
                     codes[pid] = os.waitstatus_to_exitcode(status)
                 elif time.monotonic() > end:
+                    os.kill(pid, signal.SIGUSR1)  # where it hangs
+                    time.sleep(1)
                     os.kill(pid, signal.SIGKILL)
                     end += 1e9
                 else:
@@ -142,6 +148,7 @@ def _child(run: Run) -> None:
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(run.env)
+    faulthandler.register(signal.SIGUSR1)
     if run.limit:
         import resource
 

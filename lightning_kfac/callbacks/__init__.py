@@ -5,6 +5,7 @@ from lightning_kfac.callbacks.crystallize import CrystallizationStudy
 from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.callbacks.mining import MiningWriter
 from lightning_kfac.callbacks.progress import RunProgress
+from lightning_kfac.callbacks.rank_watch import RankWatch
 from lightning_kfac.callbacks.report import RunReport
 from lightning_kfac.callbacks.residuals import ResidualCollector
 from lightning_kfac.callbacks.save_model import SaveTrainedModel
@@ -15,6 +16,7 @@ __all__ = [
     "CurvatureCollector",
     "EditCallback",
     "MiningWriter",
+    "RankWatch",
     "ResidualCollector",
     "RunProgress",
     "RunReport",

@@ -1,12 +1,10 @@
 """What a search has done so far, batch by batch, so that it can go on after a stop."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_kfac.errors import InputError
-
-HEADER = "search"
+from lightning_kfac.keyed_log import KeyedLog
 
 
 class MiningLog:
@@ -23,14 +21,13 @@ class MiningLog:
     """
 
     def __init__(self, folder: Path, key: str):
-        self.folder, self.key, self._begun = folder, key, False
-        for path in self._paths():
-            head = next(_lines(path), {})
-            if head.get(HEADER, key) != key:
-                raise InputError(
-                    f"{folder} holds an unfinished search of another model, corpus or kind; add --overwrite to begin "
-                    "anew, or choose another folder with --trainer.default_root_dir"
-                )
+        self.folder, self.key = folder, key
+        self._own: KeyedLog | None = None
+        if any(log.is_ours is False for log in self._logs()):
+            raise InputError(
+                f"{folder} holds an unfinished search of another model, corpus or kind; add --overwrite to begin "
+                "anew, or choose another folder with --trainer.default_root_dir"
+            )
 
     def done(self) -> frozenset[int]:
         """Numbers of the batches that are done."""
@@ -39,32 +36,19 @@ class MiningLog:
     def rows(self) -> Iterator[dict]:
         """The lines of all ranks, a batch once."""
         seen = set()
-        for path in self._paths():
-            for row in _lines(path):
+        for log in self._logs():
+            for row in log.rows():
                 if "batch" in row and row["batch"] not in seen:
                     seen.add(row["batch"])
                     yield row
 
     def append(self, rank: int, row: dict) -> None:
         """Adds a batch."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"rank-{rank}.jsonl"
-        begun = self._begun or (path.exists() and next(_lines(path), {}).get(HEADER) == self.key)
-        head = "" if self._begun else "\n" if begun else json.dumps({HEADER: self.key}) + "\n"
-        with open(path, "a" if begun else "w", encoding="utf-8") as file:
-            file.write(f"{head}{json.dumps(row)}\n")  # the empty line ends what a kill has cut off
-        self._begun = True
+        self._own = self._own or self._log(self.folder / f"rank-{rank}.jsonl")
+        self._own.append(row)
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("rank-*.jsonl"))
+    def _logs(self) -> list[KeyedLog]:
+        return [self._log(path) for path in sorted(self.folder.glob("rank-*.jsonl"))]
 
-
-def _lines(path: Path) -> Iterator[dict]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
+    def _log(self, path: Path) -> KeyedLog:
+        return KeyedLog(path, "search", self.key)

@@ -1,6 +1,8 @@
 """The LightningModule: a causal language model, frozen for collection or trained in the ordinary way."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +14,8 @@ from lightning_kfac.data.datamodule import HELDOUT
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation import Evaluation, Measures
+from lightning_kfac.evaluation_log import EvaluationLog
+from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.head import is_plain_head
 from lightning_kfac.loading import Dtype, end_of_text_ids, load_config, load_model
@@ -57,6 +61,7 @@ class CausalLM(LightningModule):
     Attributes:
         stage: Name of the next evaluation: ``baseline``, ``edited`` or, in a training, ``trained``.
         evaluated: Name of the model that is loaded.
+        evaluation_folder: Where to keep what an interrupted evaluation goes on from; None keeps nothing.
         evaluation: The latest evaluation; ``baseline`` is that of the unedited model.
         results: Figures of the latest evaluation, and ``record`` the same with intervals and differences.
         engine: What runs a batch of a collection; set by ``CurvatureCollector``.
@@ -91,6 +96,7 @@ class CausalLM(LightningModule):
         self.stage = "baseline"
         self.reference, self.skip_baseline, self.measures = reference, skip_baseline, measures
         self.evaluated = model_name
+        self.evaluation_folder: Path | None = None
         self.results: dict[str, float | int | None] = {}
         self.record: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
@@ -175,8 +181,18 @@ class CausalLM(LightningModule):
     def on_validation_epoch_start(self) -> None:
         data, baseline = self.trainer.datamodule, "self" if self.stage == "baseline" else self.baseline
         end_of_text = end_of_text_ids(self.model)
-        self.evaluation = Evaluation(data.set_names, data.question_sets, end_of_text, baseline, self.measures)
+        names, log = (data.set_names, data.question_sets), self._evaluation_log()
+        self.evaluation = Evaluation(*names, end_of_text, baseline, self.measures, log)
         self.evaluation.to(self.device)
+
+    def _evaluation_log(self) -> EvaluationLog | None:
+        if self.evaluation_folder is None or self.trainer.sanity_checking:
+            return None
+        about = self.trainer.datamodule.measured(), self.measures, self.stage, self.trainer.world_size
+        numbers = weights_fingerprint(self.model, ()), str(self.model.dtype), self.trainer.precision
+        key = hashlib.sha256(repr((about, numbers)).encode()).hexdigest()[:32]
+        folder = self.evaluation_folder / f"evaluation-{self.stage.replace(' ', '-')}"
+        return EvaluationLog(folder, key, self.trainer.global_rank)
 
     def validation_step(self, batch: TokenBatch | dict, batch_idx: int, dataloader_idx: int = 0) -> None:
         """One batch of a memorized set, of questions or of the held-out text, told apart by the loader's name."""

@@ -1,0 +1,60 @@
+"""JSON lines that belong to one piece of work, so that it can go on after a stop."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class KeyedLog:
+    """A file whose first line tells what the lines after it belong to.
+
+    A line that was cut off by a kill does not count.
+
+    Args:
+        path: The file; it appears with the first line that is appended.
+        kind: What the first line calls the key.
+        key: Identifies the work.
+
+    Example:
+        >>> import tempfile
+        >>> log = KeyedLog(Path(tempfile.mkdtemp()) / "log.jsonl", "search", "0f3a")
+        >>> log.append({"batch": 3})
+        >>> list(log.rows()), log.is_ours
+        ([{'batch': 3}], True)
+    """
+
+    def __init__(self, path: Path, kind: str, key: str):
+        self.path, self.kind, self.key = path, kind, key
+        self._begun = False
+
+    @property
+    def is_ours(self) -> bool | None:
+        """Whether the file belongs to this work; None where there is none, or none whole enough to tell."""
+        known = next(_lines(self.path), {}).get(self.kind)
+        return None if known is None else known == self.key
+
+    def rows(self) -> Iterator[dict]:
+        """The lines after the first."""
+        yield from (row for row in _lines(self.path) if self.kind not in row)
+
+    def append(self, row: dict) -> None:
+        """Adds a line; what the file holds of other work is lost."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        begun = self._begun or bool(self.is_ours)
+        head = "" if self._begun else "\n" if begun else json.dumps({self.kind: self.key}) + "\n"
+        with open(self.path, "a" if begun else "w", encoding="utf-8") as file:
+            file.write(f"{head}{json.dumps(row)}\n")  # the empty line ends what a kill has cut off
+        self._begun = True
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                yield row

@@ -1,0 +1,293 @@
+"""Runs that are killed, stopped, starved of disk or of a rank, and what is left: for real, in processes."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lightning_kfac import load_factors
+from lightning_kfac.assets import DEMO
+from lightning_kfac.callbacks.collection_state import steps
+from tests.forks import Forks, Run
+
+WORDS = [f"{a}{b}" for a in ("loss", "rank", "basis", "token", "gate") for b in ("", "s", "ed", "ing", "er")]
+
+
+@pytest.fixture(scope="module")
+def forks():
+    server = Forks()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A corpus, a held-out text and a few memorized sequences."""
+    folder, draw = tmp_path_factory.mktemp("texts"), random.Random(0)
+    for name in ("corpus", "heldout"):
+        lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=30))}) for _ in range(30)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    planted = (DEMO / "planted_report.jsonl").read_text().splitlines()[:3]
+    (folder / "few.jsonl").write_text("\n".join(planted) + "\n")
+    return folder
+
+
+def options(texts, folder, **changes):
+    """A run of seconds that writes its state after every batch."""
+    settings = {
+        "model.model_name": "demo",
+        "model.dtype": "float32",
+        "data.corpus": texts / "corpus.jsonl",
+        "data.max_tokens": 700,
+        "data.seq_len": 32,
+        "data.batch_size": 2,
+        "data.heldout": texts / "heldout.jsonl",
+        "data.heldout_tokens": 300,
+        "data.memorized": texts / "few.jsonl",
+        "collect.blocks": "[2]",
+        "collect.projections": "[gate,up]",
+        "collect.save_minutes": 0,
+        "edit.rho": 0.8,
+        "trainer.logger": "false",
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": folder,
+    } | changes
+    return ["fit", *[word for name, value in settings.items() for word in (f"--{name}", str(value))]]
+
+
+def outcome(folder) -> dict:
+    """Every bit that a run gives: files by content, results without their times."""
+    files = {}
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        if "bases" not in path.parts:
+            tensors = load_file(path)
+            digest = hashlib.sha256(b"".join(tensors[k].view(torch.uint8).numpy().tobytes() for k in sorted(tensors)))
+            files[str(path.relative_to(folder))] = digest.hexdigest()
+    rows = [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("timestamp")
+    return {"files": files, "results": rows, "edit": json.loads((Path(folder) / "edited" / "edit.json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def whole(forks, texts, tmp_path_factory):
+    """A run that nothing interrupts: its outcome, and how much work on files it does."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    count = folder.parent / "count"
+    code, said = forks.run(options(texts, folder), folder.parent / "log", watched=str(folder), count_to=str(count))
+    assert code == 0, said
+    return outcome(folder), int(count.read_text())
+
+
+def look_at_ruins(folder, reference):
+    """What stands under its name after a kill is whole and right."""
+    if (folder / "factors").exists():
+        factors = load_factors(folder / "factors")
+        assert all(factors[name].A.isfinite().all() for name in factors)
+    for name, digest in reference["files"].items():
+        path = folder / name
+        if path.exists():
+            tensors = load_file(path)
+            found = hashlib.sha256(b"".join(tensors[k].view(torch.uint8).numpy().tobytes() for k in sorted(tensors)))
+            assert found.hexdigest() == digest, name
+
+
+def kill_and_go_on(forks, args, folder, logs, kills, reference=None):
+    """Runs a command that dies again and again until it ends; returns the number of deaths and the last output."""
+    for deaths, kill_at in enumerate([*kills, 0]):
+        code, said = forks.run(args, logs / f"log{deaths}", watched=str(folder), kill_at=kill_at)
+        if code == 0:
+            return deaths, said
+        assert code == -9, said
+        if reference:
+            look_at_ruins(folder, reference)
+    raise AssertionError("it never ended")
+
+
+@pytest.mark.parametrize("chain", range(8))
+def test_kills_anywhere_change_no_bit(forks, texts, whole, tmp_path, chain):
+    """Three kills a run: the first spread evenly over all that a run does, the others where chance will have them."""
+    reference, events = whole
+    chance = random.Random(chain)
+    kills = [10 + (2 * chain + 1) * (events - 10) // 16, chance.randrange(5, 80), chance.randrange(5, 80)]
+    deaths, _ = kill_and_go_on(forks, options(texts, tmp_path / "run"), tmp_path / "run", tmp_path, kills, reference)
+    assert deaths == 3
+    assert outcome(tmp_path / "run") == reference
+    assert not (tmp_path / "run" / "state").exists() and not list((tmp_path / "run").glob("*.part*"))
+
+
+def test_kills_between_any_two_instructions(forks, texts, whole, tmp_path):
+    """By the clock, so also in the middle of a write or a product."""
+    chance, args = random.Random(3), options(texts, tmp_path / "run")
+    for number in range(4):
+        how = {"watched": str(tmp_path / "run"), "kill_after": chance.uniform(0.2, 2.0)}
+        code, said = forks.run(args, tmp_path / f"log{number}", **how)
+        if code == 0:
+            break
+        assert code == -9, said
+        look_at_ruins(tmp_path / "run", whole[0])
+    else:
+        code, said = forks.run(args, tmp_path / "last")
+        assert code == 0, said
+    assert outcome(tmp_path / "run") == whole[0]
+
+
+def test_several_passes_are_resumed_in_the_right_one(forks, texts, tmp_path):
+    """One layer a pass, a domain, moments: eight passes; every resumed run finds what the passes before it found."""
+    changes = {
+        "data.max_tokens": 300,
+        "data.domains": json.dumps({"other": str(texts / "heldout.jsonl")}),
+        "data.domain_tokens": 200,
+        "data.memorized": "null",
+        "collect.layers_per_pass": 1,
+        "collect.moments": "token",
+        "edit.formula": "corrected",
+    }
+    whole, run = options(texts, tmp_path / "whole", **changes), options(texts, tmp_path / "run", **changes)
+    count = tmp_path / "count"
+    code, said = forks.run(whole, tmp_path / "log", watched=str(tmp_path / "whole"), count_to=str(count))
+    assert code == 0, said
+    events = int(count.read_text())
+    deaths, said = kill_and_go_on(
+        forks, run, tmp_path / "run", tmp_path, [events // 4, events // 4, events // 5, events // 5]
+    )
+    assert deaths == 4 and "of pass" in said
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert list(outcome(tmp_path / "run")["files"]).count("factors/moments/layer_0000.safetensors") == 1
+
+
+def test_sigterm_stops_cleanly_and_the_command_goes_on(forks, texts, whole, tmp_path):
+    args = options(texts, tmp_path / "run", **{"collect.save_minutes": 60})  # only the signal saves
+    code, said = forks.run(args, tmp_path / "log", watched=str(tmp_path / "run" / "run.json"), term_after=0.15)
+    assert code == 143 and "stopped by SIGTERM" in said and "Traceback" not in said, said
+    (step,) = steps(tmp_path / "run")
+    code, said = forks.run(args, tmp_path / "log")
+    assert code == 0 and f"going on after batch {int(step.name.removeprefix('step-'))}" in said
+    assert outcome(tmp_path / "run") == whole[0]
+
+
+@pytest.mark.parametrize("limit, kept", [(400_000, []), (1_500_000, ["factors", "results.jsonl"])])
+def test_a_full_disk_is_named_and_nothing_is_lost(forks, texts, whole, tmp_path, limit, kept):
+    """A quota on files for which factors, or the edited model, are too large; with room the run goes on."""
+    args = options(texts, tmp_path / "run")
+    code, said = forks.run(args, tmp_path / "log", limit=limit)
+    assert code == 2 and "cannot be written: files of this size are not allowed" in said and "Traceback" not in said, (
+        said
+    )
+    assert "the state of the collection could not be saved" in said
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert set(kept) == found & {"factors", "edited", "results.jsonl"}
+    assert not list((tmp_path / "run").rglob("*.part*"))
+    look_at_ruins(tmp_path / "run", whole[0])
+    code, said = forks.run(args, tmp_path / "log")
+    assert code == 0, said
+    assert outcome(tmp_path / "run") == whole[0]
+
+
+def test_two_runs_in_one_folder(forks, texts, whole, tmp_path):
+    args = options(texts, tmp_path / "run")
+    first = forks.start(Run(args, str(tmp_path / "first")))
+    while not (tmp_path / "run" / "run.json").exists():
+        pass
+    code, said = forks.run([*args, "--overwrite"], tmp_path / "second")
+    assert code == 2 and f"process {first} on " in said and "is writing to this folder" in said, said
+    assert forks.wait(first) == 0
+    assert outcome(tmp_path / "run") == whole[0]
+
+
+def test_only_the_same_collection_is_gone_on_with(forks, texts, whole, tmp_path):
+    args = options(texts, tmp_path / "run")
+    assert forks.run(args, tmp_path / "log", watched=str(tmp_path), kill_at=whole[1] // 3)[0] == -9
+    old, new = steps(tmp_path / "run")
+    code, said = forks.run([*args, "--model.labels", "gold"], tmp_path / "log")
+    assert code == 2 and "an unfinished run whose labels is sampled, here it is gold" in said, said
+    assert steps(tmp_path / "run") == [old, new]
+    code, said = forks.run([*args, "--ckpt_path", str(tmp_path)], tmp_path / "log")
+    assert code == 2 and "is not the state of a collection" in said, said
+    (new / "rank-00000.safetensors").write_bytes((new / "rank-00000.safetensors").read_bytes()[:-1])
+    code, said = forks.run(args, tmp_path / "log")
+    assert code == 2 and "rank-00000.safetensors: damaged" in said and "--overwrite" in said, said
+    # An older state is named by hand; another edit may follow the same collection.
+    code, said = forks.run([*args, "--ckpt_path", str(old), "--edit.rho", "0.8"], tmp_path / "log")
+    assert code == 0 and f"going on after batch {int(old.name.removeprefix('step-'))}" in said, said
+    assert outcome(tmp_path / "run") == whole[0]
+
+
+def test_an_interrupted_evaluation_computes_nothing_twice(forks, texts, whole, tmp_path):
+    args = options(texts, tmp_path / "run")
+    kept = tmp_path / "run" / "state" / "evaluation-baseline" / "rank-0.jsonl"
+    kill = {"watched": "evaluation-baseline", "kill_at": 12}
+    assert forks.run(args, tmp_path / "log", **kill)[0] == -9
+    before = kept.read_text().splitlines()
+    assert len(before) >= 3
+    code, said = forks.run(args, tmp_path / "log", watched="evaluation-edited", kill_at=3)
+    assert code == -9, said
+    after = kept.read_text().splitlines()
+    assert [line for line in after if line][: len(before)] == before and len(after) > len(before)
+    assert forks.run(args, tmp_path / "log")[0] == 0
+    assert outcome(tmp_path / "run") == whole[0]
+
+
+# -- several ranks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(forks, texts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole-of-two") / "run"
+    for code, said in forks.ranks(options(texts, folder), folder.parent / "log", 2):
+        assert code == 0, said
+    return outcome(folder)
+
+
+def relative_difference(a, b) -> float:
+    return max(
+        ((getattr(a[n], s) - getattr(b[n], s)).norm() / getattr(b[n], s).norm()).item() for n in a for s in ("A", "G")
+    )
+
+
+def test_two_ranks_go_on_bit_for_bit_after_one_was_killed(forks, texts, whole_of_two, tmp_path):
+    args = options(texts, tmp_path / "run")
+    for number, (rank, kill_at) in enumerate([(1, 6), (0, 40), (0, 60), (1, 5)]):
+        how = {rank: {"watched": str(tmp_path / "run"), "kill_at": kill_at}}
+        ended = forks.ranks(args, tmp_path / f"log{number}", 2, how)
+        assert ended[rank][0] == -9, ended[rank][1]
+        code, said = ended[1 - rank]
+        assert code == 1 and f"error: rank {rank} (process " in said and "Traceback" not in said, said
+        look_at_ruins(tmp_path / "run", whole_of_two)
+    for code, said in forks.ranks(args, tmp_path / "last", 2):
+        assert code == 0, said
+    assert outcome(tmp_path / "run") == whole_of_two
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+def test_another_number_of_ranks_goes_on_to_rounding(forks, texts, whole, whole_of_two, tmp_path, before, after):
+    """Float32 sums in another order: a relative difference of 1e-6 is some ten roundings."""
+    args, kill = options(texts, tmp_path / "run"), {"watched": "state/step-", "kill_at": 20}
+    if before == 1:
+        assert forks.run(args, tmp_path / "log", **kill)[0] == -9
+        ended = forks.ranks(args, tmp_path / "log", 2)
+    else:
+        assert forks.ranks(args, tmp_path / "log", 2, {0: kill})[0][0] == -9
+        ended = [forks.run(args, tmp_path / "log")]
+    assert [code for code, _ in ended] == [0] * after, ended
+    assert "going on after batch" in ended[0][1]
+    factors, known = load_factors(tmp_path / "run" / "factors"), tmp_path / "known"
+    assert forks.run(options(texts, known), tmp_path / "log")[0] == 0
+    known = load_factors(known / "factors")
+    assert [factors[n].n_tokens for n in factors] == [known[n].n_tokens for n in known]
+    assert relative_difference(factors, known) < 1e-6
+
+
+def test_sigterm_stops_all_ranks_between_the_same_batches(forks, texts, whole_of_two, tmp_path):
+    args = options(texts, tmp_path / "run", **{"collect.save_minutes": 60})
+    how = {0: {"watched": str(tmp_path / "run" / "run.json"), "term_after": 0.15}}
+    for code, said in forks.ranks(args, tmp_path / "log", 2, how):
+        assert code == 143 and "Traceback" not in said, said
+    assert len(steps(tmp_path / "run")) == 1
+    for code, said in forks.ranks(args, tmp_path / "log", 2):
+        assert code == 0, said
+    assert outcome(tmp_path / "run") == whole_of_two
