@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.mining.search import Found
 
 HEADER = "search"
 
@@ -41,7 +42,7 @@ class MiningLog:
         seen = set()
         for path in self._paths():
             for row in _lines(path):
-                if "batch" in row and row["batch"] not in seen:
+                if type(row.get("batch")) is int and row["batch"] not in seen and _readable(row):
                     seen.add(row["batch"])
                     yield row
 
@@ -59,12 +60,18 @@ class MiningLog:
         return sorted(self.folder.glob("rank-*.jsonl"))
 
 
+def _readable(row: dict) -> bool:
+    """Whether what was found has the fields that belong to it; a line that a disk has damaged may not."""
+    found = row.get("found", [])
+    return isinstance(found, list) and all(isinstance(f, dict) and f.keys() == set(Found._fields) for f in found)
+
+
 def _lines(path: Path) -> Iterator[dict]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
