@@ -69,8 +69,10 @@ class InputErrors:
         """Also reports what the parser itself does not expect."""
         try:
             return super().parse_args(*args, **kwargs)
-        except (RecursionError, UnicodeError, OverflowError) as error:
-            self.error(f"a value cannot be read: {error}", error)
+        except InputError:
+            raise
+        except Exception as error:  # what PyYAML makes of numbers, dates and tags that are none has many types
+            self.error(f"a value cannot be read: {type(error).__name__}: {error}", error)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Ends the program with code 2 and one message: our own, where one is the cause."""

@@ -41,7 +41,10 @@ class MiningLog:
         """The lines of all ranks, a batch once."""
         seen = set()
         for path in self._paths():
-            for row in _lines(path):
+            lines = _lines(path)
+            if next(lines, {}).get(HEADER) != self.key:
+                continue  # damaged: nobody knows which search it is of
+            for row in lines:
                 if type(row.get("batch")) is int and row["batch"] not in seen and _readable(row):
                     seen.add(row["batch"])
                     yield row
