@@ -121,8 +121,10 @@ def mutated_value(value: dict, chance: random.Random) -> dict:
     """A copy with one or two things inside replaced, removed, renamed or exchanged."""
     value = copy.deepcopy(value)
     for _ in range(chance.choice([1, 1, 2])):
-        *above, key = chance.choice(list(places_of(value | {"new": 0}))) if value else ["new"]
-        value.setdefault("new", 0)
+        places = list(places_of(value))
+        if not places:
+            return {"x": chance.choice(VALUES)}
+        *above, key = chance.choice(places)
         parent = value
         for step in above:
             parent = parent[step]
@@ -173,7 +175,7 @@ def test_metadata(whole, tmp_path):
     for file in ("metadata.json", "moments/metadata.json"):
         path, contents = folder / file, (folder / file).read_bytes()
         value = json.loads(contents)
-        for number in range(500):
+        for number in range(360):
             if number % 3 == 0:
                 path.write_bytes(mutated_bytes(contents, chance))
             elif number % 3 == 1:
@@ -191,7 +193,7 @@ def test_metadata(whole, tmp_path):
                     alone = name.endswith(" n") or tensor is None
                     assert alone or any(torch.equal(tensor, value) for value in known), name
             path.write_bytes(contents)
-    assert listing(folder) == before and errors > 600
+    assert listing(folder) == before and errors > 450
 
 
 def test_safetensors(whole, tmp_path):
@@ -210,7 +212,7 @@ def test_safetensors(whole, tmp_path):
         for file in ("layer_0000.safetensors", "moments/layer_0001.safetensors", "bases"):
             path = folder / file if file != "bases" else min((folder / "bases").iterdir())
             contents = path.read_bytes()
-            for _ in range(130):
+            for _ in range(110):
                 path.write_bytes(mutated_tensors(contents, body_of(path), chance))
                 found = outcome(partial(read_all, folder), str(folder))
                 errors += isinstance(found, InputError)
@@ -218,7 +220,7 @@ def test_safetensors(whole, tmp_path):
                 assert isinstance(found, InputError) or older or same(found, expected)
                 path.write_bytes(contents)
         assert same(read_all(folder), expected)
-    assert errors > 600
+    assert errors > 450
 
 
 def mutated_tensors(contents: bytes, body: int, chance: random.Random) -> bytes:
@@ -436,13 +438,13 @@ HOSTILE = [
     *("edit: {<<: 3}", "edit: {<<: [*x]}", "edit: !x y", 'edit: "\\ud800"', "model: /dev/zero", "config: PLACE"),
     *("? [a]\n: 3", "? {a: 1}\n: 2", "%YAML 9.9\n---\na: 1", "--- a\n--- b", "\0", "a: \x07", "\ufeffedit: {rho: 0.5}"),
     *("edit: {rho: " + "9" * 6000 + "}", "edit: {rho: 0x" + "f" * 6000 + "}", "edit: {rho: 1:" + "59:" * 3000 + "1}"),
-    *("[" * 100_000, "edit: " + "[" * 40_000 + "]" * 40_000, "edit: " + "{a: " * 2000 + "1" + "}" * 2000, "- " * 5000),
-    *("# " + "x" * 2_000_000, "x: " + "y" * 900_000),
+    *("[" * 30_000, "edit: " + "[" * 30_000 + "]" * 30_000, "edit: " + "{a: " * 2000 + "1" + "}" * 2000, "- " * 5000),
+    *("# " + "x" * 2_000_000, "x: " + "y" * 300_000),
 ]
 
 
 @pytest.mark.parametrize(
-    ("command", "base", "count"), [("fit", TRAIN, 250), ("sweep", SWEEP, 150), ("apply", APPLY, 150)]
+    ("command", "base", "count"), [("fit", TRAIN, 110), ("sweep", SWEEP, 70), ("apply", APPLY, 70)]
 )
 def test_configs(parsers, tmp_path, monkeypatch, command, base, count):
     """Read by the real parsers; what passes is a config, what does not ends with code 2 and one message."""
@@ -483,8 +485,21 @@ def test_configs(parsers, tmp_path, monkeypatch, command, base, count):
     assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
 
 
-def test_deep_values_on_the_command_line(capsys):
-    """PyYAML's fast reader would end the interpreter."""
-    for word in ("--edit=" + "[" * 100_000, "--model.model_name=" + "{a: " * 50_000):
-        with pytest.raises(InputError, match="nested too deeply"):
-            check_config_files(["fit", word])
+def test_deep_values_in_other_places(tmp_path, monkeypatch):
+    """PyYAML's fast parser would end the interpreter at each of them."""
+    monkeypatch.chdir(tmp_path)
+    deep = ["[" * 2000 + "]" * 2000, "{a: " * 1000, "- " * 2000, "? " * 2000]
+    for text in deep:
+        Path("deep.yaml").write_text(text)
+        Path("named.yaml").write_text("edit: deep.yaml")
+        Path("quoted.yaml").write_text(json.dumps({"edit": text}))
+        for words in (["--edit=" + text], ["--edit", text], ["--edit", "deep.yaml"], ["--edit=deep.yaml"]):
+            with pytest.raises(InputError, match=r"nested too deeply"):
+                check_config_files(["fit", *words])
+        for file in ("deep.yaml", "named.yaml", "quoted.yaml"):
+            with pytest.raises(InputError, match=r"nested too deeply"):
+                check_config_files(["fit", "--config", file])
+    # What is long without being deep passes.
+    check_config_files(
+        ["fit", "--data.few_shot", "Question: 1 + 1 = 2; " * 500, "--model", "x: y " * 500, "--edit", "{" * 50]
+    )
