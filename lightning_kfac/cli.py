@@ -1,7 +1,6 @@
 """The command line of ``train.py``: a LightningCLI with the package's defaults."""
 
 import argparse
-import itertools
 import logging
 import os
 import shutil
@@ -11,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import transformers
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -34,6 +32,7 @@ from lightning_kfac.callbacks import (
 from lightning_kfac.callbacks.collection_state import checkpoint_in, latest_checkpoint, step_of
 from lightning_kfac.callbacks.mining import LOG, MINED, REPETITIONS, SUMMARY
 from lightning_kfac.checkpoints import Save
+from lightning_kfac.config_files import check_config_files
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.editing.config import EditConfig
@@ -68,6 +67,15 @@ DESCRIPTIONS = {
 
 class InputErrors:
     """For parsers: prints what is wrong, without fifty lines of usage before it."""
+
+    def parse_args(self, *args, **kwargs):
+        """Also reports what the parser itself does not expect."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except InputError:
+            raise
+        except Exception as error:  # what PyYAML makes of numbers, dates and tags that are none has many types
+            self.error(f"a value cannot be read: {type(error).__name__}: {error}", error)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Ends the program with code 2 and one message: our own, where one is the cause."""
@@ -341,7 +349,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs a command; what the user can mend ends in one line and exit code 2."""
     quiet()
     try:
-        _check_config_files(sys.argv[1:] if args is None else args)
+        check_config_files(sys.argv[1:] if args is None else args)
         TrainCLI(args)
     except ValueError as error:
         own = _input_error(error)
@@ -367,18 +375,6 @@ def _input_error(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
-
-
-def _check_config_files(args: list[str]) -> None:
-    for flag, value in itertools.pairwise([*args, ""]):
-        path = value if flag in ("--config", "-c") else flag.partition("--config=")[2]
-        if path:
-            try:
-                yaml.safe_load(Path(path).read_text("utf-8"))
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-            except (UnicodeDecodeError, yaml.YAMLError) as error:
-                raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _python() -> str:

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli import InputErrors, quiet
 from lightning_kfac.commands import COMMANDS
+from lightning_kfac.config_files import check_config_files
 from lightning_kfac.errors import InputError
 from lightning_kfac.progress import console, format_seconds
 from lightning_kfac.results import timestamp
@@ -36,9 +37,11 @@ def make_parser() -> ArgumentParser:
 def main(args: list[str] | None = None) -> None:
     """Runs a command; what the user can mend ends in one line and exit code 2."""
     quiet()
-    settings = make_parser().parse_args(_with_underscores(sys.argv[1:] if args is None else args))
     begin = time.monotonic()
     try:
+        words = _with_underscores(sys.argv[1:] if args is None else args)
+        check_config_files(words)
+        settings = make_parser().parse_args(words)
         COMMANDS[settings.subcommand].run(settings[settings.subcommand])
         _note_command(settings, args)
     except InputError as error:

@@ -1,11 +1,11 @@
 """Which model was edited: what a comparison of an edited checkpoint needs."""
 
-import json
 from typing import Any
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.editor import EDIT_FILE
 from lightning_kfac.errors import InputError
+from lightning_kfac.json_files import read_json
 from lightning_kfac.loading import load_config
 
 
@@ -14,11 +14,7 @@ def edit_details(model_name: str | None) -> dict[str, Any]:
     path = resolve_path(model_name) / EDIT_FILE if model_name else None
     if path is None or not path.is_file():
         return {}
-    try:
-        details = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    return details if isinstance(details, dict) else {}
+    return read_json(path, "edit the model again, or remove the file")
 
 
 def find_reference(

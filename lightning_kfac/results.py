@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from lightning_kfac.files import new_file
+from lightning_kfac.files import new_file, writing
 
 
 def append_result(path: Path, row: Mapping) -> dict:
@@ -15,12 +16,12 @@ def append_result(path: Path, row: Mapping) -> dict:
     row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
     row |= {"timestamp": timestamp(), "version": version("lightning-kfac")}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with writing(path), open(path, "ab+") as file:
         if file.tell():  # a run that was killed may have left half a line
-            file.seek(0)
-            if not file.read().endswith("\n"):
-                file.write("\n")
-        file.write(json.dumps(row) + "\n")
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
     return row
 
 
@@ -37,12 +38,12 @@ def replace_result(path: Path, row: Mapping, same: Sequence[str] | None) -> dict
 def read_results(path: Path) -> list[dict]:
     """All rows; lines that are not whole are left out. Empty where there is no file."""
     rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and isinstance(row.get("point"), str | None):
             rows.append(row)
     return rows
 

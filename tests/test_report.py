@@ -85,7 +85,7 @@ def test_report_of_a_search(tmp_path):
     [
         (lambda path: None, "no such run folder"),
         (lambda path: path.mkdir(), "holds no results.jsonl and no run.json"),
-        (lambda path: (path.mkdir(), (path / "mining.json").write_text("{")), "mining.json: not valid JSON"),
+        (lambda path: (path.mkdir(), (path / "mining.json").write_text("{")), "mining.json: damaged or incomplete"),
     ],
 )
 def test_wrong_folders(tmp_path, capsys, make, message):

@@ -11,6 +11,7 @@ from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.editor import EDIT_FILE
 from lightning_kfac.errors import InputError
 from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.json_files import read_json
 from lightning_kfac.loading import load_tokenizer
 from lightning_kfac.progress import console
 
@@ -31,9 +32,9 @@ def run(options: Namespace) -> None:
     output = check_output(options.output, options.overwrite, lambda folder: (folder / RESTORED).is_file())
     path = resolve_path(options.model) / EDIT_FILE
     try:
-        details = json.loads(path.read_text("utf-8"))
+        details = read_json(path, "edit the model again")
         layers = [layer["name"] for layer in details["layers"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: missing or unreadable: {options.model} is no model that was edited here") from None
     source = options.original or details.get("model")
     if not source:

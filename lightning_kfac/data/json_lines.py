@@ -44,8 +44,14 @@ def parse_object(line: str, where: str) -> dict:
     """The JSON object in a line; raises ``InputError`` where there is none."""
     try:
         row = json.loads(line)
+        if "\\ud" in line.lower():  # halves of characters, which no tokenizer and no file takes
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: not valid JSON: half of a character (\\ud800 to \\udfff by itself)") from None
+    except (RecursionError, ValueError) as error:  # of depth, of numbers with thousands of digits
+        raise InputError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
     return row

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.keyed_log import KeyedLog
+from lightning_kfac.mining.search import Found
 
 
 class MiningLog:
@@ -37,8 +38,10 @@ class MiningLog:
         """The lines of all ranks, a batch once."""
         seen = set()
         for log in self._logs():
+            if not log.is_ours:
+                continue  # damaged: nobody knows which search it is of
             for row in log.rows():
-                if "batch" in row and row["batch"] not in seen:
+                if type(row.get("batch")) is int and row["batch"] not in seen and _readable(row):
                     seen.add(row["batch"])
                     yield row
 
@@ -52,3 +55,9 @@ class MiningLog:
 
     def _log(self, path: Path) -> KeyedLog:
         return KeyedLog(path, "search", self.key)
+
+
+def _readable(row: dict) -> bool:
+    """Whether what was found has the fields that belong to it; a line that a disk has damaged may not."""
+    found = row.get("found", [])
+    return isinstance(found, list) and all(isinstance(f, dict) and f.keys() == set(Found._fields) for f in found)

@@ -1,6 +1,5 @@
 """What a run folder holds, read for a report."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from lightning_kfac.editor import EDIT_FILE
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import FactorFolder, load_factors
+from lightning_kfac.json_files import read_json
 from lightning_kfac.results import read_results
 
 
@@ -72,7 +72,7 @@ def read_run(path: Path) -> Run:
     return Run(
         path,
         _json(path / "run.json"),
-        config.read_text("utf-8") if config.is_file() else "",
+        config.read_text("utf-8", errors="replace") if config.is_file() else "",
         list({row.get("point", number): row for number, row in enumerate(results)}.values()),
         next(filter(None, edits), {}),
         _json(path / "comparison.json"),
@@ -82,10 +82,4 @@ def read_run(path: Path) -> Run:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
+    return read_json(path, "remove the file") if path.is_file() else {}

@@ -1,0 +1,103 @@
+"""Config files are looked at before a parser expands them.
+
+Aliases can fill the memory, and deep nesting ends the interpreter inside PyYAML's C parser. So everything that the
+parser will read as YAML is composed here first, in Python: config files, files that they name, and texts in them.
+"""
+
+import itertools
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from lightning_kfac.errors import InputError
+
+LARGEST_FILE = 1 << 20  # bytes
+LARGEST = 100_000  # values, once aliases are written out
+DEEPEST = 100
+SUFFIXES = (".yaml", ".yml")
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """Checks the config files that a command line names, and its long values.
+
+    Raises:
+        InputError: A file cannot be read, is no YAML, or would be too large or deep in memory.
+    """
+    for flag, value in itertools.pairwise([*args, ""]):
+        path = value if flag in ("--config", "-c") else flag.partition("--config=")[2]
+        if path:
+            _check_file(Path(path))
+        else:
+            _check_text(flag.partition("=")[2] if flag.startswith("--") else flag, flag[:40], Path())
+
+
+def check_yaml(text: str, where: str, folder: Path = Path()) -> None:
+    """Raises ``InputError`` for text that is no YAML, or too large or deep once its aliases are written out.
+
+    Args:
+        where: Names the text in messages.
+        folder: Other files are named relative to it.
+
+    Example:
+        >>> check_yaml("edit: {rho: 0.7}", "a.yaml")
+        >>> check_yaml("a: &a [*a]", "a.yaml")
+        Traceback (most recent call last):
+        lightning_kfac.errors.InputError: a.yaml: not valid YAML: nested too deeply, or an alias that contains itself
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        size = _size(root, {}, 0, where, folder) if root is not None else 0
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError(f"{where}: not valid YAML: nested too deeply, or an alias that contains itself") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if size > LARGEST:
+        raise InputError(f"{where}: too large for a config file: {size:,} values once its aliases are written out")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        about = path.stat()
+        if stat.S_ISREG(about.st_mode) and about.st_size > LARGEST_FILE:
+            raise InputError(f"{path}: too large for a config file ({about.st_size:,} bytes)")
+        if not stat.S_ISFIFO(about.st_mode):  # what comes through a pipe can be read once
+            check_yaml(path.read_text("utf-8"), str(path), path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+
+
+def _check_text(text: str, where: str, folder: Path) -> None:
+    """A value that the parser may take for YAML, or for the name of a file with YAML; it need not be either."""
+    if text.endswith(SUFFIXES) and len(text) < 4096 and "\0" not in text and (folder / text).is_file():
+        _check_file(folder / text)
+    elif len(text) > DEEPEST:
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            if isinstance(root, yaml.CollectionNode) and _size(root, {}, 0, where, folder) > LARGEST:
+                raise InputError(f"{where}: a value is too large once its aliases are written out")
+        except InputError:
+            raise
+        except (yaml.YAMLError, ValueError):
+            return
+        except RecursionError:
+            raise InputError(f"{where}: a value is nested too deeply") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int], depth: int, where: str, folder: Path) -> int:
+    """Number of values below a node; a node under several aliases is looked at once."""
+    if depth > DEEPEST:
+        raise RecursionError
+    if id(node) not in known:
+        if isinstance(node, yaml.ScalarNode):
+            _check_text(node.value, where, folder)
+            children = ()
+        else:
+            children = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain.from_iterable(node.value)
+        known[id(node)] = 1 + sum(_size(child, known, depth + 1, where, folder) for child in children)
+    return known[id(node)]
