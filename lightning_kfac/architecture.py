@@ -7,10 +7,10 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.cost import DOWN, GATE_UP, QKV, Architecture, O, Product
+from lightning_kfac.math.cost import DOWN, GATE_UP, OUT, QKV, Architecture, Product
 from lightning_kfac.targets import FUSED, block_of, count_blocks, projection_of
 
-STAGES = {"q": QKV, "k": QKV, "v": QKV, "o": O, "gate": GATE_UP, "up": GATE_UP, "down": DOWN}
+STAGES = {"q": QKV, "k": QKV, "v": QKV, "o": OUT, "gate": GATE_UP, "up": GATE_UP, "down": DOWN}
 # By a short name: the model on the hub and what its config.json says.
 SHAPES: dict[str, tuple[str, dict]] = {
     "olmo2-1b": (
@@ -100,12 +100,11 @@ def _product(name: str, parameter: nn.Parameter, owner: nn.Module, block: int, c
         d_out, d_in = reversed(parameter.shape) if isinstance(owner, Conv1D) else parameter.shape
         return Product(module, d_out, d_in, block, _stage(module))
     experts, d_out, d_in = parameter.shape
-    # Some families store experts transposed.
-    if (_stage(name) == GATE_UP and d_in != config.hidden_size == d_out) or (
-        _stage(name) == DOWN and d_out != config.hidden_size == d_in
-    ):
+    stage = _stage(name)
+    inner, outer = (d_in, d_out) if stage == GATE_UP else (d_out, d_in)
+    if inner != config.hidden_size == outer:  # some families store experts transposed
         d_out, d_in = d_in, d_out
-    return Product(name, d_out, d_in, block, _stage(name), experts, config.num_experts_per_tok)
+    return Product(name, d_out, d_in, block, stage, experts, config.num_experts_per_tok)
 
 
 def _stage(name: str) -> int:

@@ -95,9 +95,10 @@ def plan_memory(
     passes = cut_passes(list(layers), size, for_factors, layers_per_pass)
     factor_bytes = max(map(size, passes))
     if factor_bytes > for_factors:
+        needed = factor_bytes + head_bytes + row_bytes
         raise InputError(
             f"the collection does not fit into {readable_bytes(budget)}: with one row at once and "
-            f"{layers_per_pass or 1} projections a pass it needs {readable_bytes(factor_bytes + head_bytes + row_bytes)}; "
+            f"{layers_per_pass or 1} projections a pass it needs {readable_bytes(needed)}; "
             "free memory, raise max_memory_gb, shorten the rows or choose fewer layers"
         )
     fitting = (budget - head_bytes - factor_bytes) // max(row_bytes, 1)

@@ -106,7 +106,7 @@ def run(options: Namespace) -> None:
         show(table)
     told = {"auto": "one device", "ddp": "ddp: every rank has all weights", "fsdp": "fsdp: weights and factors sharded"}
     console.print(f"strategy: {told[plan.strategy]}. On {'each node' if options.nodes > 1 else 'the machine'}:")
-    console.print(f"  {_command(request, options, plan)}")
+    console.print(f"  {_command(request, options, plan)}", markup=False)
 
 
 def _say_what_would_fit(request: Request, hardware: Hardware, plan: RunPlan) -> None:
@@ -127,12 +127,7 @@ def _request(options: Namespace) -> Request:
     for name, (section, key) in PLACES.items():
         values[name] = options[name] if options[name] is not None else written.get(section, {}).get(key)
         if options[name] is not None:
-            word = (
-                options[name]
-                if isinstance(options[name], str)
-                else yaml.safe_dump(options[name], default_flow_style=True)
-            )
-            given += [f"--{section}.{key}", word.strip().removesuffix("\n...")]
+            given += [f"--{section}.{key}", _word(options[name])]
     title, config = _model(options, written.get("model", {}))
     values = {name: DEFAULTS.get(name) if value is None else value for name, value in values.items()}
     for name in ("tokens", "seq_len", "batch_size"):
@@ -144,7 +139,7 @@ def _request(options: Namespace) -> Request:
     if values["projections"] is None:
         values["projections"] = ATTENTION if experts else MLP
         if experts and values["modules"] is None:
-            given += ["--collect.projections", f"[{', '.join(ATTENTION)}]"]
+            given += ["--collect.projections", _word(ATTENTION)]
     layers = resolve_targets(module, values["blocks"], values["projections"], values["modules"])
     tracked = tuple(model.select(layers))
     if len(tracked) < len(layers):
@@ -152,13 +147,19 @@ def _request(options: Namespace) -> Request:
     if experts:
         note = _about_experts(model, {product.block for product in tracked})
     dtype = config.dtype if values["dtype"] in (None, "auto") else getattr(torch, values["dtype"], None)
-    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if dtype == torch.bfloat16 else 4)
+    element = 2 if dtype == torch.bfloat16 else 4
+    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], element)
     source = (
         ["--config", options.train_config]
         if options.train_config
         else ["--model.model_name", title, "--data.corpus", "TEXT"]
     )
     return Request(title, model, job, [*source, *given], note)
+
+
+def _word(value: str | int | list) -> str:
+    """As it is written on a command line."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _train_config(path: Path) -> dict:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lightning_kfac.math.covariance import accumulator_numbers
 
 # Stages of a block.
-QKV, O, GATE_UP, DOWN = range(4)
+QKV, OUT, GATE_UP, DOWN = range(4)
 # Forward has two products, q k^T and p v; backward has five, as p is computed again (Dao, 2023).
 ATTENTION_BACKWARD = 2.5
 # Symmetric QR with eigenvectors (Golub and Van Loan, Matrix Computations, section 8.3).
@@ -97,10 +97,10 @@ def token_flops(model: Architecture, tracked: Sequence[Product], seq_len: int) -
     """
     attention = 2 * 2 * model.heads_width * seq_len / 2
     lowest = min(product.place for product in tracked)
-    mixed_again = model.blocks - lowest[0] - (lowest[1] > QKV)
     return TokenFlops(
         sum(product.flops for product in model.products) + model.blocks * attention,
-        sum(p.flops for p in model.products if p.place > lowest) + mixed_again * ATTENTION_BACKWARD * attention,
+        sum(p.flops for p in model.products if p.place > lowest)
+        + _whole_blocks(model, lowest) * ATTENTION_BACKWARD * attention,
         covariance_flops(tracked),
     )
 
@@ -111,6 +111,11 @@ def covariance_flops(tracked: Iterable[Product]) -> float:
     for product in tracked:
         groups.setdefault(product.used / product.copies, []).append(product)
     return sum(share * sum(map(accumulator_numbers, matrix_sizes(group))) for share, group in groups.items())
+
+
+def _whole_blocks(model: Architecture, lowest: tuple[int, int]) -> int:
+    """Blocks whose attention is differentiated."""
+    return model.blocks - lowest[0] - (lowest[1] > QKV)
 
 
 def matrix_sizes(tracked: Iterable[Product]) -> list[int]:
@@ -174,7 +179,7 @@ def activation_bytes(model: Architecture, tracked: Sequence[Product], element: i
     for p in above:
         if p.stage == QKV:
             numbers += p.d_out
-        elif p.stage == O:
+        elif p.stage == OUT:
             numbers += p.d_in if lowest < p.place else 0
         elif p.stage == GATE_UP:
             numbers += p.used * p.d_out * (1.5 if p.block in gated else 4)
@@ -182,7 +187,7 @@ def activation_bytes(model: Architecture, tracked: Sequence[Product], element: i
             numbers += p.used * p.d_out * (p.used > 1)  # each expert's output, before they are weighted
     hidden = model.products[-1].d_in
     numbers += hidden + sum({(p.place, p.d_in): p.d_in for p in tracked}.values())
-    norms = 4 * (model.norm_width * (model.blocks - 1 - lowest[0]) + hidden)
+    norms = 4 * (model.norm_width * _whole_blocks(model, lowest) + hidden)
     return int(element * numbers) + norms
 
 
