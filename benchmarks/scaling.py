@@ -20,6 +20,7 @@ from benchmarks.limits import median, product_rate
 from lightning_kfac import collect_factors, save_factors
 from lightning_kfac.architecture import SHAPES, published_config, read_architecture
 from lightning_kfac.capture import CurvatureCapture
+from lightning_kfac.commands.plan import readable_seconds
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.hardware import HARDWARE
@@ -88,18 +89,8 @@ def _row(plan) -> str:
     last = plan.seconds["eigenbases"] + plan.seconds["edit"]
     return (
         f"| {plan.ranks:,} | {'' if plan.strategy == 'auto' else plan.strategy} | {len(plan.passes)} | {memory} "
-        f"| {_time(plan.total_seconds - last)} | {plan.communication_share:.1%} | {_time(last)} "
+        f"| {readable_seconds(plan.total_seconds - last)} | {plan.communication_share:.1%} | {readable_seconds(last)} "
         f"| {plan.disk['resume states'] / 1e9:,.0f} GB |"
-    )
-
-
-def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.0f} h"
     )
 
 

@@ -11,6 +11,7 @@ from lightning_kfac.math.cost import DOWN, GATE_UP, OUT, QKV, Architecture, Prod
 from lightning_kfac.targets import FUSED, block_of, count_blocks, projection_of
 
 STAGES = {"q": QKV, "k": QKV, "v": QKV, "o": OUT, "gate": GATE_UP, "up": GATE_UP, "down": DOWN}
+GATED = ("gate_proj", "gate_up_proj", "w1")
 # By a short name: the model on the hub and what its config.json says.
 SHAPES: dict[str, tuple[str, dict]] = {
     "olmo2-1b": (
@@ -88,9 +89,16 @@ def read_architecture(model: nn.Module) -> Architecture:
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     root = sizes.pop(None, 0)
-    total = sum(sizes.values()) + root
     return Architecture(
-        tuple(products), blocks, width, vocabulary, max(norms.values(), default=0), total, max(sizes.values()), root
+        products=tuple(products),
+        blocks=blocks,
+        heads_width=width,
+        vocabulary=vocabulary,
+        gated=any(p.name.endswith(GATED) for p in products),
+        norm_width=max(norms.values(), default=0),
+        parameters=sum(sizes.values()) + root,
+        block_parameters=max(sizes.values()),
+        root_parameters=root,
     )
 
 

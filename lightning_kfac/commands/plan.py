@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import yaml
@@ -84,10 +84,10 @@ class Request:
 
 def run(options: Namespace) -> None:
     """Prints."""
-    hardware, ranks = _hardware(options), options.devices * options.nodes
     for name in ("devices", "nodes"):
         if options[name] < 1:
             raise InputError(f"--{name} is {options[name]}; it must be at least 1")
+    hardware, ranks = _hardware(options), options.devices * options.nodes
     request = _request(options)
     model, job = request.model, request.job
     plan = plan_run(model, job, hardware, ranks, options.devices, options.strategy)
@@ -100,7 +100,7 @@ def run(options: Namespace) -> None:
         console.print(request.note)
     show(_memory_table(plan))
     if not plan.fits:
-        _say_what_would_fit(request, hardware, plan)
+        _say_what_would_fit(request, hardware)
         return
     for table in (_time_table(plan), _disk_table(plan)):
         show(table)
@@ -109,11 +109,12 @@ def run(options: Namespace) -> None:
     console.print(f"  {_command(request, options, plan)}", markup=False)
 
 
-def _say_what_would_fit(request: Request, hardware: Hardware, plan: RunPlan) -> None:
+def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
     found = fewest_devices(request.model, request.job, hardware)
-    hint = f"it fits on {found} of these devices" if found else f"{MOST_DEVICES:,} of these devices are too few"
-    less = "choose fewer layers, shorter rows or devices with more memory"
-    console.print(f"does not fit, even with one projection a pass: {hint}{'' if found else '; ' + less}.")
+    hint = f"with --strategy auto it fits on {found} of these devices"
+    if found is None:
+        hint = f"{MOST_DEVICES:,} of these devices are too few; choose fewer layers or devices with more memory"
+    console.print(f"does not fit, even with one row at once and one projection a pass: {hint}.")
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
@@ -133,7 +134,10 @@ def _request(options: Namespace) -> Request:
     for name in ("tokens", "seq_len", "batch_size"):
         if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
             raise InputError(f"--{name} must be a number of at least 1, got {values[name]!r}")
-    module = skeleton(config, options.trust_remote_code)
+    try:
+        module = skeleton(config, options.trust_remote_code)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{title}: not a causal language model: {str(error).splitlines()[0]}") from None
     model, note = read_architecture(module), ""
     experts = any(product.copies > 1 for product in model.products)
     if values["projections"] is None:
@@ -146,9 +150,11 @@ def _request(options: Namespace) -> Request:
         raise InputError("the head cannot be planned: leave it out of --modules")
     if experts:
         note = _about_experts(model, {product.block for product in tracked})
-    dtype = config.dtype if values["dtype"] in (None, "auto") else getattr(torch, values["dtype"], None)
-    element = 2 if dtype == torch.bfloat16 else 4
-    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], element)
+    if values["dtype"] not in (*get_args(Dtype), None):
+        raise InputError(f"model.dtype is {values['dtype']!r}; choose {', '.join(get_args(Dtype))}")
+    is_auto = values["dtype"] in ("auto", None)
+    bfloat16 = config.dtype == torch.bfloat16 if is_auto else values["dtype"] == "bfloat16"
+    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4)
     source = (
         ["--config", options.train_config]
         if options.train_config
@@ -183,6 +189,8 @@ def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig]:
         config.dtype = torch.bfloat16
         return SHAPES[shape][0], config
     architecture = section.get("architecture")
+    if not isinstance(architecture, dict | None) or not isinstance(name, str | None):
+        raise InputError("model: model_name must be a text, architecture a mapping")
     return name or "the architecture", load_config(name, architecture, options.trust_remote_code)
 
 

@@ -5,6 +5,7 @@ q, k and v, then o, then gate and up, then down. Only products of matrices are c
 drawing of labels are left to the efficiency with which a machine is said to reach its peak.
 """
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -59,6 +60,7 @@ class Architecture:
         blocks: Number of blocks.
         heads_width: Heads times their width.
         vocabulary: Number of logits.
+        gated: Whether the MLP has a gate beside up.
         norm_width: Numbers that the norms of one block read for a token.
         parameters: Numbers in all weights.
         block_parameters: Of the largest block.
@@ -69,6 +71,7 @@ class Architecture:
     blocks: int
     heads_width: int
     vocabulary: int
+    gated: bool
     norm_width: int
     parameters: int
     block_parameters: int
@@ -100,7 +103,7 @@ def token_flops(model: Architecture, tracked: Sequence[Product], seq_len: int) -
     return TokenFlops(
         sum(product.flops for product in model.products) + model.blocks * attention,
         sum(p.flops for p in model.products if p.place > lowest)
-        + _whole_blocks(model, lowest) * ATTENTION_BACKWARD * attention,
+        + _attended_again(model, lowest) * ATTENTION_BACKWARD * attention,
         covariance_flops(tracked),
     )
 
@@ -113,7 +116,7 @@ def covariance_flops(tracked: Iterable[Product]) -> float:
     return sum(share * sum(map(accumulator_numbers, matrix_sizes(group))) for share, group in groups.items())
 
 
-def _whole_blocks(model: Architecture, lowest: tuple[int, int]) -> int:
+def _attended_again(model: Architecture, lowest: tuple[int, int]) -> int:
     """Blocks whose attention is differentiated."""
     return model.blocks - lowest[0] - (lowest[1] > QKV)
 
@@ -141,9 +144,10 @@ def largest_share(costs: Iterable[float], ranks: int) -> float:
         >>> largest_share([3, 2, 2, 1], 2), largest_share([3, 2], 8)
         (4.0, 3.0)
     """
-    loads = [0.0] * ranks
-    for cost in sorted(costs, reverse=True):
-        loads[loads.index(min(loads))] += cost
+    ordered = sorted(costs, reverse=True)
+    loads = [0.0] * min(ranks, len(ordered))
+    for cost in ordered:
+        heapq.heapreplace(loads, loads[0] + cost)
     return max(loads)
 
 
@@ -173,22 +177,19 @@ def activation_bytes(model: Architecture, tracked: Sequence[Product], element: i
         element: Bytes of one number of the weights.
     """
     lowest = min(product.place for product in tracked)
-    above = [p for p in model.products if p.block < model.blocks and p.place >= lowest]
-    gated = {p.block for p in above if p.stage == GATE_UP and (p.name.endswith(("gate_proj", "gate_up_proj", "w1")))}
-    numbers = 0.0
-    for p in above:
-        if p.stage == QKV:
-            numbers += p.d_out
-        elif p.stage == OUT:
-            numbers += p.d_in if lowest < p.place else 0
-        elif p.stage == GATE_UP:
-            numbers += p.used * p.d_out * (1.5 if p.block in gated else 4)
-        else:
-            numbers += p.used * p.d_out * (p.used > 1)  # each expert's output, before they are weighted
     hidden = model.products[-1].d_in
-    numbers += hidden + sum({(p.place, p.d_in): p.d_in for p in tracked}.values())
-    norms = 4 * (model.norm_width * _whole_blocks(model, lowest) + hidden)
-    return int(element * numbers) + norms
+    numbers = hidden + sum({(p.place, p.d_in): p.d_in for p in tracked}.values())
+    for p in model.products[:-1]:
+        if p.stage == QKV and p.place >= lowest:
+            numbers += p.d_out
+        elif p.stage == OUT and p.place > lowest:
+            numbers += p.d_in
+        elif p.stage == GATE_UP and p.place >= lowest:
+            numbers += p.used * p.d_out * (1.5 if model.gated else 4)
+        elif p.copies > 1 and p.place >= lowest:
+            numbers += p.used * p.d_out  # each expert's output, before they are weighted
+    norms = model.norm_width * _attended_again(model, lowest) + hidden
+    return int(element * numbers) + 4 * norms
 
 
 def eigen_flops(tracked: Iterable[Product]) -> int:
