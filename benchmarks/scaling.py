@@ -24,7 +24,7 @@ from lightning_kfac.commands.plan import readable_seconds
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.hardware import HARDWARE
-from lightning_kfac.loading import skeleton
+from lightning_kfac.loading import load_model, skeleton
 from lightning_kfac.math import cost
 from lightning_kfac.math.spectrum import eigenbasis
 from lightning_kfac.scaling import Job, plan_run
@@ -97,12 +97,12 @@ def _row(plan) -> str:
 # -- measurements ----------------------------------------------------------------------------------------------------
 
 
-def build(family: str = "olmo2", **changes) -> torch.nn.Module:
+def build(**changes) -> torch.nn.Module:
     """A model of 8 blocks with random weights."""
     torch.manual_seed(0)
     shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
              "vocab_size": 8192, "pad_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 1024}  # fmt: skip
-    config = AutoConfig.for_model(family, **shape | changes)
+    config = AutoConfig.for_model("olmo2", **shape | changes)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
 
 
@@ -148,12 +148,17 @@ TIMED = {
     "all blocks, gate, up and down": ({}, "all", ["gate", "up", "down"]),
     "all blocks, q, k, v and o": ({}, "all", ["q", "k", "v", "o"]),
     "twice as wide, top four blocks, gate and up": (WIDE, [4, 5, 6, 7], ["gate", "up"]),
+    "the demo model (128 wide), blocks 3 and 4, gate and up": (None, [3, 4], ["gate", "up"]),
 }
 
 
 def measure(repeats: int) -> dict:
     """Times beside predictions, one case after the other in every round."""
-    models = {name: build(**changes) for name, (changes, _, _) in TIMED.items()}
+    models = {
+        name: load_model("demo") if changes is None else build(**changes) for name, (changes, *_) in TIMED.items()
+    }
+    for model in models.values():
+        model.requires_grad_(False)
     times: dict[str, list[float]] = {name: [] for name in TIMED}
     rates, rows, seq_len = [], 4, 256
     for _ in range(repeats + 1):

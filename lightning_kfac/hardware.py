@@ -38,8 +38,8 @@ HARDWARE = {
     "a100": Hardware(312e12, 80e9, 300e9, 25e9, eigen=0.02 * 19.5e12),
     "h100": Hardware(989e12, 80e9, 450e9, 50e9, eigen=0.02 * 67e12),
     "h200": Hardware(989e12, 141e9, 450e9, 50e9, eigen=0.02 * 67e12),
-    # One core of the machine in docs/scaling.md, measured there; the bandwidth is a guess.
-    "cpu": Hardware(50e9, 4e9, 1e9, 1e9, per_node=2, eigen=10e9, efficiency=0.7, kind="cpu"),
+    # One core of the machine in docs/scaling.md: rates as measured there; memory and bandwidth are guesses.
+    "cpu": Hardware(84e9, 4e9, 1e9, 1e9, per_node=2, eigen=20e9, efficiency=0.7, kind="cpu"),
 }
 
 

@@ -2,8 +2,6 @@
 
 import itertools
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.scaling import counted_flops, modelled_flops, run_batches, tables
 from lightning_kfac import plan as run_time
 from lightning_kfac.architecture import SHAPES, published_config, read_architecture
+from lightning_kfac.cli import main as train
 from lightning_kfac.factors import save_factors
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.hardware import HARDWARE
@@ -44,6 +43,8 @@ CHOICES = {
     "attention": ([1, 2], ["q", "k", "v", "o"]),
     "o": ([0], ["o"]),
 }
+# Experts cannot be tracked.
+CASES = [(f, c) for f in FAMILIES for c in CHOICES if f not in EXPERTS or c in ("attention", "o")]
 
 
 def build(family, dtype=torch.float32, **changes):
@@ -60,8 +61,6 @@ def choose(model, choice):
     """The layers of a choice, in the form that the family has them."""
     blocks, projections = CHOICES[choice]
     family = model.config.model_type
-    if family in EXPERTS and choice not in ("attention", "o"):
-        pytest.skip("experts cannot be tracked")
     if family == "gpt2" and "q" in projections:
         return resolve_targets(model, modules=[r".*\.[12]\.attn\.c_(attn|proj)"])
     if family == "gpt2":
@@ -72,8 +71,7 @@ def choose(model, choice):
 # -- FLOPs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "choice"), CASES)
 def test_flops_are_those_that_torch_counts(family, choice):
     """Every matrix product of forward, backward and covariances, exactly; attention's own apart."""
     model = build(family)
@@ -176,14 +174,12 @@ def test_a_factor_folder_is_as_large_as_modelled(collected, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("choice", ["gate_up", "all", "attention"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "choice"), [case for case in CASES if case[0] != "qwen2_moe"])
 def test_activations_are_about_those_that_autograd_keeps(family, choice, dtype):
     """Against the probe of the run-time plan. Small terms (scales of norms, softmax's sums) are left out; LayerNorm
-    keeps bfloat16 where RMSNorm keeps float32, so that GPT-2 gets up to a fifth too much.
+    keeps bfloat16 where RMSNorm keeps float32, so that GPT-2 gets up to a fifth too much; norms after the
+    lowest tracked output are left out, so that OLMo-2 gets up to a ninth too little.
     """
-    if family == "qwen2_moe":
-        pytest.skip("its shared expert is gated once more")
     wide = {"n_embd": 128, "n_inner": 352} if family == "gpt2" else {"hidden_size": 128, "intermediate_size": 352}
     model = build(family, dtype, **wide)
     layers, paper = choose(model, choice), read_architecture(model)
@@ -191,7 +187,7 @@ def test_activations_are_about_those_that_autograd_keeps(family, choice, dtype):
     probed, _ = run_time._probe(model, layers, FisherLoss(), 8, 1)
     widest = max(max(run_time.weight_matrix(layer).shape) for layer in layers.values())
     kept = probed - run_time.WIDEST_AT_ONCE * widest * dtype.itemsize
-    assert 0.9 < cost.activation_bytes(paper, paper.select(layers), dtype.itemsize) / kept < 1.25
+    assert 0.85 < cost.activation_bytes(paper, paper.select(layers), dtype.itemsize) / kept < 1.25
 
 
 # -- ranks -----------------------------------------------------------------------------------------------------------
@@ -299,7 +295,7 @@ def test_what_does_not_fit_says_what_would(capsys):
     out = capsys.readouterr().out
     assert "does not fit" in out and "with --strategy auto it fits on 4 of these devices" in out
     assert "train.py fit" not in out
-    edit("plan", shape="llama3-70b", tokens=1000, memory_gb=2)
+    edit("plan", shape="llama3-70b", tokens=1000, blocks="[57]", memory_gb=2)
     assert "4,096 of these devices are too few" in capsys.readouterr().out
 
 
@@ -320,14 +316,16 @@ def test_options_override_the_config_and_the_hardware(capsys):
     assert "--data.max_tokens 1000 --model.dtype bfloat16 --trainer.devices 1 --trainer.accelerator cpu" in out
 
 
-def test_the_printed_command_is_one_that_train_takes(capsys):
+def test_the_printed_command_is_one_that_train_takes(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     edit("plan", train_config="configs/quickstart.yaml", tokens=1000, blocks="[2, 3]", projections="[up]")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "train.py fit" in line)
     words = shlex.split(line)[1:]
-    done = subprocess.run([sys.executable, *words, "--print_config"], cwd=ROOT, capture_output=True, text=True,
-                          timeout=100, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    config = yaml.safe_load(done.stdout)
+    assert words[:2] == ["train.py", "fit"]
+    with pytest.raises(SystemExit) as stopped:
+        train([*words[1:], "--print_config"])
+    assert not stopped.value.code
+    config = yaml.safe_load(capsys.readouterr().out)
     assert config["data"]["max_tokens"] == 1000 and config["collect"]["blocks"] == [2, 3]
     assert config["collect"]["projections"] == ["up"] and str(config["trainer"]["devices"]) == "1"
 
@@ -346,7 +344,7 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
         ({"strategy": "tp"}, "strategy"),
         ({"efficiency": 1.5}, "--efficiency is 1.5"),
         ({"memory_gb": 0}, "--memory_gb is 0"),
-        ({"peak_tflops": "nan"}, "--peak_tflops is nan"),
+        ({"peak_tflops": ".nan"}, "--peak_tflops is nan"),
         ({"blocks": "[99]"}, "block 99 does not exist"),
         ({"projections": "[gat]"}, "unknown projection 'gat'"),
         ({"modules": "[lm_head]"}, "leave it out of --modules"),
