@@ -106,6 +106,11 @@ def build(**changes) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
 
 
+def demo() -> torch.nn.Module:
+    """The embedded model."""
+    return load_model("demo").requires_grad_(False)
+
+
 def run_batches(model: torch.nn.Module, layers: dict, rows: int, seq_len: int, batches: int = 1) -> CurvatureCapture:
     """Collects on random rows of seq_len tokens that count, with gold labels."""
     generator, loss = torch.Generator().manual_seed(1), FisherLoss("gold")

@@ -14,9 +14,9 @@ class Hardware:
         memory: Bytes.
         within: To devices of the same node, each direction.
         between: Its share of its node's network, each direction.
-        per_node: Devices in a usual node.
-        eigen: FLOP/s that float64 eigendecompositions and rotations reach.
+        eigen: What float64 eigendecompositions and rotations reach.
         efficiency: Share of ``flops`` that a collection reaches.
+        per_node: Devices in a usual node.
         kind: What plan.py calls it.
     """
 
@@ -24,9 +24,9 @@ class Hardware:
     memory: float
     within: float
     between: float
-    per_node: int = 8
-    eigen: float = 1e12
+    eigen: float
     efficiency: float = 0.4
+    per_node: int = 8
     kind: str = "cuda"
 
 
@@ -35,11 +35,11 @@ class Hardware:
 # (Wang et al., "Extracting the Potential of Emerging Hardware Accelerators for Symmetric Eigenvalue Decomposition",
 # 2024): 2 % of the float64 peak here.
 HARDWARE = {
-    "a100": Hardware(312e12, 80e9, 300e9, 25e9, eigen=0.02 * 19.5e12),
-    "h100": Hardware(989e12, 80e9, 450e9, 50e9, eigen=0.02 * 67e12),
-    "h200": Hardware(989e12, 141e9, 450e9, 50e9, eigen=0.02 * 67e12),
+    "a100": Hardware(312e12, 80e9, 300e9, 25e9, 0.02 * 19.5e12),
+    "h100": Hardware(989e12, 80e9, 450e9, 50e9, 0.02 * 67e12),
+    "h200": Hardware(989e12, 141e9, 450e9, 50e9, 0.02 * 67e12),
     # One core of the machine in docs/scaling.md: rates as measured there; memory and bandwidth are guesses.
-    "cpu": Hardware(84e9, 4e9, 1e9, 1e9, per_node=2, eigen=20e9, efficiency=0.7, kind="cpu"),
+    "cpu": Hardware(84e9, 4e9, 1e9, 1e9, 20e9, efficiency=0.7, per_node=2, kind="cpu"),
 }
 
 

@@ -129,51 +129,49 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
     def factor_bytes(names: Sequence[str]) -> float:
         chosen = [by_name[name] for name in names]
         groups = cost.owner_groups(chosen) if sharded else [chosen]
-        return cost.largest_share(map(cost.accumulator_bytes, groups), ranks if sharded else 1)
+        return cost.largest_share(map(cost.accumulator_bytes, groups), ranks)
 
-    # Memory of one rank, cut as plan_memory cuts it.
-    tokens = job.rows * job.seq_len
+    # Cut as plan_memory cuts it: as few passes as fit, then as many rows at once as fit beside them.
+    memory = _weights(model, job, ranks, sharded)
+    resident, tokens = sum(memory.values()), job.rows * job.seq_len
     chunk = max(1, min(tokens, HEAD_BYTES[hardware.kind] // (model.vocabulary * BYTES_PER_LOGIT)))
-    memory = _weights(model, job, ranks, sharded) | {"logits": chunk * model.vocabulary * BYTES_PER_LOGIT}
-    resident = sum(memory.values()) - memory["logits"]
-    capacity = resident + USABLE * max(hardware.memory - resident, 0) if resident < hardware.memory else hardware.memory
+    memory["logits"] = chunk * model.vocabulary * BYTES_PER_LOGIT
+    capacity = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
     widest = max(max(p.d_out, p.d_in) for p in job.tracked)
     row = (cost.activation_bytes(model, job.tracked, job.element) + WIDEST_AT_ONCE * widest * job.element) * job.seq_len
-    budget = capacity - sum(memory.values()) - row
-    passes = cut_passes(list(by_name), factor_bytes, budget)
+    left = capacity - sum(memory.values())
+    passes = cut_passes(list(by_name), factor_bytes, left - row)
     memory["accumulators"] = max(map(factor_bytes, passes))
-    fitting = int((budget + row - memory["accumulators"]) // row)
-    rows = max(1, min(job.rows, math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len), fitting))
+    useful, fitting = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len), (left - memory["accumulators"]) // row
+    rows = int(max(1, min(job.rows, useful, fitting)))
     memory["activations"] = rows * row
+    editing = memory["weights"] + max(map(cost.edit_bytes, job.tracked))
 
-    # Time.
     batches = math.ceil(job.tokens / (ranks * tokens))
     steps = batches * math.ceil(job.rows / rows)
     collected = [[by_name[name] for name in names] for names in passes]
     flops = cost.TokenFlops(*map(sum, zip(*(cost.token_flops(model, p, job.seq_len) for p in collected), strict=True)))
-    rate = hardware.flops * hardware.efficiency
-    compute = [batches * tokens * part / rate for part in flops]
+    if sharded:
+        sent = sum(_sent(model, job, products, ranks, steps) for products in collected)
+    else:
+        sent = cost.all_reduce_bytes(sum(map(cost.triangle_bytes, collected)), ranks)
     link = hardware.within if ranks <= per_node else min(hardware.within, per_node * hardware.between)
-    sent = sum(_sent(model, job, products, ranks, steps) for products in collected) if sharded else 0.0
-    if not sharded:
-        sent = cost.all_reduce_bytes(cost.triangle_bytes(job.tracked), ranks)
+    token_seconds = batches * tokens / (hardware.flops * hardware.efficiency)
     groups = cost.owner_groups(job.tracked)
     seconds = {
-        "forward": compute[0],
-        "backward": compute[1],
-        "covariances": compute[2],
+        "forward": flops.forward * token_seconds,
+        "backward": flops.backward * token_seconds,
+        "covariances": flops.covariance * token_seconds,
         "communication": sent / (link * LINK_EFFICIENCY),
         "eigenbases": cost.largest_share(map(cost.eigen_flops, groups), ranks) / hardware.eigen,
         "edit": cost.largest_share(map(cost.edit_flops, groups), ranks) / hardware.eigen,
     }
-    state = max(sum(map(cost.accumulator_bytes, cost.owner_groups(products))) for products in collected)
     disk = {
         "factors": cost.triangle_bytes(job.tracked),
         "eigenbases": cost.basis_bytes(job.tracked),
         "edited model": job.element * model.parameters,
-        "resume states": STATES_KEPT * state * (1 if sharded else ranks),
+        "resume states": STATES_KEPT * max(map(cost.accumulator_bytes, collected)) * (1 if sharded else ranks),
     }
-    editing = memory["weights"] + max(map(cost.edit_bytes, job.tracked))
     return RunPlan(strategy, ranks, passes, rows, steps, flops, memory, editing, capacity, seconds, disk)
 
 

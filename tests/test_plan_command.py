@@ -2,6 +2,7 @@
 
 import itertools
 import shlex
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from benchmarks.scaling import counted_flops, modelled_flops, run_batches, table
 from lightning_kfac import plan as run_time
 from lightning_kfac.architecture import SHAPES, published_config, read_architecture
 from lightning_kfac.cli import main as train
+from lightning_kfac.collect import frozen
 from lightning_kfac.factors import save_factors
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.hardware import HARDWARE
@@ -251,6 +253,23 @@ def test_passes_are_cut_where_memory_ends(seven):
     one = plan_run(paper, job, HARDWARE["h200"], 1, 1)
     assert len(one.passes) == 1 and plan.flops.forward == 2 * one.flops.forward
     assert plan.flops.covariance == pytest.approx(one.flops.covariance, rel=0.01)
+
+
+@pytest.mark.parametrize(("gigabytes", "passes"), [(1, 1), (0.12, 1), (0.08, 2), (0.073, 3)])
+def test_plans_on_paper_cut_as_the_run_does(demo_model, gigabytes, passes):
+    """The same passes and accumulators as the plan at run time in the same memory; activations within a twentieth."""
+    layers, paper = resolve_targets(demo_model), read_architecture(demo_model)
+    with frozen(demo_model):
+        run = run_time.plan_memory(demo_model, layers, FisherLoss(), 16, 64, max_memory_gb=gigabytes)
+    job = Job(tuple(paper.select(layers)), 10_000, seq_len=64, rows=16, element=4)
+    room = 4 * paper.parameters + gigabytes * 1e9 / run_time.USABLE
+    planned = plan_run(paper, job, replace(HARDWARE["cpu"], memory=room), 1, 1)
+    assert planned.passes == run.passes and len(run.passes) == passes
+    assert planned.memory["accumulators"] == run.factor_bytes
+    assert planned.memory["logits"] == run.head_bytes
+    rows = planned.memory["activations"] / planned.rows_at_once, run.activation_bytes / run.rows_at_once
+    assert rows[0] == pytest.approx(rows[1], rel=0.05)
+    assert planned.rows_at_once == run.rows_at_once
 
 
 def test_the_fewest_devices_fit_and_half_of_them_do_not():
