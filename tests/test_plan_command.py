@@ -176,7 +176,9 @@ def test_a_factor_folder_is_as_large_as_modelled(collected, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("family", "choice"), [case for case in CASES if case[0] != "qwen2_moe"])
+@pytest.mark.parametrize(
+    ("family", "choice"), [(f, c) for f, c in CASES if f != "qwen2_moe" and c in ("gate_up", "all", "attention")]
+)
 def test_activations_are_about_those_that_autograd_keeps(family, choice, dtype):
     """Against the probe of the run-time plan. Small terms (scales of norms, softmax's sums) are left out; LayerNorm
     keeps bfloat16 where RMSNorm keeps float32, so that GPT-2 gets up to a fifth too much; norms after the
