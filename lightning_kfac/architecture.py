@@ -68,11 +68,11 @@ def read_architecture(model: nn.Module) -> Architecture:
     """The matrix products of a model, from its modules; weights may be on the meta device.
 
     Raises:
-        InputError: The model has no numbered blocks or no head.
+        InputError: The model has no numbered blocks, attention heads or head, or weights of another kind.
     """
     config, blocks, head = model.config, count_blocks(model), model.get_output_embeddings()
-    if not blocks or head is None:
-        raise InputError(f"{type(model).__name__}: no numbered blocks or no head; only decoders can be planned")
+    if not blocks or head is None or not hasattr(config, "num_attention_heads"):
+        raise InputError(f"{type(model).__name__}: not a decoder of blocks with attention, which alone can be planned")
     products, sizes, norms = [], {}, {}
     for name, parameter in model.named_parameters():
         block = block_of(name)
@@ -107,6 +107,8 @@ def _product(name: str, parameter: nn.Parameter, owner: nn.Module, block: int, c
         module = name.removesuffix(".weight")
         d_out, d_in = reversed(parameter.shape) if isinstance(owner, Conv1D) else parameter.shape
         return Product(module, d_out, d_in, block, _stage(module))
+    if parameter.ndim != 3 or "expert" not in name or not hasattr(config, "num_experts_per_tok"):
+        raise InputError(f"{name} is {list(parameter.shape)}: neither a projection nor experts; it cannot be planned")
     experts, d_out, d_in = parameter.shape
     stage = _stage(name)
     inner, outer = (d_in, d_out) if stage == GATE_UP else (d_out, d_in)
@@ -120,7 +122,9 @@ def _stage(name: str) -> int:
         return STAGES[projection]
     if (fused := FUSED.get(name.rpartition(".")[2])) is not None:
         return STAGES[fused.partition(",")[0].split()[0]]
-    return QKV if re.search(r"\battn|attention|self_attn", name) else GATE_UP  # a router reads what the experts read
+    if not re.search(r"\battn|attention|self_attn", name):
+        return GATE_UP  # a router reads what the experts read
+    return OUT if name.endswith((".out_proj", ".dense")) else QKV
 
 
 def _norm_width(name: str, width: int, products: list[Product]) -> int:

@@ -381,6 +381,12 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
         ("model: {model_name: demo, dtype: int8}\ndata: {max_tokens: 5}", "model.dtype is 'int8'"),
         ("model: {model_name: 3}\ndata: {max_tokens: 5}", "model_name must be a text"),
         ("model: {architecture: {model_type: nonsense}}\ndata: {max_tokens: 5}", "architecture"),
+        ("model: {architecture: {model_type: olmo2, hidden_size: many}}\ndata: {max_tokens: 5}", "hidden_size"),
+        ("model: {architecture: {model_type: olmo2, hidden_size: -4}}\ndata: {max_tokens: 5}", "no causal language"),
+        ("model: {architecture: {model_type: t5}}\ndata: {max_tokens: 5}", "no causal language"),
+        ("model: {architecture: {model_type: mamba}}\ndata: {max_tokens: 5}", "not a decoder of blocks"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {blocks: 3}", "--blocks must be"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {projections: up}", "--projections must be"),
         ("model: {model_name: demo}\ndata: {max_tokens: many}", "--tokens must be"),
     ):
         path = tmp_path / "config.yaml"

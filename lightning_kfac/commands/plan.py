@@ -134,10 +134,15 @@ def _request(options: Namespace) -> Request:
     for name in ("tokens", "seq_len", "batch_size"):
         if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
             raise InputError(f"--{name} must be a number of at least 1, got {values[name]!r}")
+    for name in ("projections", "modules"):
+        if not isinstance(values[name], list | None):
+            raise InputError(f"--{name} must be a list, got {values[name]!r}")
+    if values["blocks"] != "all" and not isinstance(values["blocks"], list):
+        raise InputError(f"--blocks must be all or a list of block numbers, got {values['blocks']!r}")
     try:
         module = skeleton(config, options.trust_remote_code)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{title}: not a causal language model: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise InputError(f"{title}: no causal language model: {' '.join(str(error).split())[:200]}") from None
     model, note = read_architecture(module), ""
     experts = any(product.copies > 1 for product in model.products)
     if values["projections"] is None:
