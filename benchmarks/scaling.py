@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.limits import median, product_rate
+from benchmarks.limits import median
 from lightning_kfac import collect_factors, save_factors
 from lightning_kfac.architecture import SHAPES, published_config, read_architecture
 from lightning_kfac.capture import CurvatureCapture
@@ -158,7 +158,7 @@ TIMED = {
 
 
 def measure(repeats: int) -> dict:
-    """Times beside predictions, one case after the other in every round."""
+    """Times beside predictions, one case after the other in every round; of the processor, which others use too."""
     models = {
         name: load_model("demo") if changes is None else build(**changes) for name, (changes, *_) in TIMED.items()
     }
@@ -167,12 +167,12 @@ def measure(repeats: int) -> dict:
     times: dict[str, list[float]] = {name: [] for name in TIMED}
     rates, rows, seq_len = [], 4, 256
     for _ in range(repeats + 1):
-        rates.append(product_rate(torch.float32, "cpu"))
+        rates.append(_product_rate())
         for name, (_, blocks, projections) in TIMED.items():
             layers = resolve_targets(models[name], blocks, projections)
-            start = time.perf_counter()
+            start = time.process_time()
             run_batches(models[name], layers, rows, seq_len)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     seconds = {name: median(values[1:]) for name, values in times.items()}
     flops = {}
     for name, (_, blocks, projections) in TIMED.items():
@@ -183,7 +183,7 @@ def measure(repeats: int) -> dict:
     cases = {
         name: {
             "seconds": seconds[name],
-            "ratio": seconds[name] / seconds[first],
+            "ratio": median([t / t0 for t, t0 in zip(times[name][1:], times[first][1:], strict=True)]),
             "predicted_ratio": flops[name] / flops[first],
             "share_of_peak": flops[name] / seconds[name] / median(rates[1:]),
             "times": times[name][1:],
@@ -193,15 +193,25 @@ def measure(repeats: int) -> dict:
     return {"product_gflops": median(rates[1:]) / 1e9, "cases": cases, "eigen_gflops": _eigen_rates(repeats)}
 
 
+def _product_rate(size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of a square product in float32."""
+    a, b, times = torch.randn(size, size), torch.randn(size, size), []
+    for _ in range(repeats):
+        start = time.process_time()
+        a @ b
+        times.append(time.process_time() - start)
+    return 2 * size**3 / median(times)
+
+
 def _eigen_rates(repeats: int) -> dict[int, float]:
     rates = {}
     for size in (512, 1024, 2048):
         x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(0))
         matrix, times = x.T @ x, []
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = time.process_time()
             eigenbasis(matrix)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         rates[size] = cost.EIGEN_FLOPS * size**3 / median(times) / 1e9
     return rates
 

@@ -39,7 +39,7 @@ HARDWARE = {
     "h100": Hardware(989e12, 80e9, 450e9, 50e9, 0.02 * 67e12),
     "h200": Hardware(989e12, 141e9, 450e9, 50e9, 0.02 * 67e12),
     # One core of the machine in docs/scaling.md: rates as measured there; memory and bandwidth are guesses.
-    "cpu": Hardware(84e9, 4e9, 1e9, 1e9, 20e9, efficiency=0.7, per_node=2, kind="cpu"),
+    "cpu": Hardware(71e9, 4e9, 1e9, 1e9, 24e9, efficiency=0.8, per_node=2, kind="cpu"),
 }
 
 
