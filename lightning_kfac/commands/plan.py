@@ -94,7 +94,7 @@ def run(options: Namespace) -> None:
     many = f"{ranks} x {options.hardware}" + (f" on {options.nodes} nodes" if options.nodes > 1 else "")
     console.print(
         f"{request.title}: {model.parameters / 1e9:.2f} billion parameters, {len(job.tracked)} projections, "
-        f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are vendors' figures."
+        f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are those of lightning_kfac/hardware.py."
     )
     if request.note:
         console.print(request.note)
