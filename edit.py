@@ -12,6 +12,7 @@ commands:
   import     convert the factors of another tool
   restore    give the edited layers of a checkpoint their original weights back
   push       upload factors or a patch to the Hugging Face hub
+  plan       compute on paper whether a collection fits a machine, and how long it takes
 
 `python edit.py COMMAND --help` explains the options. Factors come from train.py fit: runs/NAME/factors.
 """

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
@@ -24,7 +25,7 @@ def load_config(
         settings = dict(architecture)
         try:
             return AutoConfig.for_model(settings.pop("model_type", "missing"), **settings)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, StrictDataclassError) as error:
             raise InputError(f"model.architecture: {_first_line(error)}") from None
     path = resolve_path(model_name)
     if path.is_dir():
@@ -35,7 +36,7 @@ def load_config(
         raise InputError(f"{model_name}: no such folder")
     try:
         return AutoConfig.from_pretrained(_name(model_name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"model {model_name}: {_first_line(error)}") from None
 
 

@@ -1,8 +1,9 @@
 """What a collection will need in memory, and how to cut it so that it fits."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 # One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
 BYTES_PER_LOGIT = 28
 PROBE_TOKENS = 32
+# The widest gradients that live beside what autograd keeps.
+WIDEST_AT_ONCE = 6
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ class MemoryPlan:
         layers = sum(map(len, self.passes))
         passes = "1 pass" if len(self.passes) == 1 else f"{len(self.passes)} passes"
         return (
-            f"{layers} projection{'s' * (layers != 1)}, {passes}, {_bytes(self.factor_bytes)} of factors, "
-            f"{_bytes(self.activation_bytes)} of activations ({self.rows_at_once} rows at once), "
-            f"{_bytes(self.head_bytes)} of logits"
+            f"{layers} projection{'s' * (layers != 1)}, {passes}, {readable_bytes(self.factor_bytes)} of factors, "
+            f"{readable_bytes(self.activation_bytes)} of activations ({self.rows_at_once} rows at once), "
+            f"{readable_bytes(self.head_bytes)} of logits"
         )
 
 
@@ -88,18 +91,43 @@ def plan_memory(
     chunk, head_bytes = _head(model, layers, device, rows * seq_len)
     row_bytes, leaders = _probe(model, layers, loss, chunk, seq_len)
     for_factors = budget - head_bytes - row_bytes
-    passes = _cut(layers, leaders, for_factors, layers_per_pass)
-    factor_bytes = max(_factor_bytes(layers, leaders, names) for names in passes)
+    size = partial(_factor_bytes, layers, leaders)
+    passes = cut_passes(list(layers), size, for_factors, layers_per_pass)
+    factor_bytes = max(map(size, passes))
     if factor_bytes > for_factors:
+        needed = factor_bytes + head_bytes + row_bytes
         raise InputError(
-            f"the collection does not fit into {_bytes(budget)}: with one row at once and "
-            f"{layers_per_pass or 1} projections a pass it needs {_bytes(factor_bytes + head_bytes + row_bytes)}; "
+            f"the collection does not fit into {readable_bytes(budget)}: with one row at once and "
+            f"{layers_per_pass or 1} projections a pass it needs {readable_bytes(needed)}; "
             "free memory, raise max_memory_gb, shorten the rows or choose fewer layers"
         )
     fitting = (budget - head_bytes - factor_bytes) // max(row_bytes, 1)
     useful = -(-TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cuda"]) // seq_len)
     rows_at_once = max(1, min(rows, useful, fitting))
     return MemoryPlan(passes, rows_at_once, chunk, factor_bytes, row_bytes * rows_at_once, head_bytes)
+
+
+def cut_passes(
+    names: Sequence[str], size: Callable[[Sequence[str]], float], budget: float, layers_per_pass: int | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Passes over the layers in model order; without a fixed number, as few as fit the budget.
+
+    Args:
+        names: Of the tracked layers.
+        size: Bytes of the accumulators of some of them.
+        budget: Bytes that a pass may have; a layer that does not fit alone is a pass all the same.
+        layers_per_pass: Fixes the number of projections a pass.
+    """
+    if layers_per_pass is not None:
+        if layers_per_pass < 1:
+            raise InputError(f"collect.layers_per_pass is {layers_per_pass}; it must be at least 1")
+        return tuple(tuple(names[i : i + layers_per_pass]) for i in range(0, len(names), layers_per_pass))
+    passes: list[list[str]] = [[]]
+    for name in names:
+        if passes[-1] and size([*passes[-1], name]) > budget:
+            passes.append([])
+        passes[-1].append(name)
+    return tuple(map(tuple, passes))
 
 
 def free_memory(device: torch.device) -> int:
@@ -150,30 +178,12 @@ def _probe(
         capture.begin(None)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             next(iter(loss.draws(model, batch, chunk)))
-    # The widest gradients live beside what is kept.
     widest = max(max(weight_matrix(layer).shape) for layer in layers.values())
-    transient = 6 * widest * next(iter(layers.values())).weight.element_size()
+    transient = WIDEST_AT_ONCE * widest * next(iter(layers.values())).weight.element_size()
     return (sum(kept.values()) // (tokens - 1) + transient) * seq_len, capture.leaders
 
 
-def _cut(
-    layers: Mapping[str, nn.Module], leaders: dict[str, str], budget: int, layers_per_pass: int | None
-) -> tuple[tuple[str, ...], ...]:
-    """Passes over the layers in model order; without a fixed number, as few as fit the budget."""
-    names = list(layers)
-    if layers_per_pass is not None:
-        if layers_per_pass < 1:
-            raise InputError(f"collect.layers_per_pass is {layers_per_pass}; it must be at least 1")
-        return tuple(tuple(names[i : i + layers_per_pass]) for i in range(0, len(names), layers_per_pass))
-    passes: list[list[str]] = [[]]
-    for name in names:
-        if passes[-1] and _factor_bytes(layers, leaders, [*passes[-1], name]) > budget:
-            passes.append([])
-        passes[-1].append(name)
-    return tuple(map(tuple, passes))
-
-
-def _factor_bytes(layers: Mapping[str, nn.Module], leaders: dict[str, str], names: list[str]) -> int:
+def _factor_bytes(layers: Mapping[str, nn.Module], leaders: dict[str, str], names: Sequence[str]) -> int:
     total, inputs = 0, set()
     for name in names:
         d_out, d_in = weight_matrix(layers[name]).shape
@@ -184,5 +194,6 @@ def _factor_bytes(layers: Mapping[str, nn.Module], leaders: dict[str, str], name
     return 4 * total
 
 
-def _bytes(number: int) -> str:
+def readable_bytes(number: float) -> str:
+    """``2.5e9`` -> ``2.5 GB``."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -1,6 +1,6 @@
 """The commands of ``edit.py``, one a module: a docstring, ``add_options`` and ``run``."""
 
-from lightning_kfac.commands import apply, bands, import_factors, inspect, push, report, restore, scan, sweep
+from lightning_kfac.commands import apply, bands, import_factors, inspect, plan, push, report, restore, scan, sweep
 
 COMMANDS = {
     "apply": apply,
@@ -12,4 +12,5 @@ COMMANDS = {
     "import": import_factors,
     "restore": restore,
     "push": push,
+    "plan": plan,
 }

@@ -1,0 +1,279 @@
+"""Compute on paper whether a collection fits a machine, how long it takes, and the command that starts it."""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from rich import box
+from rich.table import Table
+from transformers import PretrainedConfig
+
+from lightning_kfac.architecture import SHAPES, published_config, read_architecture
+from lightning_kfac.errors import InputError
+from lightning_kfac.hardware import HARDWARE, Hardware, find_hardware
+from lightning_kfac.loading import Dtype, load_config, skeleton
+from lightning_kfac.math import cost
+from lightning_kfac.plan import readable_bytes
+from lightning_kfac.progress import console, format_seconds, show
+from lightning_kfac.scaling import MOST_DEVICES, Job, RunPlan, Strategy, fewest_devices, plan_run
+from lightning_kfac.targets import resolve_targets
+
+# What train.py takes where nothing is said.
+DEFAULTS = {"seq_len": 512, "batch_size": 8, "blocks": "all"}
+MLP, ATTENTION = ["gate", "up", "down"], ["q", "k", "v", "o"]
+# Options of this command and where they stand in a train.py config.
+PLACES = {
+    "tokens": ("data", "max_tokens"),
+    "seq_len": ("data", "seq_len"),
+    "batch_size": ("data", "batch_size"),
+    "blocks": ("collect", "blocks"),
+    "projections": ("collect", "projections"),
+    "modules": ("collect", "modules"),
+    "dtype": ("model", "dtype"),
+}
+OVERRIDES = {"memory_gb": ("memory", 1e9), "peak_tflops": ("flops", 1e12), "link_gb": ("within", 1e9),
+             "network_gb": ("between", 1e9), "efficiency": ("efficiency", 1)}  # fmt: skip
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--train_config", type=str, help="A config of train.py fit; the options below override it.")
+    parser.add_argument("--model", type=str, help="Instead: hub name, folder, or demo. No weights are read.")
+    parser.add_argument("--shape", type=str, help=f"Instead, without a network: {', '.join(SHAPES)}.")
+    parser.add_argument("--dtype", type=Dtype | None, help="Of the weights. (default: the model's own)")
+    parser.add_argument("--tokens", type=int | None, help="Tokens of text, over all devices.")
+    parser.add_argument("--seq_len", type=int | None, help="Tokens a row. (default: 512)")
+    parser.add_argument("--batch_size", type=int | None, help="Rows of one device's batch. (default: 8)")
+    parser.add_argument("--blocks", type=Literal["all"] | list[int] | None, help="Block numbers. (default: all)")
+    parser.add_argument("--projections", type=list[str] | None, help="Of gate, up, down, q, k, v, o.")
+    parser.add_argument("--modules", type=list[str] | None, help="Instead: regular expressions on layer names.")
+    parser.add_argument("--hardware", type=str, default="h100", help=f"One of {', '.join(HARDWARE)}.")
+    parser.add_argument("--devices", type=int, default=1, help="Of one node.")
+    parser.add_argument("--nodes", type=int, default=1, help="Number of nodes.")
+    parser.add_argument("--strategy", type=Strategy, default="auto", help="auto is the fastest that fits.")
+    parser.add_argument("--memory_gb", type=float | None, help="Override: memory of one device, 10^9 bytes.")
+    parser.add_argument("--peak_tflops", type=float | None, help="Override: peak of matrix products.")
+    parser.add_argument("--efficiency", type=float | None, help="Override: share of the peak that is reached.")
+    parser.add_argument("--link_gb", type=float | None, help="Override: GB/s between devices of a node.")
+    parser.add_argument("--network_gb", type=float | None, help="Override: GB/s between nodes, for each device.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Let the model's repository run its code.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be planned.
+
+    Attributes:
+        title: The model as the user knows it.
+        model, job: For the arithmetic.
+        words: Arguments of train.py that say the same.
+        note: What the user should know about the choice of layers.
+    """
+
+    title: str
+    model: cost.Architecture
+    job: Job
+    words: list[str]
+    note: str = ""
+
+
+def run(options: Namespace) -> None:
+    """Prints."""
+    for name in ("devices", "nodes"):
+        if options[name] < 1:
+            raise InputError(f"--{name} is {options[name]}; it must be at least 1")
+    hardware, ranks = _hardware(options), options.devices * options.nodes
+    request = _request(options)
+    model, job = request.model, request.job
+    plan = plan_run(model, job, hardware, ranks, options.devices, options.strategy)
+    many = f"{ranks} x {options.hardware}" + (f" on {options.nodes} nodes" if options.nodes > 1 else "")
+    console.print(
+        f"{request.title}: {model.parameters / 1e9:.2f} billion parameters, {len(job.tracked)} projections, "
+        f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are those of lightning_kfac/hardware.py."
+    )
+    if request.note:
+        console.print(request.note)
+    show(_memory_table(plan))
+    if not plan.fits:
+        _say_what_would_fit(request, hardware)
+        return
+    for table in (_time_table(plan), _disk_table(plan)):
+        show(table)
+    told = {"auto": "one device", "ddp": "ddp: every rank has all weights", "fsdp": "fsdp: weights and factors sharded"}
+    console.print(f"strategy: {told[plan.strategy]}. On {'each node' if options.nodes > 1 else 'the machine'}:")
+    console.print(f"  {_command(request, options, plan)}", markup=False)
+
+
+def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
+    found = fewest_devices(request.model, request.job, hardware)
+    hint = f"with --strategy auto it fits on {found} of these devices"
+    if found is None:
+        hint = f"{MOST_DEVICES:,} of these devices are too few; choose fewer layers or devices with more memory"
+    console.print(f"does not fit, even with one row at once and one projection a pass: {hint}.")
+
+
+# -- what is asked -------------------------------------------------------------------------------------------------
+
+
+def _request(options: Namespace) -> Request:
+    if sum(bool(options[name]) for name in ("train_config", "model", "shape")) != 1:
+        raise InputError("say which model: one of --train_config, --model or --shape")
+    written = _train_config(Path(options.train_config)) if options.train_config else {}
+    values, given = {}, []
+    for name, (section, key) in PLACES.items():
+        values[name] = options[name] if options[name] is not None else written.get(section, {}).get(key)
+        if options[name] is not None:
+            given += [f"--{section}.{key}", _word(options[name])]
+    title, config = _model(options, written.get("model", {}))
+    values = {name: DEFAULTS.get(name) if value is None else value for name, value in values.items()}
+    for name in ("tokens", "seq_len", "batch_size"):
+        if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
+            raise InputError(f"--{name} must be a number of at least 1, got {values[name]!r}")
+    for name in ("projections", "modules"):
+        if not isinstance(values[name], list | None):
+            raise InputError(f"--{name} must be a list, got {values[name]!r}")
+    if values["blocks"] != "all" and not isinstance(values["blocks"], list):
+        raise InputError(f"--blocks must be all or a list of block numbers, got {values['blocks']!r}")
+    try:
+        module = skeleton(config, options.trust_remote_code)
+    except Exception as error:
+        raise InputError(f"{title}: no causal language model: {' '.join(str(error).split())[:200]}") from None
+    model, note = read_architecture(module), ""
+    experts = any(product.copies > 1 for product in model.products)
+    if values["projections"] is None:
+        values["projections"] = ATTENTION if experts else MLP
+        if experts and values["modules"] is None:
+            given += ["--collect.projections", _word(ATTENTION)]
+    layers = resolve_targets(module, values["blocks"], values["projections"], values["modules"])
+    tracked = tuple(model.select(layers))
+    if len(tracked) < len(layers):
+        raise InputError("the head cannot be planned: leave it out of --modules")
+    if experts:
+        note = _about_experts(model, {product.block for product in tracked})
+    if values["dtype"] not in (*get_args(Dtype), None):
+        raise InputError(f"model.dtype is {values['dtype']!r}; choose {', '.join(get_args(Dtype))}")
+    is_auto = values["dtype"] in ("auto", None)
+    bfloat16 = config.dtype == torch.bfloat16 if is_auto else values["dtype"] == "bfloat16"
+    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4)
+    source = (
+        ["--config", options.train_config]
+        if options.train_config
+        else ["--model.model_name", title, "--data.corpus", "TEXT"]
+    )
+    return Request(title, model, job, [*source, *given], note)
+
+
+def _word(value: str | int | list) -> str:
+    """As it is written on a command line."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _train_config(path: Path) -> dict:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--train_config {path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"--train_config {path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        raise InputError(f"--train_config {path}: not a config of train.py fit: it has no section `model`")
+    return {name: section for name, section in found.items() if isinstance(section, dict)}
+
+
+def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig]:
+    """The model's name and configuration; those of published shapes are not looked up."""
+    name = options.model or section.get("model_name")
+    shape = options.shape or next((short for short, (hub, _) in SHAPES.items() if hub == name), None)
+    if shape:
+        config = published_config(shape)
+        config.dtype = torch.bfloat16
+        return SHAPES[shape][0], config
+    architecture = section.get("architecture")
+    if not isinstance(architecture, dict | None) or not isinstance(name, str | None):
+        raise InputError("model: model_name must be a text, architecture a mapping")
+    return name or "the architecture", load_config(name, architecture, options.trust_remote_code)
+
+
+def _hardware(options: Namespace) -> Hardware:
+    changes = {}
+    for option, (field, unit) in OVERRIDES.items():
+        if (value := options[option]) is None:
+            continue
+        if not 0 < value < float("inf") or (field == "efficiency" and value > 1):
+            raise InputError(f"--{option} is {value}; it must be above 0{' and at most 1' * (field == 'efficiency')}")
+        changes[field] = value * unit
+    return replace(find_hardware(options.hardware), **changes)
+
+
+def _about_experts(model: cost.Architecture, blocks: Iterable[int]) -> str:
+    experts = cost.experts_apart(model, blocks)
+    return (
+        "experts are 3-D parameters, which cannot be tracked; attention projections can. Tracking gate, up and down of "
+        f"every expert in these blocks would take {readable_bytes(cost.accumulator_bytes(experts))} of accumulators "
+        f"and {cost.covariance_flops(experts) / 1e9:.2f} GFLOP a token."
+    )
+
+
+def _command(request: Request, options: Namespace, plan: RunPlan) -> str:
+    launcher = ["python"]
+    if options.nodes > 1:
+        launcher = ["torchrun", "--nnodes", options.nodes, "--nproc-per-node", options.devices, "--rdzv-backend",
+                    "c10d", "--rdzv-endpoint", "FIRST_NODE:29500", "--rdzv-id", "collect"]  # fmt: skip
+    words = [*launcher, "train.py", "fit", *request.words, "--trainer.devices", options.devices]
+    words += ["--trainer.num_nodes", options.nodes] if options.nodes > 1 else []
+    words += ["--trainer.strategy", plan.strategy] if plan.ranks > 1 else []
+    words += ["--trainer.accelerator", "cpu"] if options.hardware == "cpu" else []
+    return shlex.join(map(str, words))
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _memory_table(plan: RunPlan) -> Table:
+    table = _table("Memory of one rank", "part", "")
+    for part, n_bytes in plan.memory.items():
+        table.add_row(part, readable_bytes(n_bytes))
+    table.add_section()
+    table.add_row("while collecting", readable_bytes(sum(plan.memory.values())))
+    table.add_row("while editing", readable_bytes(plan.edit_memory))
+    table.add_row("may be used", readable_bytes(plan.capacity))
+    table.add_row("fits", "yes" if plan.fits else "no")
+    return table
+
+
+def _time_table(plan: RunPlan) -> Table:
+    passes = "1 pass" if len(plan.passes) == 1 else f"{len(plan.passes)} passes"
+    title = f"Time: {passes}, {plan.steps:,} steps each, {plan.rows_at_once} rows at once"
+    table = _table(title, "part", "time", "share", "GFLOP a token")
+    for part, seconds in plan.seconds.items():
+        flops = {"forward": plan.flops.forward, "backward": plan.flops.backward, "covariances": plan.flops.covariance}
+        each = f"{flops[part] / 1e9:.3g}" if part in flops else ""
+        table.add_row(part, readable_seconds(seconds), f"{seconds / plan.total_seconds:.1%}", each)
+    table.add_section()
+    table.add_row("together", readable_seconds(plan.total_seconds), "", f"{sum(plan.flops) / 1e9:.3g}")
+    table.add_row("communication in the collection", "", f"{plan.communication_share:.1%}", "")
+    return table
+
+
+def _disk_table(plan: RunPlan) -> Table:
+    table = _table("On disk", "part", "")
+    for part, n_bytes in plan.disk.items():
+        table.add_row(part, readable_bytes(n_bytes))
+    return table
+
+
+def readable_seconds(seconds: float) -> str:
+    """``0.25`` -> ``0.25 s``, ``75`` -> ``1:15``."""
+    return f"{seconds:.2g} s" if seconds < 10 else format_seconds(seconds)
