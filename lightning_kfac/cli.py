@@ -41,7 +41,7 @@ from lightning_kfac.modules import CausalLM
 from lightning_kfac.progress import console, say
 from lightning_kfac.reference import edit_details, find_reference
 from lightning_kfac.run_folder import RunFolder
-from lightning_kfac.strategies import strategy_for
+from lightning_kfac.strategies import ShardedStrategy, strategy_for
 from lightning_kfac.targets import count_blocks, narrow
 
 TRAINER_DEFAULTS = {
@@ -138,6 +138,8 @@ class TrainCLI(LightningCLI):
         if settings["logger"] is None:
             kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name="tensorboard", version="")
         kwargs["strategy"] = strategy_for(settings)
+        if isinstance(kwargs["strategy"], ShardedStrategy):
+            kwargs["inference_mode"] = False  # weights that are put together in it could not be used outside
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
         report = RunReport(self.folder, self.command, self._config_text())
@@ -151,6 +153,9 @@ class TrainCLI(LightningCLI):
         self._check_data()
         collector, edit = self._callback(CurvatureCollector), self._callback(EditCallback)
         targets, study = {}, self._callback(CrystallizationStudy)
+        sharded = isinstance(self.trainer.strategy, ShardedStrategy)
+        if sharded and (study is not None or not self.model.frozen):
+            raise InputError("trainer.strategy fsdp is for collections: train and crystallize with ddp")
         if study is not None:
             model = skeleton(self.model.config, self.model.trust_remote_code)
             with suppress(RuntimeError):  # some experts do not run on the meta device; fit checks again

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -33,6 +34,20 @@ class Ranks:
 
     def broadcast(self, tensor: Tensor, owner: int) -> Tensor:
         """Fills a contiguous tensor with the owner's values, in place, and gives it back."""
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of any rank is set; all ranks must call it."""
+        return flag
+
+    def reduce(self, tensor: Tensor, owner: int) -> None:
+        """Adds up a contiguous tensor over ranks, in place; only the owner's holds the sum afterwards."""
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """Sends a tensor to one rank, which must ``receive`` it."""
+
+    def receive(self, tensor: Tensor, owner: int) -> Tensor:
+        """Fills a tensor with what one rank sends, and gives it back."""
         return tensor
 
     def raise_together(self, error: Exception | None) -> None:
@@ -74,6 +89,22 @@ class DistributedRanks(Ranks):
 
     def broadcast(self, tensor: Tensor, owner: int) -> Tensor:
         dist.broadcast(tensor, src=owner)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        device = "cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu"
+        flags = torch.tensor(int(flag), device=device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def reduce(self, tensor: Tensor, owner: int) -> None:
+        dist.reduce(tensor, dst=owner)
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        dist.send(tensor, dst=to)
+
+    def receive(self, tensor: Tensor, owner: int) -> Tensor:
+        dist.recv(tensor, src=owner)
         return tensor
 
 

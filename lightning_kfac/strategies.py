@@ -4,10 +4,12 @@ import os
 
 import torch.distributed as dist
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_kfac.errors import InputError
+
+FSDP = "fsdp"
 
 
 class FrozenDDPStrategy(DDPStrategy):
@@ -26,6 +28,21 @@ class FrozenDDPStrategy(DDPStrategy):
             dist.broadcast(tensor, src=0)
 
 
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all ranks: each holds its part of every block's weights, and of the Kronecker factors.
+
+    ``CausalLM.configure_model`` spreads the weights. On CPUs (gloo) as on GPUs (NCCL).
+    """
+
+    def __init__(self):
+        super().__init__(tensor_parallel_size=1)
+
+    def setup_environment(self) -> None:
+        """Makes a mesh of all ranks of all nodes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
 def strategy_for(settings: dict) -> object:
     """Maps the strategy that a user asked for to one that works in a collection.
 
@@ -37,21 +54,45 @@ def strategy_for(settings: dict) -> object:
             take the settings.
     """
     name = settings["strategy"]
+    _refuse(name)
     if isinstance(name, str):
         chosen = {key: settings[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
+        if name == FSDP:  # Lightning's own of this name is FSDP1, which refuses CPUs
+            chosen["strategy"] = "ddp"
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         try:
             trial = Trainer(**chosen, **quiet)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise InputError(f"trainer: {str(error).strip().splitlines()[0]}") from None
         _check_launch(trial)
-        if type(trial.strategy) is DDPStrategy and trial.strategy.launcher is not None and not name.startswith("ddp_"):
+        if name == FSDP:
+            return ShardedStrategy()
+        if type(trial.strategy) is DDPStrategy and trial.strategy._start_method == "popen":
             return FrozenDDPStrategy()
-    if isinstance(name, str) and name.startswith("ddp_"):
-        raise InputError(
-            f"trainer.strategy {name} leaves the parent process without factors; use --trainer.strategy ddp"
-        )
+    if isinstance(name, ModelParallelStrategy):
+        return ShardedStrategy()
     return name
+
+
+def _refuse(strategy: object) -> None:
+    """Raises ``InputError`` for strategies under which a collection would fail or be wrong."""
+    if isinstance(strategy, str):
+        if strategy.startswith("ddp_"):
+            raise InputError(
+                f"trainer.strategy {strategy} leaves the parent process without factors; use --trainer.strategy ddp"
+            )
+        other = strategy != FSDP and strategy.startswith((FSDP, "deepspeed", "xla"))
+    else:
+        other = isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy))
+    if other:
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        raise InputError(f"trainer.strategy {name} cannot collect curvature; use --trainer.strategy fsdp (FSDP2)")
+    # 'auto' would be all devices of a node.
+    if isinstance(strategy, ModelParallelStrategy) and strategy._tensor_parallel_size != 1:
+        raise InputError(
+            f"trainer.strategy {type(strategy).__name__}: tensor parallelism (tensor_parallel_size "
+            f"{strategy._tensor_parallel_size}) is not supported; use --trainer.strategy fsdp"
+        )
 
 
 def _check_launch(trainer: Trainer) -> None:

@@ -27,7 +27,9 @@ from lightning_kfac.plan import MemoryPlan, plan_memory
 from lightning_kfac.progress import progress_console
 from lightning_kfac.ranks import current_ranks
 from lightning_kfac.run_folder import PREVIOUS
+from lightning_kfac.sharded_factors import save_sharded, sharded_sums
 from lightning_kfac.snapshots import Snapshots
+from lightning_kfac.strategies import ShardedStrategy
 from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
@@ -66,6 +68,8 @@ class CurvatureCollector(Callback):
             formulas ``corrected`` and ``corrected_modified``): per ``token`` or per ``sequence``.
         reuse: Do not collect the corpus again where the run folder holds its factors already, of the same
             weights, layers, text and settings. (Domains are always collected.)
+        shard_factors: Spread the accumulators over ranks: each keeps those of its own layers, and every batch is
+            added up over ranks. By default only where the weights are spread too (strategy ``fsdp``).
 
     Attributes:
         factors: By dotted layer name, on every rank, after the last batch.
@@ -93,6 +97,7 @@ class CurvatureCollector(Callback):
         stop_overlap: float | None = None,
         moments: Literal["token", "sequence"] | None = None,
         reuse: bool = False,
+        shard_factors: bool | None = None,
     ):
         if watch_rho is not None:
             check_rho(watch_rho)
@@ -102,7 +107,7 @@ class CurvatureCollector(Callback):
         self.stop_overlap = stop_overlap
         self.blocks, self.projections, self.modules = blocks, projections, modules
         self.max_memory_gb, self.layers_per_pass = max_memory_gb, layers_per_pass
-        self.moments, self.reuse = moments, reuse
+        self.moments, self.reuse, self.shard_factors = moments, reuse, shard_factors
         self.factors: dict[str, KroneckerFactors] = {}
         self.domain_factors: dict[str, dict[str, KroneckerFactors]] = {}
         self.moments_of: dict[str, dict[str, Tensor]] = {}
@@ -127,6 +132,11 @@ class CurvatureCollector(Callback):
             raise InputError("trainer.accumulate_grad_batches must be 1: Lightning would divide the loss by it")
         if trainer.max_epochs != 1:
             raise InputError("trainer.max_epochs must be 1: set data.max_tokens to collect on more or less text")
+        if self._sharded(trainer) and (self.moments or self.snapshots):
+            raise InputError(
+                f"collect.{'moments' if self.moments else 'watch_rho'} needs all factors on every rank: leave it out, "
+                "or leave --trainer.strategy fsdp and --collect.shard_factors out"
+            )
         plugin = trainer.precision_plugin
         if plugin.precision in ("16-true", "16-mixed") and not (
             isinstance(plugin, MixedPrecision) and plugin.scaler is None
@@ -227,6 +237,8 @@ class CurvatureCollector(Callback):
 
     def _open_capture(self, work: "Pass") -> CurvatureCapture:
         layers = {name: self._layers[name] for name in work.layers}
+        if self.owners is not None:
+            return CurvatureCapture(layers, sharded_sums(current_ranks(), self.owners), ranks=current_ranks())
         if not work.moments:
             return CurvatureCapture(layers)
         if work.text not in self.moments_of:
@@ -250,9 +262,11 @@ class CurvatureCollector(Callback):
             self.max_memory_gb,
             self.layers_per_pass,
             processes=trainer.num_devices,
+            owning_ranks=trainer.world_size if self._sharded(trainer) else None,
         )
         # Ranks may see different free memory and other shapes, and must do the same all the same.
         self.plan, self._batch_tokens = trainer.strategy.broadcast((plan, rows * seq_len))
+        self.owners = self.plan.owners
         kinds = [False, True] if self.moments else [False]
         texts = {False: self._texts, True: [CORPUS, *getattr(trainer.datamodule, "domains", {})]}
         self._passes = [
@@ -326,7 +340,9 @@ class CurvatureCollector(Callback):
             corpus = data.domains[work.text]
             own = {"corpus": corpus.label, "text": corpus.identity(), "max_tokens": data.domain_tokens}
             metadata = metadata | own | {"n_tokens": n_tokens}
-        if trainer.is_global_zero:
+        if self.owners is not None:
+            save_sharded(collected, folder, metadata, current_ranks(), self.owners)
+        elif trainer.is_global_zero:
             save_factors(collected, folder, metadata)
         if general:
             self._share_bases(trainer, folder)
@@ -339,6 +355,11 @@ class CurvatureCollector(Callback):
         trainer.strategy.barrier("factors")
         if (folder / METADATA).is_file():
             self.bases.folder = folder / BASES
+
+    def _sharded(self, trainer: Trainer) -> bool:
+        """Whether each rank keeps the factors of its own layers only."""
+        wanted = isinstance(trainer.strategy, ShardedStrategy) if self.shard_factors is None else self.shard_factors
+        return wanted and trainer.world_size > 1
 
     def _release(self, pl_module: LightningModule) -> None:
         if self._capture is not None:
