@@ -14,6 +14,7 @@ from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.head import is_plain_head
 from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
 from lightning_kfac.ranks import share_out
+from lightning_kfac.sharding import gathered_bytes
 from lightning_kfac.targets import weight_matrix
 
 # Share of the free memory that a plan may use: estimates are estimates.
@@ -92,7 +93,7 @@ def plan_memory(
         if layer.weight.dtype == torch.float16:
             raise InputError(f"{name} is in float16, whose gradients overflow; load the model in bfloat16 or float32")
     device = next(iter(layers.values())).weight.device
-    budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1)
+    budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1) - gathered_bytes(model)
     budget = int(budget if max_memory_gb is None else max_memory_gb * 1e9)
     chunk, head_bytes = _head(model, layers, device, rows * seq_len)
     row_bytes, leaders = _probe(model, layers, loss, chunk, seq_len)

@@ -46,9 +46,9 @@ class Ranks:
     def send(self, tensor: Tensor, to: int) -> None:
         """Sends a tensor to one rank, which must ``receive`` it."""
 
-    def receive(self, tensor: Tensor, owner: int) -> Tensor:
-        """Fills a tensor with what one rank sends, and gives it back."""
-        return tensor
+    def receive(self, size: int, owner: int) -> Tensor:
+        """The float32 vector of so many numbers that one rank sends."""
+        raise RuntimeError("one process has nobody to receive from")
 
     def raise_together(self, error: Exception | None) -> None:
         """Raises on every rank where one or more have an error, so that none waits for a rank that is gone.
@@ -81,6 +81,8 @@ class DistributedRanks(Ranks):
 
     def __init__(self):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # Where tensors must be to travel.
+        self.device = "cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu"
 
     def gather(self, value: T) -> list[T]:
         values = [None] * self.size
@@ -92,8 +94,7 @@ class DistributedRanks(Ranks):
         return tensor
 
     def any(self, flag: bool) -> bool:
-        device = "cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu"
-        flags = torch.tensor(int(flag), device=device)
+        flags = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
@@ -101,9 +102,10 @@ class DistributedRanks(Ranks):
         dist.reduce(tensor, dst=owner)
 
     def send(self, tensor: Tensor, to: int) -> None:
-        dist.send(tensor, dst=to)
+        dist.send(tensor.to(self.device), dst=to)
 
-    def receive(self, tensor: Tensor, owner: int) -> Tensor:
+    def receive(self, size: int, owner: int) -> Tensor:
+        tensor = torch.empty(size, device=self.device)
         dist.recv(tensor, src=owner)
         return tensor
 

@@ -90,15 +90,15 @@ def save_sharded(
         owners: The rank of each layer.
     """
 
-    def packed(name: str, matrix: Tensor) -> Tensor:
+    def packed(name: str, matrix: Tensor) -> Tensor | None:
         owner, size = owners[name], len(matrix)
         if owner == 0:
             return pack_upper(matrix.float()) if ranks.rank == 0 else None
         if ranks.rank == owner:
             ranks.send(pack_upper(matrix.float()), 0)
         elif ranks.rank == 0:
-            device = next((f.G.device for f in factors.values() if not f.G.is_meta), "cpu")
-            return ranks.receive(torch.empty(size * (size + 1) // 2, device=device), owner)
+            return ranks.receive(size * (size + 1) // 2, owner)
+        return None
 
     if ranks.rank == 0:
         save_factors(factors, path, metadata, packed)

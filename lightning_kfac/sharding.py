@@ -77,6 +77,12 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(getattr(model, "base_model", model), FSDPModule)
 
 
+def gathered_bytes(model: nn.Module) -> int:
+    """Bytes of weights that are whole for a moment while a sharded model runs: a block in use, and the next one."""
+    blocks = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not getattr(model, "base_model", None)]
+    return 2 * max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+
+
 def full_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model with every tensor whole; of a sharded one in the CPU's memory, and empty beside rank 0.
 

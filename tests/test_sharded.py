@@ -11,7 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
-from lightning_kfac import InputError, load_factors
+from lightning_kfac import InputError, KFACEditor, load_factors
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback
 from lightning_kfac.callbacks.mining import SUMMARY, MiningWriter
 from lightning_kfac.cli import main
@@ -161,6 +161,23 @@ def lockstep(folder: Path, model) -> None:
                 raise InputError("only here")
 
 
+@torch.no_grad()
+def edit_and_restore(folder: Path, model) -> None:
+    """An edit from factors on disk, taken back bit for bit."""
+    alone = load_model(str(folder / "olmo2"))
+    factors, ranks = load_factors(folder / "olmo2-2" / "factors"), current_ranks()
+    for config in (EditConfig(rho=0.4), EditConfig(rho=0.3, mode="ablate", blocks=[1])):
+        expected, editor = KFACEditor(alone, factors, config), KFACEditor(model, factors, config, ranks=ranks)
+        planned = editor.apply(dry_run=True)
+        assert all(torch.equal(whole(a), b) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
+        # The same factors and weights: every bit is that of one process.
+        assert editor.apply().layers == planned.layers == expected.apply().layers
+        assert all(torch.equal(whole(a), b) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
+        editor.restore()
+        expected.restore()
+        assert all(torch.equal(whole(a), b) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
+
+
 def damaged(folder: Path) -> str:
     """The error of a collection in which only one rank owns the layer that goes wrong."""
     collect = CurvatureCollector(blocks=[0, 1], projections=["down"])
@@ -204,6 +221,7 @@ def work(folder: Path) -> None:
         module.turn_to(stage, str(folder / "olmo2"))
     module.configure_model()
     lockstep(folder, module.model)
+    edit_and_restore(folder, module.model)
     loading((module._device_mesh, trainer), folder)
 
 

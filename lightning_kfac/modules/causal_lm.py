@@ -128,6 +128,7 @@ class CausalLM(LightningModule):
             torch.manual_seed(self.seed)
             how = {"architecture": self.architecture, "trust_remote_code": self.trust_remote_code}
             if self.device_mesh is None:
+                self.lockstep = None
                 self.model = load_model(self.evaluated, self.dtype_name, **how)
             else:
                 mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
