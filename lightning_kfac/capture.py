@@ -14,6 +14,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.spectrum import Spectrum
+from lightning_kfac.ranks import Ranks
 from lightning_kfac.targets import weight_matrix
 
 
@@ -44,13 +45,17 @@ class LayerSums(Protocol):
 
 
 class FactorSums:
-    """The sums of A and G. A layer that reads the same input as another has no A of its own."""
+    """The sums of A and G. A layer that reads the same input as another has no A of its own.
 
-    def __init__(self, layer: nn.Module):
+    Args:
+        moment: Makes a running sum from a size and a device.
+    """
+
+    def __init__(self, layer: nn.Module, moment: Callable[[int, torch.device], SecondMoment] = SecondMoment):
         d_out, d_in = weight_matrix(layer).shape
         device = layer.weight.device
-        self.G = SecondMoment(d_out, device)
-        self.A: SecondMoment | None = SecondMoment(d_in, device)
+        self.G = moment(d_out, device)
+        self.A: SecondMoment | None = moment(d_in, device)
 
     def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
         self.G.add(g.flatten(0, -2))
@@ -58,23 +63,30 @@ class FactorSums:
             self.A.add(a.flatten(0, -2))
 
     def tensors(self) -> list[Tensor]:
-        return [moment.packed() for moment in (self.G, self.A) if moment is not None]
+        return [moment.packed() for moment in self._here()]
 
     def load(self, tensors: list[Tensor]) -> None:
-        for moment, tensor in zip((self.G, self.A), tensors, strict=False):
+        for moment, tensor in zip(self._here(), tensors, strict=True):
             moment.load_packed(tensor)
 
     def state(self) -> dict[str, Tensor]:
-        moments = {"G": self.G} | ({"A": self.A} if self.A is not None else {})
+        moments = {side: moment for side, moment in self._sides() if moment.here}
         return {f"{side}.{key}": value for side, moment in moments.items() for key, value in moment.state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for side, moment in (("G", self.G), ("A", self.A)):
-            if moment is not None:
+        for side, moment in self._sides():
+            if moment.here:
                 moment.load_state({k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{side}.")})
 
     def trace(self) -> dict[str, Tensor]:
         return {"gradient": self.G.trace()} | ({"input": self.A.trace()} if self.A is not None else {})
+
+    def _here(self) -> list[SecondMoment]:
+        """The sums that this process keeps."""
+        return [moment for _, moment in self._sides() if moment.here]
+
+    def _sides(self) -> list[tuple[str, SecondMoment]]:
+        return [("G", self.G)] + ([("A", self.A)] if self.A is not None else [])
 
 
 class MomentSums:
@@ -152,6 +164,7 @@ class CurvatureCapture:
         sums: Makes the sums of a layer from its name and module; by default those of A and G.
         per_position_masks: Leave layers unmasked whose input is not one vector a position, instead of
             refusing them: for models other than language models.
+        ranks: Processes that add to the same sums at every batch, each of which one of them keeps.
     """
 
     def __init__(
@@ -159,7 +172,9 @@ class CurvatureCapture:
         layers: Mapping[str, nn.Module],
         sums: Callable[[str, nn.Module], LayerSums] | None = None,
         per_position_masks: bool = False,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or Ranks()
         self.layers, self.per_position_masks = dict(layers), per_position_masks
         make = sums or (lambda name, layer: FactorSums(layer))
         self.sums = {name: make(name, layer) for name, layer in self.layers.items()}
@@ -215,8 +230,12 @@ class CurvatureCapture:
         The one place that waits for the device; call it after the batch's backward.
         """
         traces = [trace for sums in self.sums.values() for trace in sums.trace().values()]
-        if not torch.stack([loss.detach().to(traces[0]), *traces]).isfinite().all():
-            raise InputError(f"{where}: {self._not_finite()}; try dtype float32, or look at the model's weights")
+        fine = bool(torch.stack([loss.detach().to(traces[0]), *traces]).isfinite().all())
+        found = [bad for bad in self.ranks.gather(None if fine else self._not_finite()) if bad is not None]
+        if found:
+            bad = {what: set().union(*(one[what] for one in found)) for what in ("input", "gradient")}
+            message = _where_it_began(list(self.sums), bad)
+            raise InputError(f"{where}: {message}; try dtype float32, or look at the model's weights")
 
     def n_tokens(self) -> dict[str, int]:
         """Positions that counted so far, by layer."""
@@ -295,7 +314,8 @@ class CurvatureCapture:
             add_over_ranks: Sum all-reduce of a tensor.
         """
         for name, sums in self.sums.items():
-            sums.load([add_over_ranks(tensor) for tensor in sums.tensors()])
+            if self.ranks.size == 1:  # else they are sums over ranks already
+                sums.load([add_over_ranks(tensor) for tensor in sums.tensors()])
             self.counts[name] = add_over_ranks(self.counts[name])
 
     def _hook(self, name: str):
@@ -319,15 +339,22 @@ class CurvatureCapture:
         if self.leaders[name] == name:
             self._inputs[name] = a
 
-    def _not_finite(self) -> str:
-        """Says where the trouble began: the lowest layer with a bad input, else the highest with a bad gradient."""
+    def _not_finite(self) -> dict[str, set[str]]:
+        """The layers with a bad input, and with a bad gradient."""
+        bad: dict[str, set[str]] = {"input": set(), "gradient": set()}
         for name, sums in self.sums.items():
-            if (trace := sums.trace().get("input")) is not None and not trace.isfinite():
-                return f"the input of {name} has NaN or infinite values"
-        for name, sums in reversed(self.sums.items()):
-            if not sums.trace()["gradient"].isfinite():
-                return f"the gradient at {name} has NaN or infinite values"
-        return "the loss is NaN or infinite"
+            for what, trace in sums.trace().items():
+                if not trace.isfinite():
+                    bad[what].add(name)
+        return bad
+
+
+def _where_it_began(layers: list[str], bad: Mapping[str, set[str]]) -> str:
+    """The lowest layer with a bad input, else the highest with a bad gradient."""
+    for what, names in (("input of", layers), ("gradient at", reversed(layers))):
+        if first := next((name for name in names if name in bad[what.split()[0]]), None):
+            return f"the {what} {first} has NaN or infinite values"
+    return "the loss is NaN or infinite"
 
 
 def _parts(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from lightning_kfac.editing.patch import save_patch
 from lightning_kfac.editing.report import EditReport
 from lightning_kfac.editor import EDIT_FILE
 from lightning_kfac.files import new_folder
+from lightning_kfac.ranks import current_ranks
+from lightning_kfac.sharding import full_state, is_sharded
 
 Save = Literal["full", "patch", "none"]
 
@@ -26,11 +28,15 @@ def save_checkpoint(
 ) -> None:
     """Writes config, safetensors and tokenizer to ``path``; the folder appears when it is complete.
 
+    Of a sharded model all ranks must call it; rank 0 writes.
+
     Args:
         dtype: Cast the stored weights; the model itself keeps its own.
         extra: Further text files, name to contents.
     """
-    state = model.state_dict()
+    state = full_state(model)
+    if is_sharded(model) and current_ranks().rank:
+        return
     if dtype is not None:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     with new_folder(path) as partial:
@@ -54,6 +60,8 @@ def save_edited(
 ) -> None:
     """Writes an edited model with ``edit.json``: as a checkpoint, or as a patch of its source.
 
+    In a distributed run all ranks may call it, and of a sharded model all must; rank 0 writes.
+
     Args:
         path: Folder of the checkpoint or the patch.
         report: What the edit did.
@@ -62,6 +70,9 @@ def save_edited(
         factors: Metadata of the factors.
         save: ``full``, ``patch`` or ``none``.
     """
+    rank = current_ranks().rank
+    if rank and not is_sharded(model):
+        return
     details = report.to_dict() | {
         "summary": report.summary(),
         "model": source,
@@ -72,4 +83,4 @@ def save_edited(
     if save == "full":
         save_checkpoint(model, tokenizer, path, extra={EDIT_FILE: json.dumps(details, indent=2)})
     elif save == "patch":
-        save_patch(model, [layer.name for layer in report.layers], path, fingerprint, details)
+        save_patch(model, [layer.name for layer in report.layers], path, fingerprint, details, write=rank == 0)

@@ -43,7 +43,7 @@ from lightning_kfac.modules import CausalLM
 from lightning_kfac.progress import console, say
 from lightning_kfac.reference import edit_details, find_reference
 from lightning_kfac.run_folder import EVENTS, STATE, RunFolder
-from lightning_kfac.strategies import strategy_for
+from lightning_kfac.strategies import ShardedStrategy, strategy_for
 from lightning_kfac.targets import count_blocks, narrow
 
 TRAINER_DEFAULTS = {
@@ -172,6 +172,8 @@ class TrainCLI(LightningCLI):
         kwargs["strategy"] = strategy_for(settings)
         if SLURMEnvironment.detect():  # the job script asks for another turn; Lightning's own way saves no sums
             kwargs["plugins"] = [*(settings["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
+        if isinstance(kwargs["strategy"], ShardedStrategy):
+            kwargs["inference_mode"] = False  # weights that are put together in it could not be used outside
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
         report = RunReport(self.folder, self.command, self._config_text(), self.resumed)
@@ -186,6 +188,9 @@ class TrainCLI(LightningCLI):
         self.model.evaluation_folder = self.folder.path / STATE
         collector, edit = self._callback(CurvatureCollector), self._callback(EditCallback)
         targets, study = {}, self._callback(CrystallizationStudy)
+        sharded = isinstance(self.trainer.strategy, ShardedStrategy)
+        if sharded and (study is not None or not self.model.frozen):
+            raise InputError("trainer.strategy fsdp is for collections: train and crystallize with ddp")
         if study is not None:
             model = skeleton(self.model.config, self.model.trust_remote_code)
             with suppress(RuntimeError):  # some experts do not run on the meta device; fit checks again
@@ -398,6 +403,7 @@ def quiet() -> None:
         ".*custom batch sampler .*",
         ".*overridden `on_before_batch_transfer`.*",
         ".*sync_dist=True.*",
+        ".*returned a view tensor.*",  # of a sharded GPT-2, on which nothing is done in place
     ):
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning

@@ -5,7 +5,7 @@ A that several layers share is stored once, and metadata says where. Metadata kn
 and its own.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -101,13 +101,24 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
         return unpack_upper(packed, size)
 
 
-def save_factors(factors: Mapping[str, KroneckerFactors], path: str | Path, metadata: Mapping | None = None) -> None:
+def pack_matrix(name: str, matrix: Tensor) -> Tensor:
+    """What is stored of a symmetric matrix: its upper triangle, float32."""
+    return pack_upper(matrix.float())
+
+
+def save_factors(
+    factors: Mapping[str, KroneckerFactors],
+    path: str | Path,
+    metadata: Mapping | None = None,
+    pack: Callable[[str, Tensor], Tensor] = pack_matrix,
+) -> None:
     """Writes factors to a folder, which appears under its name only when it is complete.
 
     Args:
         factors: By dotted layer name.
         path: The folder; an older one of this name is replaced.
         metadata: Further fields for ``metadata.json``.
+        pack: Gives the triangle of a layer's matrix, which may have to be fetched from elsewhere.
 
     Example:
         >>> import tempfile, torch
@@ -117,18 +128,29 @@ def save_factors(factors: Mapping[str, KroneckerFactors], path: str | Path, meta
         10
     """
     with new_folder(path) as partial:
-        _write(factors, partial, metadata)
+        _write(factors, partial, metadata, pack)
 
 
-def _write(factors: Mapping[str, KroneckerFactors], partial: Path, metadata: Mapping | None) -> None:
+def stored_matrices(factors: Mapping[str, KroneckerFactors]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What is stored of each layer, in this order: its G, and its A unless it is that of a layer before."""
+    seen = set()
+    for name, layer in factors.items():
+        yield name, {"G": layer.G} | ({} if id(layer.A) in seen else {"A": layer.A})
+        seen.add(id(layer.A))
+
+
+def _write(
+    factors: Mapping[str, KroneckerFactors],
+    partial: Path,
+    metadata: Mapping | None,
+    pack: Callable[[str, Tensor], Tensor],
+) -> None:
     places: dict[int, str] = {}
     layers = {}
-    for number, (name, layer) in enumerate(factors.items()):
-        file = f"layer_{number:04d}.safetensors"
-        tensors = {"G": pack_upper(layer.G.float())}
-        if id(layer.A) not in places:
-            places[id(layer.A)] = f"{file}:A"
-            tensors["A"] = pack_upper(layer.A.float())
+    for number, (name, matrices) in enumerate(stored_matrices(factors)):
+        layer, file = factors[name], f"layer_{number:04d}.safetensors"
+        places.setdefault(id(layer.A), f"{file}:A")
+        tensors = {side: pack(name, matrix) for side, matrix in matrices.items()}
         checksum = save_tensors(tensors, partial / file, {"layer": name})
         d_out, d_in = layer.shape
         layers[name] = {

@@ -6,6 +6,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from lightning_kfac.sharding import whole
+
 SAMPLES = 4096
 
 
@@ -13,7 +15,8 @@ def weights_fingerprint(model: nn.Module, tracked: Collection[str]) -> str:
     """Hash of all parameter names and shapes, of the tracked layers' values and of samples of the rest.
 
     Values are cast to float32 first, so loading a bfloat16 checkpoint in float32 changes nothing. An
-    edit of a tracked layer always changes the fingerprint.
+    edit of a tracked layer always changes the fingerprint. Of a sharded model one parameter at a time is
+    put together, and all ranks must call this; how it is sharded changes nothing.
 
     Args:
         tracked: Dotted names of the layers whose weights count in full.
@@ -25,7 +28,7 @@ def weights_fingerprint(model: nn.Module, tracked: Collection[str]) -> str:
     full = {f"{name}.weight" for name in tracked}
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{list(parameter.shape)}".encode())
-        values = parameter.detach()
+        values = whole(parameter.detach())
         digest.update(_bytes(values if name in full else _strided_sample(values)))
     return digest.hexdigest()[:32]
 

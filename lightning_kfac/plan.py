@@ -1,18 +1,21 @@
 """What a collection will need in memory, and how to cut it so that it fits."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_kfac.capture import CurvatureCapture, LayerSums
 from lightning_kfac.errors import InputError
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.head import is_plain_head
-from lightning_kfac.math.covariance import accumulator_numbers
+from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
+from lightning_kfac.ranks import share_out
+from lightning_kfac.sharding import gathered_bytes
 from lightning_kfac.targets import weight_matrix
 
 # Share of the free memory that a plan may use: estimates are estimates.
@@ -35,9 +38,11 @@ class MemoryPlan:
         passes: Layer names collected together, one tuple for each pass over the text.
         rows_at_once: Rows whose activations exist at once.
         head_chunk: Tokens whose logits exist at once; None where the model's own logits are needed.
-        factor_bytes: Accumulators of the largest pass.
+        factor_bytes: Accumulators of the largest pass, on the rank with most of them.
         activation_bytes: Activations of ``rows_at_once`` rows (measured on a few tokens, extrapolated).
         head_bytes: One slice of logits.
+        leaders: For each layer the first one that reads the same input.
+        owners: The rank that keeps each layer's accumulators; None where every rank keeps all.
     """
 
     passes: tuple[tuple[str, ...], ...]
@@ -46,12 +51,15 @@ class MemoryPlan:
     factor_bytes: int
     activation_bytes: int
     head_bytes: int
+    leaders: dict[str, str] = field(default_factory=dict, repr=False)
+    owners: dict[str, int] | None = None
 
     def __str__(self) -> str:
         layers = sum(map(len, self.passes))
         passes = "1 pass" if len(self.passes) == 1 else f"{len(self.passes)} passes"
         return (
-            f"{layers} projection{'s' * (layers != 1)}, {passes}, {readable_bytes(self.factor_bytes)} of factors, "
+            f"{layers} projection{'s' * (layers != 1)}, {passes}, {readable_bytes(self.factor_bytes)} of factors"
+            f"{' on each rank' if self.owners is not None else ''}, "
             f"{readable_bytes(self.activation_bytes)} of activations ({self.rows_at_once} rows at once), "
             f"{readable_bytes(self.head_bytes)} of logits"
         )
@@ -66,6 +74,7 @@ def plan_memory(
     max_memory_gb: float | None = None,
     layers_per_pass: int | None = None,
     processes: int = 1,
+    owning_ranks: int | None = None,
 ) -> MemoryPlan:
     """Chooses passes, rows at once and head chunk before the first batch.
 
@@ -77,6 +86,7 @@ def plan_memory(
         max_memory_gb: Cap on what comes on top, in GB (10^9 bytes); by default 85 % of what is free.
         layers_per_pass: Fixes the number of projections a pass, as the original tool does.
         processes: How many processes of this machine collect; on a CPU they share its memory.
+        owning_ranks: The accumulators are spread over so many ranks; by default each rank keeps all.
 
     Raises:
         InputError: Not even one row and one projection a pass fit (says what would), or a layer is in
@@ -86,12 +96,13 @@ def plan_memory(
         if layer.weight.dtype == torch.float16:
             raise InputError(f"{name} is in float16, whose gradients overflow; load the model in bfloat16 or float32")
     device = next(iter(layers.values())).weight.device
-    budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1)
+    budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1) - gathered_bytes(model)
     budget = int(budget if max_memory_gb is None else max_memory_gb * 1e9)
     chunk, head_bytes = _head(model, layers, device, rows * seq_len)
     row_bytes, leaders = _probe(model, layers, loss, chunk, seq_len)
     for_factors = budget - head_bytes - row_bytes
-    size = partial(_factor_bytes, layers, leaders)
+    ranks = owning_ranks or 1
+    size = partial(_factor_bytes, layers, leaders, ranks=ranks)
     passes = cut_passes(list(layers), size, for_factors, layers_per_pass)
     factor_bytes = max(map(size, passes))
     if factor_bytes > for_factors:
@@ -104,7 +115,17 @@ def plan_memory(
     fitting = (budget - head_bytes - factor_bytes) // max(row_bytes, 1)
     useful = -(-TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cuda"]) // seq_len)
     rows_at_once = max(1, min(rows, useful, fitting))
-    return MemoryPlan(passes, rows_at_once, chunk, factor_bytes, row_bytes * rows_at_once, head_bytes)
+    owners = {n: r for names in passes for n, r in _owners(layers, leaders, names, ranks).items()}
+    return MemoryPlan(
+        passes,
+        rows_at_once,
+        chunk,
+        factor_bytes,
+        row_bytes * rows_at_once,
+        head_bytes,
+        leaders,
+        owners if owning_ranks else None,
+    )
 
 
 def cut_passes(
@@ -162,13 +183,13 @@ def _probe(
     model: nn.Module, layers: Mapping[str, nn.Module], loss: FisherLoss, chunk: int | None, seq_len: int
 ) -> tuple[int, dict[str, str]]:
     """Bytes that autograd keeps for one row, and which layers share an input, from a run on a few tokens."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
+    kept: dict[int, UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     device = next(iter(layers.values())).weight.device
@@ -180,18 +201,40 @@ def _probe(
             next(iter(loss.draws(model, batch, chunk)))
     widest = max(max(weight_matrix(layer).shape) for layer in layers.values())
     transient = WIDEST_AT_ONCE * widest * next(iter(layers.values())).weight.element_size()
-    return (sum(kept.values()) // (tokens - 1) + transient) * seq_len, capture.leaders
+    # Weights of a sharded model that were put together for the forward are empty again.
+    row_bytes = sum(storage.nbytes() for storage in kept.values())
+    return (row_bytes // (tokens - 1) + transient) * seq_len, capture.leaders
 
 
-def _factor_bytes(layers: Mapping[str, nn.Module], leaders: dict[str, str], names: Sequence[str]) -> int:
-    total, inputs = 0, set()
+def _numbers(layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str]) -> dict[str, int]:
+    """How many numbers the accumulators of each layer of a pass hold."""
+    numbers, inputs = {}, set()
     for name in names:
         d_out, d_in = weight_matrix(layers[name]).shape
-        total += accumulator_numbers(d_out)
+        numbers[name] = accumulator_numbers(d_out)
         if leaders[name] not in inputs:
             inputs.add(leaders[name])
-            total += accumulator_numbers(d_in)
-    return 4 * total
+            numbers[name] += accumulator_numbers(d_in)
+    return numbers
+
+
+def _owners(
+    layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str], ranks: int
+) -> dict[str, int]:
+    """The rank that keeps each layer of a pass; layers that share an input have one."""
+    return share_out(_numbers(layers, leaders, names), leaders, ranks)
+
+
+def _factor_bytes(
+    layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str], ranks: int = 1
+) -> int:
+    """Bytes of the accumulators of one pass, on the rank with most of them; and of a panel on its way to its owner."""
+    owners, loads = _owners(layers, leaders, names, ranks), [0] * ranks
+    for name, numbers in _numbers(layers, leaders, names).items():
+        loads[owners[name]] += numbers
+    widest = max(max(weight_matrix(layers[name]).shape) for name in names)
+    panel = widest * max(last - first for first, last in panel_edges(widest)) if ranks > 1 else 0
+    return 4 * (max(loads) + panel)
 
 
 def readable_bytes(number: float) -> str:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -34,6 +35,20 @@ class Ranks:
     def broadcast(self, tensor: Tensor, owner: int) -> Tensor:
         """Fills a contiguous tensor with the owner's values, in place, and gives it back."""
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of any rank is set; all ranks must call it."""
+        return flag
+
+    def reduce(self, tensor: Tensor, owner: int) -> None:
+        """Adds up a contiguous tensor over ranks, in place; only the owner's holds the sum afterwards."""
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """Sends a tensor to one rank, which must ``receive`` it."""
+
+    def receive(self, size: int, owner: int) -> Tensor:
+        """The float32 vector of so many numbers that one rank sends."""
+        raise RuntimeError("one process has nobody to receive from")
 
     def raise_together(self, error: Exception | None) -> None:
         """Raises on every rank where one or more have an error, so that none waits for a rank that is gone.
@@ -66,6 +81,8 @@ class DistributedRanks(Ranks):
 
     def __init__(self):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # Where tensors must be to travel.
+        self.device = "cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu"
 
     def gather(self, value: T) -> list[T]:
         values = [None] * self.size
@@ -74,6 +91,22 @@ class DistributedRanks(Ranks):
 
     def broadcast(self, tensor: Tensor, owner: int) -> Tensor:
         dist.broadcast(tensor, src=owner)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        flags = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def reduce(self, tensor: Tensor, owner: int) -> None:
+        dist.reduce(tensor, dst=owner)
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        dist.send(tensor.to(self.device), dst=to)
+
+    def receive(self, size: int, owner: int) -> Tensor:
+        tensor = torch.empty(size, device=self.device)
+        dist.recv(tensor, src=owner)
         return tensor
 
 

@@ -1,7 +1,96 @@
-"""Models whose weights are spread over ranks (FSDP2): reading and writing a weight that no rank holds whole."""
+"""Models whose weights are spread over ranks (FSDP2), so that no device has to hold a model whole.
 
-from torch import Tensor
+Every decoder block is gathered when it runs and given up after it. The input embedding and the output head are whole
+on every rank: the loss and the evaluation use the head by itself, and both may be one tensor.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.loading import Dtype, load_config, load_model, skeleton
+from lightning_kfac.ranks import current_ranks
+
+BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks|block)\.\d+")
+
+
+def load_sharded(
+    mesh: DeviceMesh,
+    device: torch.device,
+    model_name: str | None,
+    dtype: Dtype = "auto",
+    *,
+    architecture: dict | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """``load_model`` with the weights spread over ranks, frozen. Only rank 0 reads them, into the CPU's memory.
+
+    Args:
+        mesh: One-dimensional: the ranks that share the weights.
+        device: Of this rank.
+        model_name, dtype, architecture, trust_remote_code: As for ``load_model``.
+
+    Raises:
+        InputError: As ``load_model``, on every rank; or the model has no numbered blocks.
+    """
+    ranks, source = current_ranks(), None
+    with ranks.together():
+        if ranks.rank == 0:
+            source = load_model(model_name, dtype, architecture=architecture, trust_remote_code=trust_remote_code)
+    known = ranks.gather(None if source is None else _small_parts(source))[0]
+    model = skeleton(load_config(model_name, architecture, trust_remote_code), trust_remote_code)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(known["dtypes"][name])
+    shard(model.eval().requires_grad_(False), mesh)
+    model.to_empty(device=device)
+    model.tie_weights()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, {} if source is None else source.state_dict(), options=options)
+    # What is computed when a model is made (the frequencies of RoPE, for one) is in no checkpoint.
+    for name, tensors in known["tensors"].items():
+        module = model.get_submodule(name)
+        for key, tensor in tensors.items():
+            setattr(module, key, tensor.to(device))
+    model.generation_config = known["generation_config"]
+    return model
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh."""
+    blocks = [module for name, module in model.named_modules() if BLOCK.fullmatch(name)]
+    if not blocks:
+        raise InputError("the model has no numbered blocks to spread over ranks; leave --trainer.strategy fsdp out")
+    kept = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    for module in (*blocks, model.base_model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(kept.values()))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward of the model needs all ranks."""
+    return isinstance(getattr(model, "base_model", model), FSDPModule)
+
+
+def gathered_bytes(model: nn.Module) -> int:
+    """Bytes of weights that are whole for a moment while a sharded model runs: a block in use, and the next one."""
+    blocks = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not getattr(model, "base_model", None)]
+    return 2 * max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model with every tensor whole; of a sharded one in the CPU's memory, and empty beside rank 0.
+
+    All ranks must call it.
+    """
+    if not is_sharded(model):
+        return model.state_dict()
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -14,3 +103,16 @@ def assign(tensor: Tensor, values: Tensor) -> None:
     if isinstance(tensor, DTensor):
         values = distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)
     tensor.copy_(values)
+
+
+def _small_parts(model: nn.Module) -> dict[str, Any]:
+    """What ranks that have not read a model need to know beside its weights."""
+    tensors = {
+        name: {k: v for k, v in (*module.named_buffers(recurse=False), *vars(module).items()) if isinstance(v, Tensor)}
+        for name, module in model.named_modules()
+    }
+    return {
+        "dtypes": {name: parameter.dtype for name, parameter in model.named_parameters()},
+        "tensors": {name: found for name, found in tensors.items() if found},
+        "generation_config": getattr(model, "generation_config", None),
+    }

@@ -1,13 +1,20 @@
 """Lightning strategies that work with everything frozen."""
 
 import os
+from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
 from lightning_kfac.errors import InputError
+
+FSDP = "fsdp"
+# Ranks wait for each other's decompositions and files; that a rank is gone is RankWatch's to find out, within a minute.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 class FrozenDDPStrategy(DDPStrategy):
@@ -26,6 +33,45 @@ class FrozenDDPStrategy(DDPStrategy):
             dist.broadcast(tensor, src=0)
 
 
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all ranks: each holds its part of every block's weights, and of the Kronecker factors.
+
+    ``CausalLM.configure_model`` spreads the weights. On CPUs (gloo) as on GPUs (NCCL).
+    """
+
+    def __init__(self):
+        super().__init__(tensor_parallel_size=1, timeout=LONGEST_WAIT)
+
+    def setup_environment(self) -> None:
+        """Makes a mesh of all ranks of all nodes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    # A collection changes no weight: its checkpoint is progress alone, which rank 0 writes and every rank reads.
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """No weight has to be there first."""
+        return False
+
+    def lightning_module_state_dict(self) -> dict:
+        """Nothing."""
+        return {}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict:
+        """That of an optimizer without parameters of the model."""
+        return optimizer.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict, filepath: str | Path, storage_options: object = None) -> None:
+        """Has rank 0 write."""
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict:
+        """Reads it."""
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
+
+
 def strategy_for(settings: dict) -> object:
     """Maps the strategy that a user asked for to one that works in a collection.
 
@@ -37,21 +83,45 @@ def strategy_for(settings: dict) -> object:
             take the settings.
     """
     name = settings["strategy"]
+    _refuse(name)
     if isinstance(name, str):
         chosen = {key: settings[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
+        if name == FSDP:  # Lightning's own of this name is FSDP1, which refuses CPUs
+            chosen["strategy"] = "ddp"
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         try:
             trial = Trainer(**chosen, **quiet)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise InputError(f"trainer: {str(error).strip().splitlines()[0]}") from None
         _check_launch(trial)
-        if type(trial.strategy) is DDPStrategy and trial.strategy.launcher is not None and not name.startswith("ddp_"):
-            return FrozenDDPStrategy()
-    if isinstance(name, str) and name.startswith("ddp_"):
-        raise InputError(
-            f"trainer.strategy {name} leaves the parent process without factors; use --trainer.strategy ddp"
-        )
+        if name == FSDP:
+            return ShardedStrategy()
+        if type(trial.strategy) is DDPStrategy and trial.strategy._start_method == "popen":
+            return FrozenDDPStrategy(timeout=LONGEST_WAIT)
+    if isinstance(name, ModelParallelStrategy):
+        return ShardedStrategy()
     return name
+
+
+def _refuse(strategy: object) -> None:
+    """Raises ``InputError`` for strategies under which a collection would fail or be wrong."""
+    if isinstance(strategy, str):
+        if strategy.startswith("ddp_"):
+            raise InputError(
+                f"trainer.strategy {strategy} leaves the parent process without factors; use --trainer.strategy ddp"
+            )
+        other = strategy != FSDP and strategy.startswith((FSDP, "deepspeed", "xla"))
+    else:
+        other = isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy))
+    if other:
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        raise InputError(f"trainer.strategy {name} cannot collect curvature; use --trainer.strategy fsdp (FSDP2)")
+    # 'auto' would be all devices of a node.
+    if isinstance(strategy, ModelParallelStrategy) and strategy._tensor_parallel_size != 1:
+        raise InputError(
+            f"trainer.strategy {type(strategy).__name__}: tensor parallelism (tensor_parallel_size "
+            f"{strategy._tensor_parallel_size}) is not supported; use --trainer.strategy fsdp"
+        )
 
 
 def _check_launch(trainer: Trainer) -> None:

@@ -12,6 +12,7 @@ from lightning import Trainer
 
 from lightning_kfac import InputError, KFACEditor, load_factors
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback
+from lightning_kfac.callbacks.collector import find_collector
 from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.factors import KroneckerFactors
@@ -89,6 +90,8 @@ def work(folder: Path) -> None:
             if case == EDITED:
                 weights = {name: p.clone().contiguous() for name, p in module.model.named_parameters()}
                 torch.save(weights, folder / f"edited-{size}-{rank}.pt")
+                computed = find_collector(module.trainer).bases._computed
+                (folder / f"computed-{size}-{rank}").write_text(json.dumps(sorted(computed)))
         fit(folder, size, *CASES[0], again=True)
         if size == 3:
             (folder / f"error-{rank}").write_text(wrong_on_one_rank(folder))
@@ -133,10 +136,13 @@ def test_the_edit_is_the_same_on_every_rank(folder, size):
     assert all(torch.equal(parameter, ranks[0][name]) for name, parameter in saved.named_parameters())
 
 
-def test_eigenbases_are_kept_once_for_all_ranks(folder):
+def test_eigenbases_are_computed_once_by_one_rank(folder):
     """Three blocks with two G and one A from gate and up, one of each from down: 15 matrices."""
     for size in (1, 2, 3):
-        assert len(list((folder / f"{size}-23-sampled" / "factors" / "bases").iterdir())) == 15
+        ranks = [json.loads(path.read_text()) for path in folder.glob(f"computed-{size}-*")]
+        assert len(ranks) == size and sum(map(len, ranks)) == 15 and min(map(len, ranks)) >= 3
+        kept = {path.stem for path in (folder / f"{size}-23-sampled" / "factors" / "bases").iterdir()}
+        assert kept == set().union(*ranks)
 
 
 def test_an_error_of_one_rank_is_raised_on_all(folder):

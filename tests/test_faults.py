@@ -175,10 +175,9 @@ def test_a_full_disk_is_named_and_nothing_is_lost(forks, texts, whole, tmp_path,
     """A quota on files for which factors, or the edited model, are too large; with room the run goes on."""
     args = options(texts, tmp_path / "run")
     code, said = forks.run(args, tmp_path / "log", limit=limit)
-    assert code == 2 and "cannot be written: files of this size are not allowed" in said and "Traceback" not in said, (
-        said
-    )
-    assert "the state of the collection could not be saved" in said
+    assert code == 2 and "cannot be written: files of this size are not allowed" in said, said
+    assert "Traceback" not in said
+    assert ("the state of the collection could not be saved" in said) == (not kept)
     found = {path.name for path in (tmp_path / "run").iterdir()}
     assert set(kept) == found & {"factors", "edited", "results.jsonl"}
     assert not list((tmp_path / "run").rglob("*.part*"))

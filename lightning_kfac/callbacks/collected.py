@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
@@ -12,11 +13,13 @@ from torch import Tensor
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.data.datamodule import CORPUS, TextData
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import FactorFolder, KroneckerFactors, load_factors, save_factors
+from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
 from lightning_kfac.files import new_folder
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.moments import load_moments, save_moments
+from lightning_kfac.ranks import current_ranks
 from lightning_kfac.run_folder import FACTORS, PREVIOUS
+from lightning_kfac.sharded_factors import save_sharded
 from lightning_kfac.tensor_files import load_tensors, save_tensors
 
 MOMENTS_FILE = "moments.safetensors"
@@ -48,6 +51,7 @@ class Collected:
         factors: Those of the corpus by dotted layer name.
         domain_factors: The same of each domain, by its name.
         moments: Measured curvature by text: ``corpus`` or a domain.
+        owners: The one rank that has the factors of each layer; None where every rank has all.
         bases: Eigenbases of ``factors``, kept beside them by every rank that sees them there.
     """
 
@@ -56,6 +60,7 @@ class Collected:
         self.factors: dict[str, KroneckerFactors] = {}
         self.domain_factors: dict[str, dict[str, KroneckerFactors]] = {}
         self.moments: dict[str, dict[str, Tensor]] = {}
+        self.owners: dict[str, int] | None = None
         self.bases = BasisCache(root / FACTORS / "bases" if writes else None)
 
     def of(self, work: Pass) -> dict:
@@ -76,20 +81,24 @@ class Collected:
             kind: Of moments: ``token`` or ``sequence``.
             metadata: Of factors.
         """
-        if not self.writes:
-            return
-        if work.moments:
+        if not work.moments:
+            self._save_factors(self.of(work), self.folder(work.text), metadata)
+        elif self.writes:
             save_moments(self.of(work), self.folder(work.text), self.factors, self.bases, kind)
-        elif not self._is_there(self.folder(work.text), metadata):
-            save_factors(self.of(work), self.folder(work.text), metadata)
 
-    def _is_there(self, folder: Path, metadata: Mapping) -> bool:
+    def _save_factors(self, factors: dict[str, KroneckerFactors], folder: Path, metadata: Mapping) -> None:
+        if self.owners is not None:
+            save_sharded(factors, folder, metadata, current_ranks(), self.owners)
+        elif self.writes and not self._is_there(folder, factors, metadata):
+            save_factors(factors, folder, metadata)
+
+    @staticmethod
+    def _is_there(folder: Path, ours: dict[str, KroneckerFactors], metadata: Mapping) -> bool:
         """Whether an interrupted run has saved these very factors, which may have bases beside them by now."""
         try:
             found = load_factors(folder)
         except InputError:
             return False
-        ours = self.factors if folder.name == FACTORS else self.domain_factors[folder.name]
         same = all(found.metadata.get(key) == value for key, value in metadata.items())
         return same and list(found) == list(ours) and all(_equal(found[name], ours[name]) for name in ours)
 
@@ -97,27 +106,38 @@ class Collected:
 
     def save_part(self, work: Pass, folder: Path) -> None:
         """Writes what one pass has found, where further passes over the same text are to come."""
-        if not self.writes:
-            return
         found = {name: self.of(work)[name] for name in work.layers}
         if not work.moments:
-            save_factors(found, folder)
-            return
-        with new_folder(folder) as partial:
-            save_tensors(found, partial / MOMENTS_FILE)
+            self._save_factors(found, folder, {})
+        elif self.writes:
+            with new_folder(folder) as partial:
+                save_tensors(found, partial / MOMENTS_FILE)
 
     def load_part(self, work: Pass, folder: Path) -> None:
         """Reads what one pass has found: from ``save_part``, or from what ``save`` made of the whole text."""
         if folder.is_dir():
-            found = (
-                load_tensors(folder / MOMENTS_FILE, "collect again") if work.moments else read_all(load_factors(folder))
-            )
+            file = folder / MOMENTS_FILE
+            found = load_tensors(file, "collect again") if work.moments else self._read(folder)
         elif work.moments:
             place = self.folder(work.text)
             found = {name: load_moments(place, self.factors, self.bases, name) for name in work.layers}
         else:
-            found = read_all(load_factors(self.folder(work.text)))
+            found = self._read(self.folder(work.text))
         self.of(work).update({name: found[name] for name in work.layers})
+
+    def _read(self, folder: Path) -> dict[str, KroneckerFactors]:
+        """Every layer of a folder in memory; what is shared on disk is shared here, what another rank owns is empty."""
+        stored, found, inputs = load_factors(folder), {}, {}
+        for name in stored:
+            if self.owners is None or self.owners[name] == current_ranks().rank:
+                layer = stored[name]
+            else:
+                d_out, d_in = stored.layer_shape(name)
+                A, G = (torch.empty(d, d, device="meta") for d in (d_in, d_out))
+                layer = KroneckerFactors(A, G, stored.metadata["layers"][name]["n_tokens"])
+            A = inputs.setdefault(stored.shared_A(name), layer.A)
+            found[name] = KroneckerFactors(A, layer.G, layer.n_tokens)
+        return found
 
     def reuse(self, metadata: Mapping, layers: list[str]) -> dict | None:
         """Takes the corpus' factors of an earlier run of the same settings, which lie in the folder or were put aside.
@@ -133,7 +153,7 @@ class Collected:
                 continue
             same = all(found.metadata.get(key) == value for key, value in metadata.items() if key != "world_size")
             if same and list(found) == layers:
-                self.factors = read_all(found)
+                self.factors = self._read(place)
                 return found.metadata
         return None
 
@@ -172,14 +192,10 @@ def domain_metadata(data: TextData, name: str) -> dict[str, Any]:
     return {"corpus": corpus.label, "text": corpus.identity(), "max_tokens": data.domain_tokens}
 
 
-def read_all(folder: FactorFolder) -> dict[str, KroneckerFactors]:
-    """Every layer of a folder in memory; what is shared on disk is shared here."""
-    found, inputs = {}, {}
-    for name in folder:
-        layer = folder[name]
-        A = inputs.setdefault(folder.shared_A(name), layer.A)
-        found[name] = KroneckerFactors(A, layer.G, layer.n_tokens)
-    return found
+def on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFactors]:
+    """The same in the CPU's memory, which further passes leave alone; what is shared stays shared."""
+    moved = {id(t): t if t.is_meta else t.cpu() for layer in factors.values() for t in (layer.A, layer.G)}
+    return {n: KroneckerFactors(moved[id(f.A)], moved[id(f.G)], f.n_tokens) for n, f in factors.items()}
 
 
 def _equal(a: KroneckerFactors, b: KroneckerFactors) -> bool:

@@ -152,7 +152,9 @@ class StateWriter:
             why = str(error)
         if whole := trainer.strategy.reduce_boolean_decision(not why, all=True):
             trainer.save_checkpoint(partial / CHECKPOINT)
-            whole = trainer.strategy.broadcast((partial / CHECKPOINT).is_file())
+            missing = [rank for rank in range(trainer.world_size) if not rank_file(partial, rank).is_file()]
+            why = f"The run's folder must be one that all nodes share: no file of rank {missing[0]}" if missing else ""
+            whole, why = trainer.strategy.broadcast(((partial / CHECKPOINT).is_file() and not missing, why))
         if trainer.is_global_zero:
             if whole:
                 shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_kfac.bases import FOLDER as BASES
 from lightning_kfac.bases import BasisCache
-from lightning_kfac.callbacks.collected import Collected, Pass, collection_metadata, domain_metadata
+from lightning_kfac.callbacks.collected import Collected, Pass, collection_metadata, domain_metadata, on_host
 from lightning_kfac.callbacks.collection_state import CollectionState, SlimCheckpointIO, StateWriter
 from lightning_kfac.callbacks.watch import SnapshotWatch
 from lightning_kfac.capture import CurvatureCapture, MomentSums
@@ -27,6 +27,8 @@ from lightning_kfac.factors import METADATA, KroneckerFactors
 from lightning_kfac.plan import MemoryPlan, plan_memory
 from lightning_kfac.progress import progress_console, say
 from lightning_kfac.ranks import current_ranks
+from lightning_kfac.sharded_factors import sharded_sums
+from lightning_kfac.strategies import ShardedStrategy
 from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
@@ -52,10 +54,11 @@ class CurvatureCollector(Callback):
             weights, layers, text and settings. (Domains are always collected.)
         save_minutes: How often the state is written from which an interrupted collection goes on. Each takes as
             much disk as the sums take memory.
+        shard_factors: Spread the accumulators over ranks: each keeps those of its own layers, and every batch is
+            added up over ranks. By default only where the weights are spread too (strategy ``fsdp``).
 
     Attributes:
         collected: Factors and moments, after the last batch.
-        owners: The one rank that has the factors of each layer; None where every rank has all.
         metadata: What ``factors/metadata.json`` says beside the layers.
 
     Example:
@@ -77,6 +80,7 @@ class CurvatureCollector(Callback):
         moments: Literal["token", "sequence"] | None = None,
         reuse: bool = False,
         save_minutes: float = 5.0,
+        shard_factors: bool | None = None,
     ):
         if not save_minutes >= 0:
             raise InputError(f"save_minutes is {save_minutes}; it must not be negative")
@@ -86,12 +90,12 @@ class CurvatureCollector(Callback):
         self.blocks, self.projections, self.modules = blocks, projections, modules
         self.max_memory_gb, self.layers_per_pass = max_memory_gb, layers_per_pass
         self.moments, self.reuse, self.save_minutes = moments, reuse, save_minutes
+        self.shard_factors = shard_factors
         self.collected = Collected(Path(), writes=False)
         self.metadata: dict = {}
         self.plan: MemoryPlan | None = None
         self.writer: StateWriter | None = None
         self._resumed: CollectionState | None = None
-        self.owners: dict[str, int] | None = None
         self._passes: list[Pass] = []
         self._texts: list[str] = []
         self._domains: dict[str, str] = {}
@@ -108,6 +112,11 @@ class CurvatureCollector(Callback):
     def domain_factors(self) -> dict[str, dict[str, KroneckerFactors]]:
         """The same of each domain, by its name."""
         return self.collected.domain_factors
+
+    @property
+    def owners(self) -> dict[str, int] | None:
+        """The one rank that has the factors of each layer; None where every rank has all."""
+        return self.collected.owners
 
     @property
     def moments_of(self) -> dict[str, dict[str, Tensor]]:
@@ -131,6 +140,11 @@ class CurvatureCollector(Callback):
             raise InputError("trainer.accumulate_grad_batches must be 1: Lightning would divide the loss by it")
         if trainer.max_epochs != 1:
             raise InputError("trainer.max_epochs must be 1: set data.max_tokens to collect on more or less text")
+        if self._sharded(trainer) and (self.moments or self.watch):
+            raise InputError(
+                f"collect.{'moments' if self.moments else 'watch_rho'} needs all factors on every rank: leave it out, "
+                "or leave --trainer.strategy fsdp and --collect.shard_factors out"
+            )
         plugin = trainer.precision_plugin
         if plugin.precision in ("16-true", "16-mixed") and not (
             isinstance(plugin, MixedPrecision) and plugin.scaler is None
@@ -232,7 +246,7 @@ class CurvatureCollector(Callback):
         if self._capture is None:
             return
         state = CollectionState(
-            identity=self._identity(),
+            identity=self._identity(self._sharded(trainer)),
             world_size=trainer.world_size,
             n_tokens=self.metadata.get("n_tokens"),
             plan=self.plan,
@@ -245,19 +259,23 @@ class CurvatureCollector(Callback):
         )
         checkpoint |= {"callbacks": {self.state_key: asdict(state)}, "state_dict": {}}
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, sharded: bool) -> dict[str, Any]:
         watch_rho = self.watch and self.watch.snapshots.rho
         options = {"layers": list(self._layers), "moments": self.moments, "watch_rho": watch_rho}
+        options["shard_factors"] = sharded
         known = {key: value for key, value in self.metadata.items() if key not in ("world_size", "n_tokens")}
         return known | options | {"domains": self._domains}
 
     def _resume(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes up passes, plan and results of the interrupted collection."""
         state, data, root = self._resumed, trainer.datamodule, Path(trainer.default_root_dir)
-        state.check(self._identity(), root)
+        state.check(self._identity(self._sharded(trainer)), root)
         if state.n_tokens is not None:
             self.metadata["n_tokens"] = state.n_tokens
+        if state.world_size != trainer.world_size and (state.plan.owners or not isinstance(data, TextData)):
+            raise InputError(f"{root}: the interrupted collection can go on with {state.world_size} ranks only")
         self.plan, self._batch_tokens, self._passes = state.plan, state.batch_tokens, state.passes
+        self.collected.owners = state.plan.owners
         for number, work in enumerate(self._passes[: state.number]):
             self.collected.load_part(work, self.writer.part(number))
         if CORPUS not in {work.text for work in self._passes if not work.moments}:
@@ -266,8 +284,6 @@ class CurvatureCollector(Callback):
             self.watch.load_state(state.snapshots, root)
         if isinstance(data, TextData):
             data.text_in_turn, data.resume_at = _text_name(self._passes[state.number].text), state.position
-        elif state.world_size != trainer.world_size:
-            raise InputError(f"the interrupted collection ran on {state.world_size} ranks; use as many")
         self._set_epochs(trainer, pl_module)
         of = "" if len(self._passes) == 1 else f" of pass {state.number + 1}"
         say(f"going on after batch {state.position['batches']:,}{of}, where this run was interrupted")
@@ -276,6 +292,8 @@ class CurvatureCollector(Callback):
 
     def _open_capture(self, work: Pass) -> CurvatureCapture:
         layers = {name: self._layers[name] for name in work.layers}
+        if self.owners is not None:
+            return CurvatureCapture(layers, sharded_sums(current_ranks(), self.owners), ranks=current_ranks())
         if not work.moments:
             return CurvatureCapture(layers)
 
@@ -297,9 +315,11 @@ class CurvatureCollector(Callback):
             self.max_memory_gb,
             self.layers_per_pass,
             processes=trainer.num_devices,
+            owning_ranks=trainer.world_size if self._sharded(trainer) else None,
         )
         # Ranks may see different free memory and other shapes, and must do the same all the same.
         self.plan, self._batch_tokens = trainer.strategy.broadcast((plan, rows * seq_len))
+        self.collected.owners = self.plan.owners
         kinds = [False, True] if self.moments else [False]
         texts = {False: self._texts, True: [CORPUS, *self._domains]}
         self._passes = [
@@ -330,7 +350,7 @@ class CurvatureCollector(Callback):
             counts = self._capture.n_tokens()
             found.update({name: sums.total / (draws * counts[name]) for name, sums in self._capture.sums.items()})
         else:
-            found.update(self._capture.factors(draws))
+            found.update(on_host(self._capture.factors(draws)))
         self._release(pl_module)
         if len(found) == len(self._layers):
             self._save(trainer, work)
@@ -361,6 +381,11 @@ class CurvatureCollector(Callback):
         folder = self.collected.folder(CORPUS)
         if (folder / METADATA).is_file():
             self.bases.folder = folder / BASES
+
+    def _sharded(self, trainer: Trainer) -> bool:
+        """Whether each rank keeps the factors of its own layers only."""
+        wanted = isinstance(trainer.strategy, ShardedStrategy) if self.shard_factors is None else self.shard_factors
+        return wanted and trainer.world_size > 1
 
     def _release(self, pl_module: LightningModule) -> None:
         if self._capture is not None:

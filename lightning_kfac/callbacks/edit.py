@@ -101,7 +101,7 @@ class EditCallback(Callback):
             editor.restore()
         stage = "union" if collector.domain_factors else "edited"
         self.reports[stage] = editor.apply()
-        if trainer.is_global_zero:
+        with editor.ranks.together():
             save_edited(
                 pl_module.model,
                 trainer.datamodule.tokenizer,

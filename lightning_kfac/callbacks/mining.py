@@ -38,6 +38,7 @@ class MiningWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
         trainer.strategy.barrier("mining")
+        fingerprint = weights_fingerprint(pl_module.model, ())  # of all ranks, where the model is sharded
         if not trainer.is_global_zero:
             return
         done, folder = list(data.mining_log.rows()), Path(trainer.default_root_dir)
@@ -61,7 +62,7 @@ class MiningWriter(Callback):
             "seq_len": data.seq_len,
             **asdict(data.mining),
             "dtype": str(next(pl_module.model.parameters()).dtype).removeprefix("torch."),
-            "fingerprint": weights_fingerprint(pl_module.model, ()),
+            "fingerprint": fingerprint,
             **counts,
             "recited": len(found),
             "repetitions": len(low),

@@ -14,13 +14,16 @@ from lightning_kfac.files import new_folder, settle
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.hub import local_folder
 from lightning_kfac.json_files import read_json, write_json
+from lightning_kfac.sharding import whole
 from lightning_kfac.tensor_files import load_tensors, save_tensors
 
 WEIGHTS, DETAILS = "patch.safetensors", "edit.json"
 ADVICE = "make the patch again"
 
 
-def save_patch(model: nn.Module, layers: Sequence[str], path: str | Path, before: str, details: Mapping) -> None:
+def save_patch(
+    model: nn.Module, layers: Sequence[str], path: str | Path, before: str, details: Mapping, write: bool = True
+) -> None:
     """Writes the weights of some layers of an edited model.
 
     Args:
@@ -29,6 +32,7 @@ def save_patch(model: nn.Module, layers: Sequence[str], path: str | Path, before
         path: Folder; it appears when it is complete.
         before: ``weights_fingerprint(model, layers)`` before the edit.
         details: Contents of ``edit.json``.
+        write: False on ranks that only help to put a sharded model's weights together.
 
     Example:
         >>> import tempfile
@@ -44,8 +48,11 @@ def save_patch(model: nn.Module, layers: Sequence[str], path: str | Path, before
         ('an example', 0.0)
     """
     patch = {"before": before, "after": weights_fingerprint(model, layers)}
+    weights = {name: whole(model.get_submodule(name).weight.detach()).cpu().contiguous() for name in layers}
+    if not write:
+        return
     with new_folder(path) as partial:
-        checksum = save_tensors({name: model.get_submodule(name).weight for name in layers}, partial / WEIGHTS)
+        checksum = save_tensors(weights, partial / WEIGHTS)
         write_json(partial / DETAILS, {**details, "patch": patch | {"checksum": checksum}})
 
 

@@ -22,6 +22,8 @@ class SecondMoment:
         device: Where the accumulators live.
     """
 
+    here = True  # the sum is kept in this process
+
     def __init__(self, size: int, device: torch.device | str = "cpu"):
         self.size, self.device = size, device
         self._panels = panel_edges(size)
@@ -32,6 +34,14 @@ class SecondMoment:
     def add(self, x: Tensor) -> None:
         """Adds ``x^T x`` for x [n, d], summed in float32 whatever the dtype of x."""
         accumulate_upper(self._recent, self._panels, x)
+        self.count_batch()
+
+    def add_panel(self, number: int, panel: Tensor) -> None:
+        """Adds to one panel what ``accumulate_upper`` gave for it; ``count_batch`` follows the last."""
+        self._recent[number] += panel
+
+    def count_batch(self) -> None:
+        """Notes the end of a batch."""
         self._batches += 1
         if self._batches % BATCHES_TO_FLUSH == 0:
             self._settle()

@@ -1,6 +1,7 @@
 """The LightningModule: a causal language model, frozen for collection or trained in the ordinary way."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,10 @@ from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.head import is_plain_head
 from lightning_kfac.loading import Dtype, end_of_text_ids, load_config, load_model
+from lightning_kfac.lockstep import Lockstep
 from lightning_kfac.mining.search import Searched, search
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
+from lightning_kfac.sharding import load_sharded
 
 
 @dataclass
@@ -66,6 +69,7 @@ class CausalLM(LightningModule):
         results: Figures of the latest evaluation, and ``record`` the same with intervals and differences.
         engine: What runs a batch of a collection; set by ``CurvatureCollector``.
         batch_loss: Summed loss of the latest batch of a collection.
+        lockstep: Keeps ranks together that run a sharded model unequally often; None where the model is whole.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class CausalLM(LightningModule):
         self.model: nn.Module | None = None
         self.engine: CurvatureEngine | None = None
         self.batch_loss: Tensor | None = None
+        self.lockstep: Lockstep | None = None
         self.stage = "baseline"
         self.reference, self.skip_baseline, self.measures = reference, skip_baseline, measures
         self.evaluated = model_name
@@ -128,12 +133,14 @@ class CausalLM(LightningModule):
         """Loads the weights (Lightning calls this in every process, after the data are there)."""
         if self.model is None:
             torch.manual_seed(self.seed)
-            self.model = load_model(
-                self.evaluated,
-                self.dtype_name,
-                architecture=self.architecture,
-                trust_remote_code=self.trust_remote_code,
-            )
+            how = {"architecture": self.architecture, "trust_remote_code": self.trust_remote_code}
+            if self.device_mesh is None:
+                self.lockstep = None
+                self.model = load_model(self.evaluated, self.dtype_name, **how)
+            else:
+                mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
+                self.model = load_sharded(mesh, device, self.evaluated, self.dtype_name, **how)
+                self.lockstep = Lockstep(self.model)
             self.model.requires_grad_(not self.frozen)
             self.model.train(not self.frozen)
 
@@ -196,8 +203,11 @@ class CausalLM(LightningModule):
 
     def validation_step(self, batch: TokenBatch | dict, batch_idx: int, dataloader_idx: int = 0) -> None:
         """One batch of a memorized set, of questions or of the held-out text, told apart by the loader's name."""
+        with self.lockstep or nullcontext():
+            self._evaluate(batch, self.trainer.datamodule.validation_names[dataloader_idx])
+
+    def _evaluate(self, batch: TokenBatch | dict, name: str) -> None:
         data = self.trainer.datamodule
-        name = data.validation_names[dataloader_idx]
         if name == HELDOUT:
             self.evaluation.add_text(self.model, batch)
         elif name in data.question_sets:
@@ -233,16 +243,17 @@ class CausalLM(LightningModule):
     def predict_step(self, batch: dict, batch_idx: int) -> Searched:
         """The windows of a batch of pieces that the model recites word for word."""
         data = self.trainer.datamodule
-        self._head_alone = is_plain_head(self.model) if self._head_alone is None else self._head_alone
         prefix_len, suffix_len = data.window
-        return search(
-            self.model,
-            batch["pieces"],
-            prefix_len,
-            suffix_len,
-            likely=None if data.mining.exhaustive else data.mining.likely,
-            batch_size=data.eval_batch_size,
-            end_of_text=end_of_text_ids(self.model),
-            max_positions=self.max_positions,
-            head_alone=self._head_alone,
-        )
+        with self.lockstep or nullcontext():
+            self._head_alone = is_plain_head(self.model) if self._head_alone is None else self._head_alone
+            return search(
+                self.model,
+                batch["pieces"],
+                prefix_len,
+                suffix_len,
+                likely=None if data.mining.exhaustive else data.mining.likely,
+                batch_size=data.eval_batch_size,
+                end_of_text=end_of_text_ids(self.model),
+                max_positions=self.max_positions,
+                head_alone=self._head_alone,
+            )
