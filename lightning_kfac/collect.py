@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from lightning_kfac.bases import BasisCache
 from lightning_kfac.batch import TokenBatch
-from lightning_kfac.capture import CurvatureCapture, MomentSums
+from lightning_kfac.capture import CurvatureCapture
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.plan import plan_memory
 from lightning_kfac.progress import console
+from lightning_kfac.sums import MomentSums
 from lightning_kfac.targets import Blocks, resolve_targets
 
 LossFunction = Callable[[nn.Module, dict], Tensor]

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_kfac.capture import CurvatureCapture, LayerSums
+from lightning_kfac.capture import CurvatureCapture
 from lightning_kfac.errors import InputError
 from lightning_kfac.fisher import FisherLoss
 from lightning_kfac.head import is_plain_head
 from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
 from lightning_kfac.ranks import share_out
 from lightning_kfac.sharding import gathered_bytes
+from lightning_kfac.sums import LayerSums
 from lightning_kfac.targets import weight_matrix
 
 # Share of the free memory that a plan may use: estimates are estimates.

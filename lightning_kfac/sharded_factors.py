@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_kfac.capture import FactorSums
 from lightning_kfac.factors import KroneckerFactors, save_factors, stored_matrices
 from lightning_kfac.math.covariance import SecondMoment, accumulate_upper, pack_upper, panel_edges
 from lightning_kfac.ranks import Ranks
+from lightning_kfac.sums import FactorSums
 
 
 class ShardedMoment:

@@ -73,15 +73,19 @@ class Forks:
         code = self.wait(self.start(Run([str(word) for word in args], str(log), **how)))
         return code, Path(log).read_text("utf-8", errors="replace")
 
-    def ranks(self, args: list[str], logs: Path, n: int, hows: dict[int, dict] | None = None) -> list[tuple[int, str]]:
+    def ranks(
+        self, args: list[str], logs: Path, n: int, hows: dict[int, dict] | None = None, strategy: str = "ddp"
+    ) -> list[tuple[int, str]]:
         """The same with n ranks, as torchrun would start them; ``hows`` by rank."""
-        pids = self.start_ranks(args, logs, n, hows)
+        pids = self.start_ranks(args, logs, n, hows, strategy)
         codes = [self.wait(pid) for pid in pids]
         return [(code, rank_log(logs, r).read_text("utf-8", errors="replace")) for r, code in enumerate(codes)]
 
-    def start_ranks(self, args: list[str], logs: Path, n: int, hows: dict[int, dict] | None = None) -> list[int]:
+    def start_ranks(
+        self, args: list[str], logs: Path, n: int, hows: dict[int, dict] | None = None, strategy: str = "ddp"
+    ) -> list[int]:
         """Begins n ranks; returns their process ids."""
-        args = [*map(str, args), "--trainer.devices", str(n), "--trainer.strategy", "ddp"]
+        args = [*map(str, args), "--trainer.devices", str(n), "--trainer.strategy", strategy]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
         return [
             self.start(

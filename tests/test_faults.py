@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 from lightning_kfac import load_factors
 from lightning_kfac.assets import DEMO
 from lightning_kfac.callbacks.collection_state import steps
-from tests.forks import Forks, Run
+from tests.forks import ROOT, Forks, Run, free_port
 
 WORDS = [f"{a}{b}" for a in ("loss", "rank", "basis", "token", "gate") for b in ("", "s", "ed", "ing", "er")]
 
@@ -290,3 +293,35 @@ def test_sigterm_stops_all_ranks_between_the_same_batches(forks, texts, whole_of
     for code, said in forks.ranks(args, tmp_path / "log", 2):
         assert code == 0, said
     assert outcome(tmp_path / "run") == whole_of_two
+
+
+def test_a_sharded_model_goes_on_bit_for_bit(forks, texts, tmp_path):
+    """FSDP2: every rank has the sums of its own layers only, here of two input groups."""
+    changes = {"collect.projections": "[gate,up,down]", "data.max_tokens": 400}
+    args, known = options(texts, tmp_path / "run", **changes), options(texts, tmp_path / "known", **changes)
+    for code, said in forks.ranks(known, tmp_path / "log", 2, strategy="fsdp"):
+        assert code == 0, said
+    kill = {1: {"watched": "state/step-", "kill_at": 12}}
+    ended = forks.ranks(args, tmp_path / "log", 2, kill, strategy="fsdp")
+    assert ended[1][0] == -9 and ended[0][0] == 1 and "rank 1 (process " in ended[0][1], ended
+    code, said = forks.run(args, tmp_path / "log")
+    assert code == 2 and "whose shard_factors is True, here it is False" in said, said
+    for code, said in forks.ranks(args, tmp_path / "log", 2, strategy="fsdp"):
+        assert code == 0, said
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "known")
+
+
+def test_two_nodes(texts, whole_of_two, tmp_path):
+    """Two agents of torchrun with one rendezvous, as on two machines, each with one rank."""
+    changes = {"trainer.num_nodes": 2, "trainer.devices": 1, "trainer.strategy": "ddp"}
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    agent += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "train.py", *options(texts, tmp_path / "run", **changes)]
+    how = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+    nodes = [subprocess.Popen(agent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how) for _ in range(2)]
+    try:
+        said = [node.communicate(timeout=150)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert outcome(tmp_path / "run")["files"] == whole_of_two["files"]

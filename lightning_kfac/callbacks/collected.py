@@ -1,21 +1,17 @@
 """What a collection has found so far, in memory and in the run's folder."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from lightning_kfac.bases import BasisCache
-from lightning_kfac.data.datamodule import CORPUS, TextData
+from lightning_kfac.callbacks.passes import Pass
+from lightning_kfac.data.datamodule import CORPUS
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
 from lightning_kfac.files import new_folder
-from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.moments import load_moments, save_moments
 from lightning_kfac.ranks import current_ranks
 from lightning_kfac.run_folder import FACTORS, PREVIOUS
@@ -23,21 +19,6 @@ from lightning_kfac.sharded_factors import save_sharded
 from lightning_kfac.tensor_files import load_tensors, save_tensors
 
 MOMENTS_FILE = "moments.safetensors"
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One reading of one text.
-
-    Attributes:
-        text: ``corpus`` or the name of a domain.
-        layers: Those whose sums fit into memory at once.
-        moments: Measure in the bases of the factors instead of summing factors.
-    """
-
-    text: str
-    layers: tuple[str, ...]
-    moments: bool
 
 
 class Collected:
@@ -163,33 +144,6 @@ class Collected:
         aside = self.root / PREVIOUS / folder.name
         if self.factors and self.writes and not folder.exists() and aside.exists():
             aside.rename(folder)
-
-
-def collection_metadata(trainer: Trainer, pl_module: LightningModule, layers: Collection[str]) -> dict[str, Any]:
-    """What factors say of where they come from, but for the number of tokens."""
-    data, precision = trainer.datamodule, str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
-    if isinstance(trainer.precision_plugin, MixedPrecision):
-        precision += f" ({trainer.precision_plugin.precision})"
-    return {
-        "model": pl_module.model_name or "random weights",
-        "fingerprint": weights_fingerprint(pl_module.model, layers),
-        "tokenizer": getattr(data, "tokenizer_name", None),
-        "corpus": data.corpus.label if isinstance(data, TextData) else None,
-        "text": data.corpus.identity() if isinstance(data, TextData) else None,
-        "max_tokens": getattr(data, "max_tokens", None),
-        "seq_len": getattr(data, "seq_len", None),
-        "labels": pl_module.labels,
-        "mc_samples": pl_module.fisher_loss.mc_samples,
-        "precision": precision,
-        "seed": pl_module.seed,
-        "world_size": trainer.world_size,
-    }
-
-
-def domain_metadata(data: TextData, name: str) -> dict[str, Any]:
-    """Where the factors of a domain differ."""
-    corpus = data.domains[name]
-    return {"corpus": corpus.label, "text": corpus.identity(), "max_tokens": data.domain_tokens}
 
 
 def on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFactors]:

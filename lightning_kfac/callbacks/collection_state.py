@@ -14,13 +14,14 @@ from lightning import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from lightning_kfac.callbacks.collected import Pass
+from lightning_kfac.callbacks.passes import Pass
 from lightning_kfac.capture import CurvatureCapture
 from lightning_kfac.data.loading import Position
 from lightning_kfac.errors import InputError
 from lightning_kfac.json_files import read_json, write_json
 from lightning_kfac.plan import MemoryPlan
 from lightning_kfac.progress import say
+from lightning_kfac.ranks import current_ranks
 from lightning_kfac.run_folder import STATE
 from lightning_kfac.tensor_files import load_tensors, save_tensors
 
@@ -144,26 +145,23 @@ class StateWriter:
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         trainer.strategy.barrier("state")
-        why = ""
+        why = None
         try:
             partial.mkdir(parents=True, exist_ok=True)
             save_tensors(sums, rank_file(partial, trainer.global_rank))
         except (OSError, InputError) as error:
             why = str(error)
-        if whole := trainer.strategy.reduce_boolean_decision(not why, all=True):
+        troubles = [trouble for trouble in current_ranks().gather(why) if trouble]
+        if not troubles:
             trainer.save_checkpoint(partial / CHECKPOINT)
-            missing = [rank for rank in range(trainer.world_size) if not rank_file(partial, rank).is_file()]
-            why = f"The run's folder must be one that all nodes share: no file of rank {missing[0]}" if missing else ""
-            whole, why = trainer.strategy.broadcast(((partial / CHECKPOINT).is_file() and not missing, why))
-        if trainer.is_global_zero:
-            if whole:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-                partial.rename(self.folder / name)
-                self._prune()
-            else:
-                shutil.rmtree(partial, ignore_errors=True)
-        if not whole:
-            say(f"note: the state of the collection could not be saved, so it cannot be resumed from here. {why}")
+            troubles = trainer.strategy.broadcast(_missing(partial, trainer.world_size))
+        if troubles:
+            shutil.rmtree(partial, ignore_errors=True)
+            say(f"note: the state of the collection could not be saved ({troubles[0]})")
+        elif trainer.is_global_zero:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            partial.rename(self.folder / name)
+            self._prune()
         trainer.strategy.barrier("state written")
         self._last = time.monotonic()
 
@@ -174,6 +172,14 @@ class StateWriter:
     def _prune(self) -> None:
         for old in steps(self.folder.parent)[:-STEPS_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _missing(step: Path, ranks: int) -> list[str]:
+    """What is not there although every rank has written."""
+    if not (step / CHECKPOINT).is_file():
+        return [f"{step / CHECKPOINT}: cannot be written"]
+    absent = [rank for rank in range(ranks) if not rank_file(step, rank).is_file()]
+    return [f"{step} must be on a disk that all nodes share: rank {rank} wrote elsewhere" for rank in absent]
 
 
 def steps(root: Path) -> list[Path]:

@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from lightning_kfac.bases import FOLDER as BASES
 from lightning_kfac.bases import BasisCache
-from lightning_kfac.callbacks.collected import Collected, Pass, collection_metadata, domain_metadata, on_host
+from lightning_kfac.callbacks.collected import Collected, on_host
 from lightning_kfac.callbacks.collection_state import CollectionState, SlimCheckpointIO, StateWriter
+from lightning_kfac.callbacks.passes import (
+    Pass,
+    all_passes,
+    check_settings,
+    collection_metadata,
+    data_name,
+    domain_metadata,
+)
 from lightning_kfac.callbacks.watch import SnapshotWatch
-from lightning_kfac.capture import CurvatureCapture, MomentSums
-from lightning_kfac.data.datamodule import CORPUS, TextData, domain_text
+from lightning_kfac.capture import CurvatureCapture
+from lightning_kfac.data.datamodule import CORPUS, TextData
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import METADATA, KroneckerFactors
@@ -29,6 +36,7 @@ from lightning_kfac.progress import progress_console, say
 from lightning_kfac.ranks import current_ranks
 from lightning_kfac.sharded_factors import sharded_sums
 from lightning_kfac.strategies import ShardedStrategy
+from lightning_kfac.sums import MomentSums
 from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
@@ -134,24 +142,11 @@ class CurvatureCollector(Callback):
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises ``InputError`` for settings under which the factors would be wrong."""
-        if not pl_module.frozen:
-            raise InputError("CurvatureCollector needs a frozen model: leave model.training out")
-        if trainer.accumulate_grad_batches != 1:
-            raise InputError("trainer.accumulate_grad_batches must be 1: Lightning would divide the loss by it")
-        if trainer.max_epochs != 1:
-            raise InputError("trainer.max_epochs must be 1: set data.max_tokens to collect on more or less text")
+        check_settings(trainer, pl_module)
         if self._sharded(trainer) and (self.moments or self.watch):
             raise InputError(
                 f"collect.{'moments' if self.moments else 'watch_rho'} needs all factors on every rank: leave it out, "
                 "or leave --trainer.strategy fsdp and --collect.shard_factors out"
-            )
-        plugin = trainer.precision_plugin
-        if plugin.precision in ("16-true", "16-mixed") and not (
-            isinstance(plugin, MixedPrecision) and plugin.scaler is None
-        ):
-            raise InputError(
-                f"trainer.precision {plugin.precision}: float16 gradients overflow, and scaling the loss scales G by "
-                "its square; use bf16-mixed, bf16-true or 32-true"
             )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -183,7 +178,7 @@ class CurvatureCollector(Callback):
                 "edit.py, or leave collect.reuse out"
             )
         if isinstance(data, TextData):
-            data.text_in_turn = _text_name([*self._texts, CORPUS][0])
+            data.text_in_turn = data_name([*self._texts, CORPUS][0])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.collected.bring_back()
@@ -283,7 +278,7 @@ class CurvatureCollector(Callback):
         if self.watch is not None:
             self.watch.load_state(state.snapshots, root)
         if isinstance(data, TextData):
-            data.text_in_turn, data.resume_at = _text_name(self._passes[state.number].text), state.position
+            data.text_in_turn, data.resume_at = self._passes[state.number].data_name, state.position
         self._set_epochs(trainer, pl_module)
         of = "" if len(self._passes) == 1 else f" of pass {state.number + 1}"
         say(f"going on after batch {state.position['batches']:,}{of}, where this run was interrupted")
@@ -320,14 +315,7 @@ class CurvatureCollector(Callback):
         # Ranks may see different free memory and other shapes, and must do the same all the same.
         self.plan, self._batch_tokens = trainer.strategy.broadcast((plan, rows * seq_len))
         self.collected.owners = self.plan.owners
-        kinds = [False, True] if self.moments else [False]
-        texts = {False: self._texts, True: [CORPUS, *self._domains]}
-        self._passes = [
-            Pass(text, tuple(names), moments)
-            for moments in kinds
-            for text in texts[moments]
-            for names in self.plan.passes
-        ]
+        self._passes = all_passes(self.plan.passes, self._texts, self._domains, self.moments is not None)
         if self.watch is not None and len(self._passes) > 1:
             raise InputError("watch_rho needs one pass: choose fewer layers, no domain and no moments, or leave it out")
         if trainer.is_global_zero:
@@ -357,7 +345,7 @@ class CurvatureCollector(Callback):
         else:
             self.collected.save_part(work, self.writer.part(trainer.current_epoch))
         if number < len(self._passes) and isinstance(trainer.datamodule, TextData):
-            trainer.datamodule.text_in_turn = _text_name(self._passes[number].text)
+            trainer.datamodule.text_in_turn = self._passes[number].data_name
 
     def _save(self, trainer: Trainer, work: Pass) -> None:
         """Writes what all passes over one text have given."""
@@ -391,10 +379,6 @@ class CurvatureCollector(Callback):
         if self._capture is not None:
             self._capture.__exit__()
             self._capture = pl_module.engine = None
-
-
-def _text_name(text: str) -> str:
-    return CORPUS if text == CORPUS else domain_text(text)
 
 
 def _can_go_on(trainer: Trainer) -> bool:
