@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -325,3 +326,35 @@ def test_two_nodes(texts, whole_of_two, tmp_path):
             node.kill()
     assert [node.returncode for node in nodes] == [0, 0], said
     assert outcome(tmp_path / "run")["files"] == whole_of_two["files"]
+
+
+def test_the_slurm_script_starts_every_node_and_asks_for_another_turn(tmp_path):
+    """With stand-ins for SLURM's commands: the step waits until it is told to stop."""
+    stand_ins = {
+        "srun": 'echo "$@" >> calls\ncase "$*" in *pkill*) touch stop; exit ;; esac\nwhile [ ! -e stop ]; do sleep 0.1; done',
+        "scontrol": 'echo scontrol "$@" >> calls; [ "$1" = show ] && printf "first\\nsecond\\n"',
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+    env |= {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "first,second"}
+    command = [
+        "bash",
+        str(ROOT / "configs/cluster/collect.sbatch"),
+        "configs/quickstart.yaml",
+        "--collect.blocks",
+        "[3]",
+    ]
+    job = subprocess.Popen(command, cwd=tmp_path, env=env)
+    while not (tmp_path / "calls").exists() or "train.py" not in (tmp_path / "calls").read_text():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    job.terminate()
+    assert job.wait(20) == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    started = next(call for call in calls if "train.py fit --config" in call)
+    for words in ("--nnodes 2", "--nproc-per-node 8", "--rdzv-endpoint first:29500", "--collect.blocks [3]"):
+        assert words in started
+    assert "--trainer.num_nodes 2 --trainer.devices 8 --trainer.strategy ddp" in started
+    assert calls[-1] == "scontrol requeue 77" and "pkill -TERM -f -- -u train.py fit" in calls[-2]
