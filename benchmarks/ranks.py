@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.ranks
 
 The same text through ``Trainer.fit``, one thread a process, gloo; runs of one and of two ranks in turn, medians of
-five. Time counts from the second batch to the saved factors. Communication is the time inside torch.distributed, which is
-mostly waiting for the other rank.
+five. Time counts from the second batch to the saved factors. Communication is the time inside torch.distributed,
+which is mostly waiting for the other rank.
 """
 
 import json

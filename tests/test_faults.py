@@ -331,7 +331,7 @@ def test_two_nodes(texts, whole_of_two, tmp_path):
 def test_the_slurm_script_starts_every_node_and_asks_for_another_turn(tmp_path):
     """With stand-ins for SLURM's commands: the step waits until it is told to stop."""
     stand_ins = {
-        "srun": 'echo "$@" >> calls\ncase "$*" in *pkill*) touch stop; exit ;; esac\nwhile [ ! -e stop ]; do sleep 0.1; done',
+        "srun": 'echo "$@" >> calls\n[[ "$*" == *pkill* ]] && exec touch stop\nwhile [ ! -e stop ]; do sleep 0.1; done',
         "scontrol": 'echo scontrol "$@" >> calls; [ "$1" = show ] && printf "first\\nsecond\\n"',
     }
     for name, text in stand_ins.items():
