@@ -270,7 +270,8 @@ class TrainCLI(LightningCLI):
                 if (path / name).exists()
             ]
             console.print(f"Outputs in {path}/: {', '.join(present)}")
-            console.print(f"TensorBoard: {_python()} -m tensorboard.main --logdir {path / 'tensorboard'}")
+            if isinstance(self.trainer.logger, TensorBoardLogger):
+                console.print(f"TensorBoard: {_python()} -m tensorboard.main --logdir {path / 'tensorboard'}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from lightning_kfac.cli import InputErrors, quiet
 from lightning_kfac.commands import COMMANDS
 from lightning_kfac.config_files import check_config_files
 from lightning_kfac.errors import InputError
+from lightning_kfac.locks import FolderLock
 from lightning_kfac.progress import console, format_seconds
 from lightning_kfac.results import timestamp
+
+# Commands that measure point by point into a folder, and go on there.
+RESUMING = ("sweep", "scan", "bands")
 
 
 class Parser(InputErrors, ArgumentParser):
@@ -42,8 +47,11 @@ def main(args: list[str] | None = None) -> None:
         words = _with_underscores(sys.argv[1:] if args is None else args)
         check_config_files(words)
         settings = make_parser().parse_args(words)
-        COMMANDS[settings.subcommand].run(settings[settings.subcommand])
-        _note_command(settings, args)
+        options = settings[settings.subcommand]
+        resumes = settings.subcommand in RESUMING
+        with FolderLock(options.output, "choose another --output") if resumes else nullcontext():
+            COMMANDS[settings.subcommand].run(options)
+            _note_command(settings, args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -56,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
 def _note_command(settings: Namespace, args: list[str] | None) -> None:
     """Beside the results of a grid or a profile: the command, and all options as a config file."""
     command, options = settings.subcommand, settings[settings.subcommand]
-    if command not in ("sweep", "scan", "bands"):
+    if command not in RESUMING:
         return
     folder, parser = Path(options.output), make_parser()._subcommands_action._name_parser_map[command]
     (folder / "config.yaml").write_text(parser.dump(options, skip_validation=True), "utf-8")

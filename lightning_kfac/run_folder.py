@@ -1,17 +1,14 @@
 """The folder of a run: who may write into it, and what it says of itself."""
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lightning_kfac.errors import InputError
 from lightning_kfac.files import PARTIAL, new_file
+from lightning_kfac.locks import FolderLock
 from lightning_kfac.results import replace_result, timestamp
 
 STATUS = "run.json"
@@ -36,7 +33,6 @@ OUTPUTS = (
 PREVIOUS = "previous"
 # What an interrupted run goes on from.
 STATE = "state"
-LOCK = ".lock"
 
 
 class RunFolder:
@@ -48,32 +44,13 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lock: FileLock | None = None
+        self._lock: FolderLock | None = None
         # Lightning opens this run's event file early, so the earlier run's have to be told apart.
         self._old_events = [p for p in (self.path / EVENTS).rglob("*") if p.is_file()]
 
     def lock(self) -> None:
-        """Keeps other runs out of the folder until this process ends, however it ends.
-
-        Raises:
-            InputError: Another run is writing to it.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file; choose another folder with --trainer.default_root_dir")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / LOCK)
-            self._lock.acquire(timeout=0)
-            with open(self.path / LOCK, "w", encoding="utf-8") as file:
-                file.write(f"process {os.getpid()} on {socket.gethostname()} since {timestamp()}")
-        except Timeout:
-            owner = (self.path / LOCK).read_text("utf-8", errors="replace") or "another process"
-            raise InputError(
-                f"{self.path}: {owner} is writing to this folder; wait for it, or choose another folder with "
-                "--trainer.default_root_dir"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
+        """Keeps other runs out of the folder; raises ``InputError`` where one is writing to it."""
+        self._lock = FolderLock(self.path, "choose another folder with --trainer.default_root_dir")
 
     def unlock(self) -> None:
         """Lets others in again."""

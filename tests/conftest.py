@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,12 +11,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac import collect_factors, save_factors
 from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.loading import load_model
+from tests.forks import Forks
 
 torch.set_num_threads(1)
 
@@ -65,18 +68,27 @@ def build_model(family: str, dtype: torch.dtype = torch.float32, **changes) -> n
     return model.to(dtype)
 
 
+_forks: list[Forks] = []
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs of train.py in processes of their own."""
+    _forks or _forks.append(Forks())
+    yield _forks[0]
+    _forks.pop().close()
+
+
 def run_train(arguments: list[str]) -> None:
-    """train.py in a process of its own, as ranks need it; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, "train.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    """train.py in as many processes as it asks for devices; it must succeed."""
+    _forks or _forks.append(Forks())
+    options = dict(zip(arguments[1::2], arguments[2::2], strict=False))
+    n, strategy = int(options.get("--trainer.devices", 1)), options.get("--trainer.strategy", "ddp")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        ended = _forks[0].ranks(arguments, log, n, strategy=strategy) if n > 1 else [_forks[0].run(arguments, log)]
+    for code, said in ended:
+        assert code == 0, said
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))
@@ -115,17 +127,23 @@ def demo_factors(demo_model, tmp_path_factory):
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory):
     """The main job as `make quickstart` runs it, in another folder; returns the folder and what was printed."""
-    folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    command = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml"]
-    done = subprocess.run(
-        [*command, "--trainer.default_root_dir", str(folder)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return folder, done.stdout
+    # One run for all workers of pytest-xdist, in the folder that theirs lie in.
+    worker = tmp_path_factory.getbasetemp()
+    shared = worker.parent if "PYTEST_XDIST_WORKER" in os.environ else worker
+    folder, log = shared / "runs" / "quickstart", shared / "quickstart.log"
+    with FileLock(shared / "quickstart.lock"):
+        if not log.exists():
+            command = [sys.executable, "train.py", "fit", "--config", "configs/quickstart.yaml"]
+            done = subprocess.run(
+                [*command, "--trainer.default_root_dir", str(folder)],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                text=True,
+                timeout=280,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout
+            log.write_text(done.stdout)
+    return folder, log.read_text()

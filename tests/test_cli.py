@@ -312,13 +312,21 @@ def test_training_configs(tmp_path, few, name):
 # -- ranks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("labels", ["sampled", "gold"])
-def test_two_ranks_give_the_factors_of_one(tmp_path, few, labels):
-    """1,069 tokens are 17 rows of 64, the last ragged: nine rows and eight, in batches of two."""
-    for n in (1, 2):
-        options = {"model.labels": labels, "data.max_tokens": 1069, "data.batch_size": 2, "edit.rho": 0.8}
-        options |= {"trainer.devices": n, "trainer.strategy": "ddp" if n > 1 else "auto"}
-        run_train(["fit", *small(tmp_path / str(n), few, **options)])
+def test_two_ranks_give_the_factors_of_one(tmp_path, few):
+    """1,069 tokens are 17 rows of 64, the last ragged: nine rows and eight, in batches of two. Started by Lightning."""
+    options = {"data.max_tokens": 1069, "data.batch_size": 2, "edit.rho": 0.8}
+    run_train(["fit", *small(tmp_path / "1", few, **options)])
+    options |= {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    done = subprocess.run(
+        [sys.executable, "train.py", "fit", *small(tmp_path / "2", few, **options)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     one, two = (load_factors(tmp_path / n / "factors") for n in "12")
     assert two.metadata["world_size"] == 2
     for name in one:

@@ -16,16 +16,9 @@ from safetensors.torch import load_file
 from lightning_kfac import load_factors
 from lightning_kfac.assets import DEMO
 from lightning_kfac.callbacks.collection_state import steps
-from tests.forks import ROOT, Forks, Run, free_port
+from tests.forks import ROOT, Run, free_port
 
 WORDS = [f"{a}{b}" for a in ("loss", "rank", "basis", "token", "gate") for b in ("", "s", "ed", "ing", "er")]
-
-
-@pytest.fixture(scope="module")
-def forks():
-    server = Forks()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +26,7 @@ def texts(tmp_path_factory):
     """A corpus, a held-out text and a few memorized sequences."""
     folder, draw = tmp_path_factory.mktemp("texts"), random.Random(0)
     for name in ("corpus", "heldout"):
-        lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=30))}) for _ in range(30)]
+        lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=30))}) for _ in range(60)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     planted = (DEMO / "planted_report.jsonl").read_text().splitlines()[:3]
     (folder / "few.jsonl").write_text("\n".join(planted) + "\n")
@@ -71,7 +64,8 @@ def outcome(folder) -> dict:
             tensors = load_file(path)
             digest = hashlib.sha256(b"".join(tensors[k].view(torch.uint8).numpy().tobytes() for k in sorted(tensors)))
             files[str(path.relative_to(folder))] = digest.hexdigest()
-    rows = [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
+    results = Path(folder) / "results.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     for row in rows:
         row.pop("timestamp")
     return {"files": files, "results": rows, "edit": json.loads((Path(folder) / "edited" / "edit.json").read_text())}
@@ -162,6 +156,23 @@ def test_several_passes_are_resumed_in_the_right_one(forks, texts, tmp_path):
     assert deaths == 4 and "of pass" in said
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert list(outcome(tmp_path / "run")["files"]).count("factors/moments/layer_0000.safetensors") == 1
+
+
+def test_snapshots_are_compared_with_the_right_one_after_a_stop(forks, texts, tmp_path):
+    changes = {"data.max_tokens": 4500, "data.seq_len": 64, "data.batch_size": 4, "collect.watch_rho": 0.8}
+    changes |= {"data.memorized": "null", "data.heldout": "null"}
+    whole, run = options(texts, tmp_path / "whole", **changes), options(texts, tmp_path / "run", **changes)
+    code, said = forks.run(whole, tmp_path / "log", watched="state/step-", count_to=str(tmp_path / "count"))
+    assert code == 0, said
+    (overlaps,) = [line for line in said.splitlines() if "kept sets overlap" in line]
+    kill_at = int((tmp_path / "count").read_text()) * 3 // 5  # between the two snapshots
+    killed, before = forks.run(run, tmp_path / "log", watched="state/step-", kill_at=kill_at)
+    assert killed == -9 and ": the first" in before and overlaps not in before
+    code, said = forks.run(run, tmp_path / "log")
+    assert code == 0 and ": the first" not in said and overlaps in said, said
+    names = sorted(path.name for path in (tmp_path / "whole" / "snapshots").iterdir())
+    assert sorted(path.name for path in (tmp_path / "run" / "snapshots").iterdir()) == names
+    assert outcome(tmp_path / "run")["files"] == outcome(tmp_path / "whole")["files"]
 
 
 def test_sigterm_stops_cleanly_and_the_command_goes_on(forks, texts, whole, tmp_path):

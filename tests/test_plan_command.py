@@ -376,7 +376,7 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
     assert "--tokens must be" in failed(capsys, "plan", shape="olmo2-1b")
     assert "no such folder" in failed(capsys, "plan", model="./nowhere", tokens=1)
     for text, said in (
-        ("model: [", "not YAML"),
+        ("model: [", "not valid YAML"),
         ("data: {}", "no section `model`"),
         ("model: {model_name: demo, dtype: int8}\ndata: {max_tokens: 5}", "model.dtype is 'int8'"),
         ("model: {model_name: 3}\ndata: {max_tokens: 5}", "model_name must be a text"),
