@@ -9,7 +9,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.hardware import Hardware
 from lightning_kfac.math import cost
 from lightning_kfac.math.cost import Architecture, Product
-from lightning_kfac.math.covariance import accumulator_numbers
+from lightning_kfac.math.covariance import panel_edges
 from lightning_kfac.plan import BYTES_PER_LOGIT, HEAD_BYTES, TOKENS_AT_ONCE, USABLE, WIDEST_AT_ONCE, cut_passes
 
 # Share of a link's rate that collectives of large messages reach: an assumption.
@@ -179,20 +179,19 @@ def _weights(model: Architecture, job: Job, ranks: int, sharded: bool) -> dict[s
     """Bytes that are there before a collection begins, and what a sharded one has in hand beside them."""
     if not sharded:
         return {"weights": job.element * model.parameters}
-    gathered = model.root_parameters + BLOCKS_GATHERED * model.block_parameters
-    largest = max(cost.matrix_sizes(job.tracked))
-    # One covariance as it is computed, and packed to be sent.
-    product = 4 * (accumulator_numbers(largest) // 2 + largest * (largest + 1) // 2)
+    blocks, largest = model.parameters - model.root_parameters, max(cost.matrix_sizes(job.tracked))
+    # Embedding and head are whole on every rank. A covariance is sent one panel of columns at a time.
+    panel = 4 * largest * max(last - first for first, last in panel_edges(largest))
     return {
-        "weights": job.element * model.parameters / ranks,
-        "gathered weights": job.element * gathered,
-        "covariance to send": product,
+        "weights": job.element * (model.root_parameters + blocks / ranks),
+        "gathered weights": job.element * BLOCKS_GATHERED * model.block_parameters,
+        "covariance to send": panel,
     }
 
 
 def _sent(model: Architecture, job: Job, tracked: list[Product], ranks: int, steps: int) -> float:
     """Bytes of one rank in one pass of a sharded collection: weights to it, covariances to their owners."""
-    of_a_block = (model.parameters - model.root_parameters) / model.blocks
-    again = of_a_block * (model.blocks - min(p.block for p in tracked))
-    weights = cost.all_gather_bytes(job.element * (model.parameters + again), ranks)
-    return steps * (weights + cost.triangle_bytes(tracked))
+    blocks = model.parameters - model.root_parameters
+    again = blocks / model.blocks * (model.blocks - min(p.block for p in tracked))
+    weights = cost.all_gather_bytes(job.element * (blocks + again), ranks)
+    return steps * (weights + cost.accumulator_bytes(tracked) / 2)  # one accumulator's panels

@@ -93,7 +93,7 @@ def run(options: Namespace) -> None:
     plan = plan_run(model, job, hardware, ranks, options.devices, options.strategy)
     many = f"{ranks} x {options.hardware}" + (f" on {options.nodes} nodes" if options.nodes > 1 else "")
     console.print(
-        f"{request.title}: {model.parameters / 1e9:.2f} billion parameters, {len(job.tracked)} projections, "
+        f"{request.title}: {_parameters(model.parameters)}, {len(job.tracked)} projections, "
         f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are those of lightning_kfac/hardware.py."
     )
     if request.note:
@@ -277,3 +277,7 @@ def _disk_table(plan: RunPlan) -> Table:
 def readable_seconds(seconds: float) -> str:
     """``0.25`` -> ``0.25 s``, ``75`` -> ``1:15``."""
     return f"{seconds:.2g} s" if seconds < 10 else format_seconds(seconds)
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.2f} billion parameters" if number >= 1e8 else f"{number / 1e6:.1f} million parameters"
