@@ -13,8 +13,7 @@ from lightning_kfac.files import new_file, writing
 
 def append_result(path: Path, row: Mapping) -> dict:
     """Appends one evaluation and returns what was written; NaN, which JSON lacks, becomes null."""
-    row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-    row |= {"timestamp": timestamp(), "version": version("lightning-kfac")}
+    row = _complete(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), open(path, "ab+") as file:
         if file.tell():  # a run that was killed may have left half a line
@@ -25,14 +24,21 @@ def append_result(path: Path, row: Mapping) -> dict:
     return row
 
 
-def replace_result(path: Path, row: Mapping, same: Sequence[str] | None) -> dict:
-    """Appends one evaluation in the place of an earlier one that agrees with it in the fields ``same``."""
-    rows = read_results(path) if same else []
-    kept = [old for old in rows if any(old.get(key) != row.get(key) for key in same)]
-    if len(kept) < len(rows):
-        with new_file(path) as partial:
-            partial.write_text("".join(json.dumps(old) + "\n" for old in kept), "utf-8")
-    return append_result(path, row)
+def replace_result(path: Path, row: Mapping, same: Sequence[str]) -> dict:
+    """Puts one evaluation in the place of an earlier one that agrees in the fields ``same``, or appends it."""
+    rows = read_results(path)
+    place = next((i for i, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in same)), None)
+    if place is None:
+        return append_result(path, row)
+    rows[place] = _complete(row)
+    with new_file(path) as partial:
+        partial.write_text("".join(json.dumps(old) + "\n" for old in rows), "utf-8")
+    return rows[place]
+
+
+def _complete(row: Mapping) -> dict:
+    row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+    return row | {"timestamp": timestamp(), "version": version("lightning-kfac")}
 
 
 def read_results(path: Path) -> list[dict]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_kfac.errors import InputError
 from lightning_kfac.files import PARTIAL, new_file
 from lightning_kfac.locks import FolderLock
-from lightning_kfac.results import replace_result, timestamp
+from lightning_kfac.results import append_result, replace_result, timestamp
 
 STATUS = "run.json"
 # What a run replaces; the status last, so that a half-moved folder still says whose it is.
@@ -45,6 +45,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock: FolderLock | None = None
+        self._fits = False  # not merely measures
         # Lightning opens this run's event file early, so the earlier run's have to be told apart.
         self._old_events = [p for p in (self.path / EVENTS).rglob("*") if p.is_file()]
 
@@ -123,7 +124,8 @@ class RunFolder:
 
     def add_result(self, row: dict) -> None:
         """Adds one evaluation to ``results.jsonl``; one of an interrupted ``fit`` takes the place of its forerunner."""
-        replace_result(self.path / "results.jsonl", row, ("stage", "rank") if self.interrupted else None)
+        path = self.path / "results.jsonl"
+        replace_result(path, row, ("stage", "rank")) if self._fits else append_result(path, row)
 
     def _open(self, status: dict, config: str) -> None:
         try:
@@ -132,6 +134,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
         self._write(status | {"status": "running"})
+        self._fits = True
 
     def _status(self) -> dict:
         try:
