@@ -28,7 +28,7 @@ from lightning_kfac.modules import CausalLM
 from lightning_kfac.strategies import FrozenDDPStrategy
 from tests.ranks import free_port
 
-BLOCKS, TOKENS, REPEATS = [5, 6, 7], 48 * 1024, 5
+BLOCKS, TOKENS, REPEATS = [5, 6, 7], 16 * 1024, 5
 COLLECTIVES = ("all_reduce", "broadcast", "reduce", "barrier", "all_gather_object", "broadcast_object_list")
 
 

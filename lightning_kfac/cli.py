@@ -12,7 +12,7 @@ from pathlib import Path
 import transformers
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_kfac.assets import resolve_path
@@ -131,6 +131,8 @@ class TrainCLI(LightningCLI):
             group, _, name = action.dest.partition(".")
             if group == "trainer" and name not in SHOWN_TRAINER_OPTIONS:
                 action.help = argparse.SUPPRESS
+            if action.dest == "trainer.strategy":
+                action.help = "Several devices: ddp, or fsdp for a model larger than one device. (default: auto)"
             if action.dest == "trainer.default_root_dir":
                 action.help = "Folder of the run. (default: runs/NAME, after the config file or the model)"
 
@@ -170,7 +172,8 @@ class TrainCLI(LightningCLI):
             again = {"purge_step": step_of(self._get(self.config_init, "ckpt_path"))} if self.resumed else {}
             kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name=EVENTS, version="", **again)
         kwargs["strategy"] = strategy_for(settings)
-        if SLURMEnvironment.detect():  # the job script asks for another turn; Lightning's own way saves no sums
+        # The job script asks for another turn; Lightning's own way saves no sums.
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             kwargs["plugins"] = [*(settings["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
         if isinstance(kwargs["strategy"], ShardedStrategy):
             kwargs["inference_mode"] = False  # weights that are put together in it could not be used outside
@@ -205,9 +208,12 @@ class TrainCLI(LightningCLI):
             check_untied(model, targets)
             chosen = narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
             edit.check(chosen, list(self.datamodule.domains), collector)
+        if collector is not None:
+            collector.keep_state = True  # until the edit is saved and evaluated
         if self.trainer.global_rank == 0:
             self.folder.lock()
             self.folder.check(self._get(self.config, "overwrite"), self._inputs())
+            self.folder.claim(self.command)
             self._announce(len(targets), edit and edit.config, study and study.config)
 
     def before_validate(self) -> None:
@@ -231,6 +237,7 @@ class TrainCLI(LightningCLI):
             self.trainer.validate(verbose=False, **kwargs)
             self._check_reference(reference)
             model.turn_to("edited", model.model_name)
+            model.edited_layers = [layer["name"] for layer in edit_details(model.model_name).get("layers", [])]
         elif edited or model.reference:
             model.turn_to("edited", model.model_name)
             say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")

@@ -17,6 +17,8 @@ LARGEST_FILE = 1 << 20  # bytes
 LARGEST = 100_000  # values, once aliases are written out
 DEEPEST = 100
 SUFFIXES = (".yaml", ".yml")
+# Options for which the parser takes the name of any file with their fields in it.
+GROUPS = ("model", "data", "collect", "edit", "crystallize", "trainer", "training", "measures", "mining")
 
 
 def check_config_files(args: Sequence[str]) -> None:
@@ -30,7 +32,10 @@ def check_config_files(args: Sequence[str]) -> None:
         if path:
             _check_file(Path(path))
         else:
-            _check_text(flag.partition("=")[2] if flag.startswith("--") else flag, flag[:40], Path())
+            name, _, joined = flag.partition("=")
+            if name.startswith("--"):
+                _check_group(name.rpartition(".")[2].lstrip("-"), joined or value, Path())
+            _check_text(joined if name.startswith("--") else flag, flag[:40], Path())
 
 
 def check_yaml(text: str, where: str, folder: Path = Path()) -> None:
@@ -72,6 +77,12 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path}: not valid YAML: {error}") from None
 
 
+def _check_group(name: str, text: str, folder: Path) -> None:
+    """A value of an option that has fields: it may name a file with them."""
+    if name in GROUPS and text and len(text) < 4096 and "\0" not in text and (folder / text).is_file():
+        _check_file(folder / text)
+
+
 def _check_text(text: str, where: str, folder: Path) -> None:
     """A value that the parser may take for YAML, or for the name of a file with YAML; it need not be either."""
     if text.endswith(SUFFIXES) and len(text) < 4096 and "\0" not in text and (folder / text).is_file():
@@ -99,5 +110,8 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int, where: str, folder
             children = ()
         else:
             children = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain.from_iterable(node.value)
+            for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+                if isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode):
+                    _check_group(key.value, value.value, folder)
         known[id(node)] = 1 + sum(_size(child, known, depth + 1, where, folder) for child in children)
     return known[id(node)]

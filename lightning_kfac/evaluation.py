@@ -109,7 +109,7 @@ class Evaluation:
     def add_sequences(self, name: str, model: nn.Module, batch: dict[str, list]) -> None:
         """Scores one batch of a memorized set; decodes only what is not recited."""
         index, prefixes, golds = batch["index"], batch["prefix"], batch["suffix"]
-        found = self.log.once(f"{name} {index}", lambda: recite(model, prefixes, golds, self.end_of_text))
+        found = self.log.once(f"recited {name} {index}", lambda: recite(model, prefixes, golds, self.end_of_text))
         recitals = [Recital(*recital) for recital in found]
         continuations = dict(zip(index, (r.continuation for r in recitals), strict=True))
         near_ties = [recital.near_tie for recital in recitals]
@@ -135,7 +135,7 @@ class Evaluation:
         lengths = [question.asked.max_new_tokens for question in questions]
         prompts = [question.prompt for question in questions]
         written = self.log.once(
-            f"{name} {index}", lambda: greedy_continuations(model, prompts, lengths, self.end_of_text)
+            f"answered {name} {index}", lambda: greedy_continuations(model, prompts, lengths, self.end_of_text)
         )
         texts = [_decoded(ids, decode, self.end_of_text) for ids in written]
         answers = [question.asked.answer_in(text) for question, text in zip(questions, texts, strict=True)]

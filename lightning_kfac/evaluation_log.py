@@ -1,7 +1,9 @@
 """What a model said in an evaluation, kept on disk so that an interrupted one goes on."""
 
+import json
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class EvaluationLog:
             self._tensors.unlink(missing_ok=True)
             self._known: dict[str, Any] = {}
         else:
-            self._known = {str(row.get("name")): row.get("value") for row in self._log.rows()}
+            self._known = {str(row.get("name")): row.get("value") for row in self._log.rows() if _is_whole(row)}
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What JSON makes of ``compute()``."""
@@ -47,12 +49,14 @@ class EvaluationLog:
             return tuple(self._read(**entry) for entry in self._known[name])
         except (KeyError, TypeError, ValueError, OSError, AttributeError, RuntimeError):
             tensors = compute()
-            self._remember(name, [self._write(tensor) for tensor in tensors])
+            with suppress(OSError):
+                self._remember(name, [self._write(tensor) for tensor in tensors])
             return tensors
 
     def _remember(self, name: str, value: Any) -> None:
-        self._log.append({"name": name, "value": value})
         self._known[name] = value
+        with suppress(OSError):  # a full disk: it would have to be computed again
+            self._log.append({"name": name, "value": value, "crc": _crc(name, value)})
 
     def _write(self, tensor: Tensor) -> dict[str, Any]:
         contents = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -65,12 +69,23 @@ class EvaluationLog:
 
     def _read(self, start: int, shape: list[int], dtype: str, crc: int) -> Tensor:
         kind = getattr(torch, dtype)
+        size = torch.Size(shape).numel() * kind.itemsize
+        if start + size > self._tensors.stat().st_size:
+            raise ValueError("cut off")
         with open(self._tensors, "rb") as file:
             file.seek(start)
-            contents = file.read(torch.Size(shape).numel() * kind.itemsize)
+            contents = file.read(size)
         if zlib.crc32(contents) != crc:
             raise ValueError("damaged")
         return torch.frombuffer(bytearray(contents), dtype=torch.uint8).view(kind).view(shape)
+
+
+def _crc(name: str, value: Any) -> int:
+    return zlib.crc32(json.dumps([name, value]).encode())
+
+
+def _is_whole(row: dict) -> bool:
+    return row.get("crc") == _crc(row.get("name"), row.get("value"))
 
 
 class NoLog(EvaluationLog):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,7 +71,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
         InputError: The disk is full.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}{PARTIAL}{os.getpid()}")
+    partial = path.with_name(f"{path.name}{PARTIAL}{secrets.token_hex(4)}")  # ids of processes repeat on other nodes
     try:
         with writing(path):
             yield partial

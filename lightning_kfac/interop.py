@@ -29,6 +29,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightning_kfac.config_files import check_yaml
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors import KroneckerFactors
 
@@ -193,7 +194,9 @@ def _bergson_notes(path: Path) -> str:
     """What the run's own settings say; refuses matrices of another method, which look the same."""
     file = path / "config.yaml"
     try:
-        steps = yaml.safe_load(file.read_text("utf-8"))["steps"] if file.exists() else []
+        text = file.read_text("utf-8") if file.exists() else "steps: []"
+        check_yaml(text, str(file))
+        steps = yaml.safe_load(text)["steps"]
         commands = [c for step in steps for c in step.values() if isinstance(c, dict) and "hessian_cfg" in c]
         parts = [c.get(part) or {} for c in commands[-1:] for part in ("index_cfg", "hessian_cfg")]
         known = {key: value for part in parts for key, value in part.items()}
@@ -234,6 +237,8 @@ def _mean(matrix: Any, count: int, place: str) -> Tensor:
         raise InputError(f"{place} is not a dense tensor of real numbers; collect it again")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise InputError(f"{place} has shape {list(matrix.shape)}, it must be square; is a shard missing?")
+    if matrix.untyped_storage().nbytes() < matrix.numel() * matrix.element_size():
+        raise InputError(f"{place} claims {list(matrix.shape)} numbers and holds fewer; the file is damaged")
     tolerance = ASYMMETRY[matrix.dtype]
     matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
     largest = matrix.abs().max()

@@ -36,7 +36,7 @@ def load_config(
         raise InputError(f"{model_name}: no such folder")
     try:
         return AutoConfig.from_pretrained(_name(model_name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, StrictDataclassError) as error:
         raise InputError(f"model {model_name}: {_first_line(error)}") from None
 
 

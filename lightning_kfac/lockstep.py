@@ -23,9 +23,10 @@ class Lockstep:
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks | None = None):
-        self.model, self.ranks, self._active = model, ranks or current_ranks(), False
+        self.model, self.ranks, self._active, self._inside = model, ranks or current_ranks(), False, False
         # Before the hook that gathers the weights: all ranks ask first.
         model.base_model.register_forward_pre_hook(self._before_forward, prepend=True)
+        model.base_model.register_forward_hook(self._after_forward)
 
     def __enter__(self) -> "Lockstep":
         self._active = True
@@ -33,6 +34,8 @@ class Lockstep:
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
         self._active = False
+        if error is not None and self._inside:
+            return  # the others wait within a forward that this rank cannot finish: RankWatch ends them
         device = next(self.model.parameters()).device
         while self.ranks.any(False):
             with torch.no_grad():
@@ -43,3 +46,7 @@ class Lockstep:
     def _before_forward(self, *_) -> None:
         if self._active:
             self.ranks.any(True)
+            self._inside = True
+
+    def _after_forward(self, *_) -> None:
+        self._inside = False

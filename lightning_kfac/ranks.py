@@ -65,6 +65,11 @@ class Ranks:
             raise error
         raise InputError(text) if is_input else RuntimeError(f"rank {rank} failed: {text}")
 
+    def agree(self, value: object, what: str) -> None:
+        """Raises ``InputError`` on every rank where they do not all see the same."""
+        if len({repr(each) for each in self.gather(value)}) > 1:
+            raise InputError(f"{what} differs between ranks; it must be on a disk that all nodes share")
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block without communication that every rank runs; an error on one is raised on all."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_kfac.errors import InputError
 from lightning_kfac.files import PARTIAL, new_file
 from lightning_kfac.locks import FolderLock
-from lightning_kfac.results import append_result, replace_result, timestamp
+from lightning_kfac.results import append_result, read_results, replace_result, timestamp
 
 STATUS = "run.json"
 # What a run replaces; the status last, so that a half-moved folder still says whose it is.
@@ -86,13 +86,23 @@ class RunFolder:
                 "with --trainer.default_root_dir"
             )
 
+    def claim(self, command: str) -> None:
+        """Says that a run of this program writes here, before anything else appears in an empty folder."""
+        if not self._status():
+            self._write({"status": "running", "command": command, "started": timestamp()})
+
     def begin(self, command: str, config: str) -> None:
         """Moves what an earlier run left to ``previous/`` and writes the full config. Tokenized text stays."""
         previous = self.path / PREVIOUS
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _remove(self.path / STATE)
-            for old in [*self._old_events, *(self.path / name for name in OUTPUTS if name != EVENTS)]:
+            previous.mkdir(exist_ok=True)
+            # A kill before all is put aside leaves an interrupted run, which begins again.
+            if (self.path / STATUS).exists():
+                shutil.copy(self.path / STATUS, previous / STATUS)
+            self._write({"status": "running", "command": command, "started": timestamp()})
+            for old in [*self._old_events, *(self.path / name for name in OUTPUTS if name not in (EVENTS, STATUS))]:
                 if old.exists():
                     place = previous / old.relative_to(self.path)
                     place.parent.mkdir(parents=True, exist_ok=True)
@@ -103,8 +113,14 @@ class RunFolder:
         self._open({"command": command, "started": timestamp()}, config)
 
     def resume(self, command: str, config: str) -> None:
-        """Goes on with an interrupted run: everything stays where it is."""
-        status = self._status()
+        """Goes on with an interrupted run: all that it has collected stays; an edit is made again, maybe another."""
+        status, results = self._status(), self.path / "results.jsonl"
+        for name in ("edited", "patch"):
+            _remove(self.path / name)
+        if results.exists():
+            kept = [row for row in read_results(results) if row.get("stage") == "baseline"]
+            with new_file(results) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
         self._open(status | {"command": command, "resumed": [*status.get("resumed", []), timestamp()]}, config)
 
     def finish(self) -> None:

@@ -1,6 +1,7 @@
 """The parts of going on after a stop, each by itself; whole runs that are killed are in test_faults.py."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -88,15 +89,17 @@ def test_a_trainer_goes_on_from_a_checkpoint(tmp_path):
     checkpoint = latest_checkpoint(tmp_path / "run")
     contents = json.loads(checkpoint.read_text())
     assert contents["global_step"] == 5 and contents["state_dict"] == {}
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    _, trainer, *job = collection(tmp_path / "other", moments="token")
+    with pytest.raises(InputError, match="unfinished run whose moments is None, here it is token"):
+        trainer.fit(*job, ckpt_path=latest_checkpoint(tmp_path / "other"))
     resumed, trainer, *job = collection(tmp_path / "run")
     trainer.fit(*job, ckpt_path=checkpoint)
+    assert not (tmp_path / "run" / "state").exists()
     assert trainer.global_step == 11
     for name, factors in whole.factors.items():
         assert torch.equal(factors.A, resumed.factors[name].A) and torch.equal(factors.G, resumed.factors[name].G)
         assert factors.n_tokens == resumed.factors[name].n_tokens
-    _, trainer, *job = collection(tmp_path / "run", moments="token")
-    with pytest.raises(InputError, match="unfinished run whose moments is None, here it is token"):
-        trainer.fit(*job, ckpt_path=latest_checkpoint(tmp_path / "run"))
 
 
 def test_evaluations_remember_what_is_whole_and_theirs(tmp_path):
@@ -113,6 +116,7 @@ def test_evaluations_remember_what_is_whole_and_theirs(tmp_path):
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, tensors, strict=True))
     assert again.once("set", never) == [[1, True]]
     with open(tmp_path / "rank-0.jsonl", "a") as file:
+        file.write('{"name": "set", "value": [[2, true]], "crc": 1}\n')  # by a disk
         file.write('{"name": "cut off", "val')  # by a kill
     cut = EvaluationLog(tmp_path, "key", 0)
     assert cut.once("cut off", lambda: 3) == 3 and cut.once("set", never) == [[1, True]]

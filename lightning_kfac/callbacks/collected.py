@@ -68,9 +68,10 @@ class Collected:
             save_moments(self.of(work), self.folder(work.text), self.factors, self.bases, kind)
 
     def _save_factors(self, factors: dict[str, KroneckerFactors], folder: Path, metadata: Mapping) -> None:
-        if self.owners is not None:
-            save_sharded(factors, folder, metadata, current_ranks(), self.owners)
-        elif self.writes and not self._is_there(folder, factors, metadata):
+        ranks = current_ranks()
+        if self.owners is not None and not all(ranks.gather(self._is_there(folder, factors, metadata))):
+            save_sharded(factors, folder, metadata, ranks, self.owners)
+        elif self.owners is None and self.writes and not self._is_there(folder, factors, metadata):
             save_factors(factors, folder, metadata)
 
     @staticmethod
@@ -153,4 +154,5 @@ def on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFacto
 
 
 def _equal(a: KroneckerFactors, b: KroneckerFactors) -> bool:
-    return a.n_tokens == b.n_tokens and a.A.equal(b.A.cpu()) and a.G.equal(b.G.cpu())
+    """Whether what is on the disk is what this rank has; of another rank's layer it has nothing."""
+    return a.n_tokens == b.n_tokens and (b.A.is_meta or (a.A.equal(b.A) and a.G.equal(b.G)))

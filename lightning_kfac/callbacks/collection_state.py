@@ -30,7 +30,10 @@ STEPS_KEPT = 2
 SECONDS_A_MINUTE = 60.0
 # The last state of a pass is worth writing when this share of the usual interval has gone by.
 LAST_SHARE = 0.2
-ADVICE = "add --overwrite to begin anew"
+ADVICE = "name an older state with --ckpt_path, or add --overwrite to begin anew"
+# The last state of a pass is written at the latest after so long, and no state more often than so many times as long
+# as the last one took.
+SECONDS_AT_RISK, TIMES_ITS_COST = 60.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class CollectionState:
         leaders: Which layers share an input with which.
         position: In the text of the present pass.
         snapshots: Where the doubling of tokens is watched, see ``Snapshots.state``.
+        max_memory_gb: The cap for which batches were cut.
     """
 
     identity: dict[str, Any]
@@ -59,6 +63,7 @@ class CollectionState:
     leaders: dict[str, str]
     position: Position
     snapshots: dict[str, int] | None
+    max_memory_gb: float | None
 
     @classmethod
     def from_dict(cls, contents: dict[str, Any]) -> "CollectionState":
@@ -75,6 +80,11 @@ class CollectionState:
         """Raises ``InputError`` where another collection is asked for than the one in the folder."""
         for key, value in identity.items():
             if (theirs := self.identity.get(key)) != value:
+                if key in ("text", "rows"):
+                    raise InputError(
+                        f"{folder} holds an unfinished run on other text: a corpus is another one or its files have "
+                        f"changed (names, sizes or times), or it is cut or mixed in another way; {ADVICE}"
+                    )
                 raise InputError(
                     f"{folder} holds an unfinished run whose {key} is {_short(theirs)}, here it is {_short(value)}: "
                     f"run its own command to go on with it, or {ADVICE}"
@@ -103,7 +113,7 @@ class SlimCheckpointIO(TorchCheckpointIO):
             return
         try:
             write_json(path, checkpoint)
-        except (OSError, InputError):
+        except (OSError, InputError, TypeError, ValueError):
             Path(path).unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
@@ -126,12 +136,26 @@ class StateWriter:
 
     def __init__(self, root: Path, minutes: float):
         self.folder, self.seconds = root / STATE, minutes * SECONDS_A_MINUTE
-        self._last = time.monotonic()
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def clear(self, resumed: str | Path | None) -> None:
+        """Removes the states that this run does not go on from, and what a kill left of one."""
+        going_on = None if resumed is None else Path(resumed).parent
+        for path in self.folder.glob("step-*"):
+            if path.suffix == ".part" or going_on is None or path.name > going_on.name:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("pass-*") if resumed is None else ():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Removes all of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def due(self, trainer: Trainer, is_next_to_last: bool) -> bool:
         """Whether any rank finds it is time; every rank must ask."""
         passed = time.monotonic() - self._last
-        due = passed >= self.seconds * (LAST_SHARE if is_next_to_last else 1.0)
+        wait = min(LAST_SHARE * self.seconds, SECONDS_AT_RISK) if is_next_to_last else self.seconds
+        due = passed >= max(wait, self._cost if self.seconds else 0.0)
         return trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def write(self, trainer: Trainer, sums: dict[str, Tensor]) -> None:
@@ -140,6 +164,7 @@ class StateWriter:
         Args:
             sums: Of this rank.
         """
+        begin = time.monotonic()
         name = f"step-{trainer.global_step:010d}"
         partial = self.folder / f"{name}.part"
         if trainer.is_global_zero:
@@ -164,6 +189,7 @@ class StateWriter:
             self._prune()
         trainer.strategy.barrier("state written")
         self._last = time.monotonic()
+        self._cost = TIMES_ITS_COST * (self._last - begin)
 
     def part(self, number: int) -> Path:
         """Where the results of a finished pass wait for those of the others over the same text."""

@@ -5,7 +5,7 @@ as memory takes at once; then, if asked for, the same again for moments in the b
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ from lightning_kfac.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
 BATCHES_TO_CHECK = 8
+# What Lightning needs of its checkpoint to go on with a collection.
+KEPT = {"epoch", "global_step", "pytorch-lightning_version", "loops", "optimizer_states", "lr_schedulers"}
 
 
 class CurvatureCollector(Callback):
@@ -106,7 +108,9 @@ class CurvatureCollector(Callback):
         self._resumed: CollectionState | None = None
         self._passes: list[Pass] = []
         self._texts: list[str] = []
-        self._domains: dict[str, str] = {}
+        self._domains: list[str] = []
+        self._rows: dict[str, str] = {}
+        self.keep_state = False
         self._batch_tokens = 0
         self._layers: dict[str, nn.Module] = {}
         self._capture: CurvatureCapture | None = None
@@ -158,15 +162,23 @@ class CurvatureCollector(Callback):
         self._layers = self.targets(pl_module.model)
         data = trainer.datamodule
         self.metadata = collection_metadata(trainer, pl_module, self._layers)
-        self._domains = {name: corpus.identity() for name, corpus in getattr(data, "domains", {}).items()}
+        self._domains = list(getattr(data, "domains", {}))
+        known = isinstance(data, TextData)
+        self._rows = {name: data.rows_identity(name) for name in [CORPUS, *self._domains]} if known else {}
         root = Path(trainer.default_root_dir)
         self.collected = Collected(root, writes=trainer.is_global_zero)
         self.writer = StateWriter(root, self.save_minutes)
+        self.plan, self._passes = None, []
+        current_ranks().agree(self._resumed and self._resumed.position, f"{root}: the state of an interrupted run")
         if self._resumed is not None:
             self._resume(trainer, pl_module)
+        if trainer.is_global_zero:
+            self.writer.clear(trainer.ckpt_path if self._resumed is not None else None)
+        if self._resumed is not None:
             return
         if self.reuse:
             found = self.collected.reuse(self.metadata, list(self._layers))
+            current_ranks().agree(found is not None, f"{self.collected.folder(CORPUS)}: whether its factors fit")
             if found is not None:
                 self.metadata["n_tokens"] = found["n_tokens"]
                 say(f"{self.collected.folder(CORPUS)}: these factors are there already, they are not collected again")
@@ -191,6 +203,8 @@ class CurvatureCollector(Callback):
         if self._capture is None:
             self._capture = self._open_capture(self._passes[trainer.current_epoch])
             if self._resumed is not None:
+                if self._resumed.max_memory_gb != self.max_memory_gb:  # it may have died of too little
+                    self._cut_anew(trainer, pl_module, *batch.input_ids.shape)
                 self._resumed.load_sums(self._capture, Path(trainer.ckpt_path).parent, trainer)
                 self._resumed = None
             self._capture.__enter__()
@@ -205,7 +219,8 @@ class CurvatureCollector(Callback):
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
         if self.watch is not None:
             draws, tokens = pl_module.fisher_loss.mc_samples, self._batch_tokens * trainer.world_size
-            trainer.should_stop |= self.watch.look(trainer, self._capture, draws, tokens, self.metadata)
+            enough = self.watch.look(trainer, self._capture, draws, tokens, self.metadata)
+            trainer.should_stop |= trainer.strategy.broadcast(enough)  # solvers differ in the last bit
         # Before the evaluation, so that it can fail without losing the factors.
         if trainer.is_last_batch or trainer.should_stop:
             self._finish_pass(trainer, pl_module)
@@ -226,6 +241,10 @@ class CurvatureCollector(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._capture is not None:  # stopped early
             self._finish_pass(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not self.keep_state:
+            self.writer.remove()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release(pl_module)
@@ -251,7 +270,10 @@ class CurvatureCollector(Callback):
             leaders=self._capture.leaders,
             position=trainer.train_dataloader.state_dict(),
             snapshots=self.watch and self.watch.snapshots.state(),
+            max_memory_gb=self.max_memory_gb,
         )
+        for key in checkpoint.keys() - KEPT:  # whatever else a user's own classes would keep
+            del checkpoint[key]
         checkpoint |= {"callbacks": {self.state_key: asdict(state)}, "state_dict": {}}
 
     def _identity(self, sharded: bool) -> dict[str, Any]:
@@ -259,7 +281,7 @@ class CurvatureCollector(Callback):
         options = {"layers": list(self._layers), "moments": self.moments, "watch_rho": watch_rho}
         options["shard_factors"] = sharded
         known = {key: value for key, value in self.metadata.items() if key not in ("world_size", "n_tokens")}
-        return known | options | {"domains": self._domains}
+        return known | options | {"rows": self._rows}
 
     def _resume(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes up passes, plan and results of the interrupted collection."""
@@ -300,7 +322,12 @@ class CurvatureCollector(Callback):
 
         return CurvatureCapture(layers, sums)
 
-    def _make_plan(self, trainer: Trainer, pl_module: LightningModule, rows: int, seq_len: int) -> None:
+    def _cut_anew(self, trainer: Trainer, pl_module: LightningModule, rows: int, seq_len: int) -> None:
+        """Batches are cut for the memory that there is now; the passes stay."""
+        plan = self._plan(trainer, pl_module, rows, seq_len)
+        self.plan = replace(self.plan, rows_at_once=plan.rows_at_once, head_chunk=plan.head_chunk)
+
+    def _plan(self, trainer: Trainer, pl_module: LightningModule, rows: int, seq_len: int) -> MemoryPlan:
         plan = plan_memory(
             pl_module.model,
             self._layers,
@@ -313,7 +340,11 @@ class CurvatureCollector(Callback):
             owning_ranks=trainer.world_size if self._sharded(trainer) else None,
         )
         # Ranks may see different free memory and other shapes, and must do the same all the same.
-        self.plan, self._batch_tokens = trainer.strategy.broadcast((plan, rows * seq_len))
+        return trainer.strategy.broadcast(plan)
+
+    def _make_plan(self, trainer: Trainer, pl_module: LightningModule, rows: int, seq_len: int) -> None:
+        self.plan = self._plan(trainer, pl_module, rows, seq_len)
+        self._batch_tokens = trainer.strategy.broadcast(rows * seq_len)
         self.collected.owners = self.plan.owners
         self._passes = all_passes(self.plan.passes, self._texts, self._domains, self.moments is not None)
         if self.watch is not None and len(self._passes) > 1:

@@ -93,6 +93,7 @@ class EditCallback(Callback):
             ranks=current_ranks(),
             owners=collector.owners,
         )
+        pl_module.edited_layers = list(editor.layers)
         fingerprint = weights_fingerprint(pl_module.model, editor.layers)
         if collector.domain_factors:
             plain = replace(self.config, mix="scores", basis=None, alpha=0.0)

@@ -16,6 +16,7 @@ SECONDS_BETWEEN_BEATS = 1.0
 # A process of another machine that was not heard of for so long is taken for dead.
 SECONDS_TO_SILENCE = 40.0
 ENDED = "ended"
+BATCHES_TO_ASK = 8
 
 
 class RankWatch(Callback):
@@ -37,7 +38,13 @@ class RankWatch(Callback):
         self._asked = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.world_size == 1 or self._store is not None:
+        if trainer.world_size == 1:
+            return
+        if self._store is not None:  # another evaluation of the same run
+            self._over = threading.Event()
+            self._store.set(f"beat/{self.rank}", "0")
+            trainer.strategy.barrier("rank watch")
+            threading.Thread(target=self._watch, args=[self._over], daemon=True, name="rank-watch").start()
             return
         self.rank, self.size = trainer.global_rank, trainer.world_size
         host = trainer.strategy.cluster_environment.main_address
@@ -50,13 +57,18 @@ class RankWatch(Callback):
         self._store.set(f"beat/{self.rank}", "0")
         trainer.strategy.barrier("rank watch")
         trainer._signal_connector._sigterm_notifier_fn = lambda *_: setattr(self, "_asked", True)
-        threading.Thread(target=self._watch, daemon=True, name="rank-watch").start()
+        threading.Thread(target=self._watch, args=[self._over], daemon=True, name="rank-watch").start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self._store is not None and self._agreed(trainer):
+        asked = batch_idx % BATCHES_TO_ASK == 0 or trainer.num_training_batches < 8 * BATCHES_TO_ASK
+        if self._store is not None and asked and self._agreed(trainer):
             trainer._signal_connector.received_sigterm = True  # Lightning stops when the batch is done
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if self._agreed(trainer):
+            raise SIGTERMException
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if self._agreed(trainer):
             raise SIGTERMException
 
@@ -67,7 +79,12 @@ class RankWatch(Callback):
         return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._store is None or isinstance(exception, SIGTERMException):
+        if self._store is None:
+            return
+        if isinstance(exception, SIGTERMException):  # all ranks end
+            self._over.set()
+            with suppress(Exception):
+                self._store.set(f"beat/{self.rank}", ENDED)
             return
         if _is_broken_connection(exception):
             # Another rank's death broke a collective off: the watch is about to notice, and ends this process.
@@ -76,6 +93,8 @@ class RankWatch(Callback):
         with suppress(Exception):
             what = (str(exception).strip() or type(exception).__name__).splitlines()[0]
             self._store.set(f"beat/{self.rank}", f"{ENDED} {what}")
+            if not self.rank:  # the store ends with this process
+                time.sleep(2 * SECONDS_BETWEEN_BEATS)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._store is not None:
@@ -83,19 +102,19 @@ class RankWatch(Callback):
             with suppress(Exception):
                 self._store.set(f"beat/{self.rank}", ENDED)
 
-    def _watch(self) -> None:
+    def _watch(self, over: threading.Event) -> None:
         others = [rank for rank in range(self.size) if rank != self.rank]
         heard = {rank: ("", time.monotonic()) for rank in others}
         who = {rank: self._store.get(f"who/{rank}").decode().split() for rank in others}
         beat = 0
-        while not self._over.wait(SECONDS_BETWEEN_BEATS):
+        while not over.wait(SECONDS_BETWEEN_BEATS):
             beat += 1
             try:
                 self._store.set(f"beat/{self.rank}", str(beat))
                 for other in others:
                     self._look_at(other, *who[other], heard)
             except dist.DistError:  # rank 0 keeps the store
-                if not self._over.wait(SECONDS_BETWEEN_BEATS):
+                if not over.wait(SECONDS_BETWEEN_BEATS):
                     _stop(f"{_name(0, *who[0])} is gone: killed, or out of memory")
 
     def _look_at(self, other: int, host: str, process: str, heard: dict[int, tuple[str, float]]) -> None:

@@ -11,6 +11,7 @@ from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.data.datamodule import MEMORIZED
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.figures.comparison import loss_change_figure, metrics_figure
+from lightning_kfac.files import new_file
 from lightning_kfac.metrics.loss_change import EDGES
 from lightning_kfac.progress import say, show
 from lightning_kfac.reference import edit_details
@@ -80,7 +81,8 @@ class RunReport(Callback):
         counts = evaluation.change_counts if evaluation is not None else None
         if len(self.evaluations) > 1:
             details = {"examples": [e._asdict() for e in examples], "edges": EDGES.tolist(), "loss_change": counts}
-            (self.folder.path / COMPARISON).write_text(json.dumps(details, indent=1) + "\n", "utf-8")
+            with new_file(self.folder.path / COMPARISON) as partial:
+                partial.write_text(json.dumps(details, indent=1) + "\n", "utf-8")
         if not isinstance(trainer.logger, TensorBoardLogger) or len(self.evaluations) < 2:
             return
         writer = trainer.logger.experiment

@@ -38,7 +38,8 @@ class SpectrumLogger(Callback):
         if collector is None or not isinstance(trainer.logger, TensorBoardLogger):
             return
         ranks = current_ranks()
-        collector.bases.prepare(collector.factors, list(collector.factors), ranks, collector.owners)
+        device = next(pl_module.model.parameters()).device
+        collector.bases.prepare(collector.factors, list(collector.factors), ranks, collector.owners, device)
         if ranks.rank:
             return
         edit = next((c.config for c in trainer.callbacks if isinstance(c, EditCallback)), None)

@@ -121,6 +121,6 @@ def _parse_layers(text: str, is_file: bool) -> dict:
         layers = json.loads(Path(text).read_text("utf-8") if is_file else text)
     except OSError as error:
         raise InputError(f"{text}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON: {error}") from None
     return layers

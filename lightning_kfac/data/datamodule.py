@@ -194,6 +194,13 @@ class TextData(LightningDataModule):
         cut += self.prefix_len, self.suffix_len, self.clean_windows, self.skip_bad_rows
         return hashlib.sha256(repr((contents, heldout, cut)).encode()).hexdigest()[:16]
 
+    def rows_identity(self, name: str) -> str:
+        """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
+        corpus, budget = (self.corpus, self.max_tokens) if name == CORPUS else (self.domains[name], self.domain_tokens)
+        planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
+        how = self.seq_len, self.skip_bad_rows, self.shuffle, self.exposures, tokenizer_key(self.tokenizer)
+        return hashlib.sha256(repr((corpus.identity(), budget, planted, how)).encode()).hexdigest()[:16]
+
     def described(self) -> dict[str, Any]:
         """What a figure depends on beside the model: held-out text and how it is packed, and how sets are cut."""
         return {

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def tokenized_text(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         ends = _write(path, corpus, tokenizer, max_tokens, vocab_size, skip_bad_rows)
-        partial = ends_path.with_suffix(f".part{os.getpid()}")
+        partial = ends_path.with_suffix(_partial(path).suffix)
         with open(partial, "wb") as file:
             np.save(file, ends)
         partial.replace(ends_path)
@@ -83,7 +84,7 @@ def _write(
 
 
 def _partial(path: Path) -> Path:
-    return path.with_suffix(f".part{os.getpid()}")
+    return path.with_suffix(f".part{os.getpid()}-{socket.gethostname()}")
 
 
 def tokenizer_key(tokenizer) -> str:

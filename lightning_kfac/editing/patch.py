@@ -48,7 +48,11 @@ def save_patch(
         ('an example', 0.0)
     """
     patch = {"before": before, "after": weights_fingerprint(model, layers)}
-    weights = {name: whole(model.get_submodule(name).weight.detach()).cpu().contiguous() for name in layers}
+    weights = {}
+    for name in layers:  # of a sharded model all ranks put a weight together, and one keeps it
+        weight = whole(model.get_submodule(name).weight.detach())
+        if write:
+            weights[name] = weight.cpu().contiguous()
     if not write:
         return
     with new_folder(path) as partial:

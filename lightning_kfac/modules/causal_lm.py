@@ -1,8 +1,10 @@
 """The LightningModule: a causal language model, frozen for collection or trained in the ordinary way."""
 
 import hashlib
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_kfac.batch import TokenBatch
 from lightning_kfac.data.datamodule import HELDOUT
+from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.engine import CurvatureEngine
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation import Evaluation, Measures
@@ -64,6 +67,7 @@ class CausalLM(LightningModule):
     Attributes:
         stage: Name of the next evaluation: ``baseline``, ``edited`` or, in a training, ``trained``.
         evaluated: Name of the model that is loaded.
+        edited_layers: Names of the layers whose weights an edit may have changed.
         evaluation_folder: Where to keep what an interrupted evaluation goes on from; None keeps nothing.
         evaluation: The latest evaluation; ``baseline`` is that of the unedited model.
         results: Figures of the latest evaluation, and ``record`` the same with intervals and differences.
@@ -102,6 +106,7 @@ class CausalLM(LightningModule):
         self.reference, self.skip_baseline, self.measures = reference, skip_baseline, measures
         self.evaluated = model_name
         self.evaluation_folder: Path | None = None
+        self.edited_layers: Collection[str] = ()
         self.results: dict[str, float | int | None] = {}
         self.record: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
@@ -195,8 +200,14 @@ class CausalLM(LightningModule):
     def _evaluation_log(self) -> EvaluationLog | None:
         if self.evaluation_folder is None or self.trainer.sanity_checking:
             return None
-        about = self.trainer.datamodule.measured(), self.measures, self.stage, self.trainer.world_size
-        numbers = weights_fingerprint(self.model, ()), str(self.model.dtype), self.trainer.precision
+        data, config = self.trainer.datamodule, self.model.config.to_json_string()
+        about = data.measured(), self.measures, self.stage, self.trainer.world_size, version("lightning-kfac")
+        about += (
+            config,
+            sorted(end_of_text_ids(self.model)),
+            tokenizer_key(data.tokenizer) if data.tokenizer_name else "",
+        )
+        numbers = weights_fingerprint(self.model, self.edited_layers), str(self.model.dtype), self.trainer.precision
         key = hashlib.sha256(repr((about, numbers)).encode()).hexdigest()[:32]
         folder = self.evaluation_folder / f"evaluation-{self.stage.replace(' ', '-')}"
         return EvaluationLog(folder, key, self.trainer.global_rank)
