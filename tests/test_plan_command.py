@@ -395,6 +395,9 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
         path.write_text(text)
         assert said in failed(capsys, "plan", train_config=path), text
     assert "cannot be read" in failed(capsys, "plan", train_config=tmp_path)
+    deep = tmp_path / "deep.txt"
+    deep.write_text("[" * 100_000)
+    assert "nested too deeply" in failed(capsys, "plan", train_config=deep)
 
 
 # -- docs/scaling.md -------------------------------------------------------------------------------------------------

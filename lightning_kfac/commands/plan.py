@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.table import Table
 from transformers import PretrainedConfig
 
 from lightning_kfac.architecture import SHAPES, published_config, read_architecture
+from lightning_kfac.config_files import read_yaml
 from lightning_kfac.errors import InputError
 from lightning_kfac.hardware import HARDWARE, Hardware, find_hardware
 from lightning_kfac.loading import Dtype, load_config, skeleton
@@ -174,12 +174,7 @@ def _word(value: str | int | list) -> str:
 
 
 def _train_config(path: Path) -> dict:
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--train_config {path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--train_config {path}: not YAML ({' '.join(str(error).split())})") from None
+    found = read_yaml(path)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise InputError(f"--train_config {path}: not a config of train.py fit: it has no section `model`")
     return {name: section for name, section in found.items() if isinstance(section, dict)}
