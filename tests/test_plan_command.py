@@ -308,8 +308,8 @@ def test_a_plan_says_everything(capsys):
     assert (
         "torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 --rdzv-id collect "
         "train.py fit --model.model_name meta-llama/Llama-3.1-70B --data.corpus TEXT --data.max_tokens 20000000 "
-        "--collect.blocks '[57, 58, 59]' --collect.projections '[gate, up]' --trainer.devices 8 --trainer.num_nodes 8 "
-        "--trainer.strategy fsdp"
+        "--collect.blocks '[57, 58, 59]' --collect.projections '[gate, up]' --model.dtype bfloat16 --trainer.devices 8 "
+        "--trainer.num_nodes 8 --trainer.strategy fsdp"
     ) in out
 
 
@@ -317,6 +317,7 @@ def test_what_does_not_fit_says_what_would(capsys):
     edit("plan", shape="llama3-70b", tokens=1000, blocks="[57]", strategy="ddp", devices=8)
     out = capsys.readouterr().out
     assert "does not fit" in out and "with --strategy auto it fits on 4 of these devices" in out
+    assert "(only powers of two were tried)" in " ".join(out.split())
     assert "train.py fit" not in out
     edit("plan", shape="llama3-70b", tokens=1000, blocks="[57]", memory_gb=2)
     assert "4,096 of these devices are too few" in capsys.readouterr().out
@@ -329,6 +330,20 @@ def test_experts_are_not_tracked_and_the_plan_says_so(capsys):
     # 16 blocks of 64 experts: two G of 1024, a G and an A of 2048, an A of 1024, in 4 panels
     gigabytes = 16 * 64 * (3 * 1024**2 + 2 * 2048**2) * 2 * 0.625 * 4 / 1e9
     assert f"{gigabytes:.1f} GB of accumulators" in out
+
+
+@pytest.mark.parametrize("dtype", [None, "auto", "float32"])
+@pytest.mark.parametrize("name", ["shape", "model", "config"])
+def test_a_dtype_that_was_assumed_is_in_the_command(name, dtype, tmp_path, capsys):
+    """Nothing asks the checkpoint of a published name, so train.py has to be told what the plan counts with."""
+    hub, options = "allenai/OLMo-2-0425-1B", {"tokens": 1000} | ({"dtype": dtype} if dtype else {})
+    (tmp_path / "a.yaml").write_text(f"model: {{model_name: {hub}, dtype: auto}}")
+    edit("plan", **options, **{"shape": {"shape": "olmo2-1b"}, "model": {"model": hub},
+                               "config": {"train_config": tmp_path / "a.yaml"}}[name])  # fmt: skip
+    out = " ".join(capsys.readouterr().out.split())
+    said = "float32" if dtype == "float32" else "bfloat16"
+    assert out.count("--model.dtype") == 1 and f"--model.dtype {said}" in out
+    assert f"weights {5.94 if said == 'float32' else 2.97:.1f} GB" in out
 
 
 def test_options_override_the_config_and_the_hardware(capsys):
@@ -380,6 +395,8 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
     for text, said in (
         ("model: [", "not valid YAML"),
         ("data: {}", "no section `model`"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncrystallize: {}", "plan is for collections"),
+        ("model: {model_name: demo, training: {lr: 1}}\ndata: {max_tokens: 5}", "plan is for collections"),
         ("model: {model_name: demo, dtype: int8}\ndata: {max_tokens: 5}", "model.dtype is 'int8'"),
         ("model: {model_name: 3}\ndata: {max_tokens: 5}", "model_name must be a text"),
         ("model: {architecture: {model_type: nonsense}}\ndata: {max_tokens: 5}", "architecture"),

@@ -111,7 +111,7 @@ def run(options: Namespace) -> None:
 
 def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
     found = fewest_devices(request.model, request.job, hardware)
-    hint = f"with --strategy auto it fits on {found} of these devices"
+    hint = f"with --strategy auto it fits on {found} of these devices (only powers of two were tried)"
     if found is None:
         hint = f"{MOST_DEVICES:,} of these devices are too few; choose fewer layers or devices with more memory"
     console.print(f"does not fit, even with one row at once and one projection a pass: {hint}.")
@@ -124,12 +124,14 @@ def _request(options: Namespace) -> Request:
     if sum(bool(options[name]) for name in ("train_config", "model", "shape")) != 1:
         raise InputError("say which model: one of --train_config, --model or --shape")
     written = _train_config(Path(options.train_config)) if options.train_config else {}
+    title, config, is_published = _model(options, written.get("model", {}))
+    if is_published and (options.dtype or written.get("model", {}).get("dtype") or "auto") == "auto":
+        options.dtype = "bfloat16"  # the checkpoint was not asked, so the command has to say it
     values, given = {}, []
     for name, (section, key) in PLACES.items():
         values[name] = options[name] if options[name] is not None else written.get(section, {}).get(key)
         if options[name] is not None:
             given += [f"--{section}.{key}", _word(options[name])]
-    title, config = _model(options, written.get("model", {}))
     values = {name: DEFAULTS.get(name) if value is None else value for name, value in values.items()}
     for name in ("tokens", "seq_len", "batch_size"):
         if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
@@ -177,21 +179,22 @@ def _train_config(path: Path) -> dict:
     found = read_yaml(path)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise InputError(f"--train_config {path}: not a config of train.py fit: it has no section `model`")
+    if found.get("crystallize") is not None or found["model"].get("training") is not None:
+        raise InputError(f"plan is for collections; {path} has a section `crystallize` or `model.training`")
     return {name: section for name, section in found.items() if isinstance(section, dict)}
 
 
-def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig]:
-    """The model's name and configuration; those of published shapes are not looked up."""
+def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig, bool]:
+    """The model's name and configuration, and whether it is that of a published shape, which is not looked up."""
     name = options.model or section.get("model_name")
     shape = options.shape or next((short for short, (hub, _) in SHAPES.items() if hub == name), None)
     if shape:
         config = published_config(shape)
-        config.dtype = torch.bfloat16
-        return SHAPES[shape][0], config
+        return SHAPES[shape][0], config, True
     architecture = section.get("architecture")
     if not isinstance(architecture, dict | None) or not isinstance(name, str | None):
         raise InputError("model: model_name must be a text, architecture a mapping")
-    return name or "the architecture", load_config(name, architecture, options.trust_remote_code)
+    return name or "the architecture", load_config(name, architecture, options.trust_remote_code), False
 
 
 def _hardware(options: Namespace) -> Hardware:
