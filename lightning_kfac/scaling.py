@@ -133,7 +133,8 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
 
     # Cut as plan_memory cuts it: as few passes as fit, then as many rows at once as fit beside them.
     memory = _weights(model, job, ranks, sharded)
-    resident, tokens = sum(memory.values()), job.rows * job.seq_len
+    batch = min(job.rows, math.ceil(job.tokens / (ranks * job.seq_len)))  # the text may have less for a rank
+    resident, tokens = sum(memory.values()), batch * job.seq_len
     chunk = max(1, min(tokens, HEAD_BYTES[hardware.kind] // (model.vocabulary * BYTES_PER_LOGIT)))
     memory["logits"] = chunk * model.vocabulary * BYTES_PER_LOGIT
     capacity = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
@@ -143,12 +144,12 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
     passes = cut_passes(list(by_name), factor_bytes, left - row)
     memory["accumulators"] = max(map(factor_bytes, passes))
     useful, fitting = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len), (left - memory["accumulators"]) // row
-    rows = int(max(1, min(job.rows, useful, fitting)))
+    rows = int(max(1, min(batch, useful, fitting)))
     memory["activations"] = rows * row
     editing = memory["weights"] + max(map(cost.edit_bytes, job.tracked))
 
     batches = math.ceil(job.tokens / (ranks * tokens))
-    steps = batches * math.ceil(job.rows / rows)
+    steps = batches * math.ceil(batch / rows)
     collected = [[by_name[name] for name in names] for names in passes]
     flops = cost.TokenFlops(*map(sum, zip(*(cost.token_flops(model, p, job.seq_len) for p in collected), strict=True)))
     if sharded:

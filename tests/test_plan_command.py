@@ -249,6 +249,16 @@ def test_time_is_work_over_rates(seven):
     assert ddp.disk["resume states"] == 16 * fsdp.disk["resume states"] == 16 * 2 * cost.accumulator_bytes(few)
 
 
+def test_a_batch_has_no_more_rows_than_the_text(seven):
+    """20 million tokens are 39,063 rows of 512, 4,883 a rank, however large the batch."""
+    paper, job = seven
+    short, long = (plan_run(paper, replace(job, rows=rows), HARDWARE["h200"], 8, 8, "ddp") for rows in (4883, 10**6))
+    assert long.steps == short.steps == -(-4883 // short.rows_at_once)
+    assert long.seconds == short.seconds and long.memory == short.memory
+    forward = cost.token_flops(paper, job.tracked, 512).forward * 20e6 / 8
+    assert long.seconds["forward"] == pytest.approx(forward / (989e12 * 0.4), rel=1e-3)  # the last row is not full
+
+
 def test_passes_are_cut_where_memory_ends(seven):
     paper, job = seven
     plan = plan_run(paper, job, HARDWARE["h100"], 1, 1)
