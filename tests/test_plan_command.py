@@ -249,6 +249,56 @@ def test_time_is_work_over_rates(seven):
     assert ddp.disk["resume states"] == 16 * fsdp.disk["resume states"] == 16 * 2 * cost.accumulator_bytes(few)
 
 
+def test_host_memory_of_a_node(seven):
+    """By hand: a shared A once; under fsdp three groups (gate and up of a block) on 16 ranks, at most one each."""
+    paper, job = seven
+    few = replace(job, tracked=tuple(p for p in job.tracked if p.block in (23, 24, 25) and p.stage == cost.GATE_UP))
+    h200, weights = HARDWARE["h200"], 2 * paper.parameters
+    group = 4 * (2 * 11008**2 + 4096**2)
+    everything = 32 * (group + 4 * (4096**2 + 11008**2))
+    assert everything > weights > 3 * group
+    assert plan_run(paper, few, h200, 1, 1).host_memory == weights
+    assert plan_run(paper, job, h200, 1, 1).host_memory == everything
+    assert plan_run(paper, few, h200, 16, 8, "ddp").host_memory == 8 * weights
+    assert plan_run(paper, job, h200, 16, 8, "ddp").host_memory == 8 * everything
+    assert plan_run(paper, few, h200, 16, 2, "fsdp").host_memory == weights + 2 * group
+    assert plan_run(paper, few, h200, 8, 8, "fsdp").host_memory == weights + 3 * group
+
+
+def test_a_cap_and_fixed_passes_are_planned(seven):
+    """The accumulators of a cap of 30 GB stay below it; the edit may use what it could before."""
+    paper, job = seven
+    free, capped, fixed = (
+        plan_run(paper, replace(job, **changes), HARDWARE["h200"], 1, 1)
+        for changes in ({}, {"most_memory": 30e9}, {"layers_per_pass": 5})
+    )
+    assert len(free.passes) == 1 and len(capped.passes) > 1 and capped.fits
+    assert 0.5 * 30e9 < sum(capped.memory.values()) - capped.memory["weights"] <= 30e9
+    assert capped.edit_capacity == free.edit_capacity == free.capacity > capped.capacity
+    assert [len(names) for names in fixed.passes] == [5] * 19 + [1]
+    assert not plan_run(paper, replace(job, most_memory=1e9), HARDWARE["h200"], 1, 1).fits
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("collect: {layers_per_pass: 3}", "6 passes"),
+        ("collect: {max_memory_gb: 0.01}", "does not fit"),
+        ("data: {max_tokens: 9}\nmodel: {model_name: demo, mc_samples: 2}", "not in this plan: model.mc_samples"),
+        ("collect: {moments: token, shard_factors: true}", "not in this plan: collect.moments, collect.shard_factors"),
+        ("data: {max_tokens: 9, domains: {other: embedded}}", "not in this plan: data.domains"),
+        ("collect: {moments: null, shard_factors: false}\nmodel: {model_name: demo, mc_samples: 1}", "fits yes"),
+    ],
+)
+def test_settings_of_a_config_are_planned_or_named(text, said, tmp_path, capsys):
+    sections = {"model": {"model_name": "demo"}, "data": {"max_tokens": 9}} | yaml.safe_load(text)
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(sections))
+    edit("plan", train_config=tmp_path / "a.yaml", hardware="cpu")
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out
+    assert ("not in this plan" in out) == ("not in this plan" in said)
+
+
 def test_a_batch_has_no_more_rows_than_the_text(seven):
     """20 million tokens are 39,063 rows of 512, 4,883 a rank, however large the batch."""
     paper, job = seven
@@ -313,7 +363,8 @@ def test_a_plan_says_everything(capsys):
     out = " ".join(capsys.readouterr().out.split())
     for part in ("70.55 billion parameters, 6 projections, 20,000,000 tokens, on 64 x h100 on 8 nodes", "accumulators",
                  "gathered weights", "fits yes", "1 pass, 77 steps each", "communication in the collection",
-                 "eigenbases", "resume states", "fsdp: weights and factors sharded", "On each node:"):  # fmt: skip
+                 "eigenbases", "resume states", "host memory of one node 1",
+                 "fsdp: weights and factors sharded", "On each node:"):  # fmt: skip
         assert part in out, part
     assert (
         "torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 --rdzv-id collect "
@@ -417,6 +468,9 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
         ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {blocks: 3}", "--blocks must be"),
         ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {projections: up}", "--projections must be"),
         ("model: {model_name: demo}\ndata: {max_tokens: many}", "--tokens must be"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {max_memory_gb: -1}", "max_memory_gb is -1"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {layers_per_pass: 0}", "must be at least 1"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {layers_per_pass: x}", "a whole number"),
     ):
         path = tmp_path / "config.yaml"
         path.write_text(text)

@@ -36,6 +36,8 @@ PLACES = {
     "modules": ("collect", "modules"),
     "dtype": ("model", "dtype"),
 }
+# Settings of a train.py config that change what a run takes and are not in the arithmetic.
+NOT_PLANNED = (("model", "mc_samples"), ("collect", "moments"), ("collect", "shard_factors"), ("data", "domains"))
 OVERRIDES = {"memory_gb": ("memory", 1e9), "peak_tflops": ("flops", 1e12), "link_gb": ("within", 1e9),
              "network_gb": ("between", 1e9), "efficiency": ("efficiency", 1)}  # fmt: skip
 
@@ -72,14 +74,14 @@ class Request:
         title: The model as the user knows it.
         model, job: For the arithmetic.
         words: Arguments of train.py that say the same.
-        note: What the user should know about the choice of layers.
+        notes: What the user should know about the choice of layers, and about what is left out.
     """
 
     title: str
     model: cost.Architecture
     job: Job
     words: list[str]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def run(options: Namespace) -> None:
@@ -96,8 +98,8 @@ def run(options: Namespace) -> None:
         f"{request.title}: {_parameters(model.parameters)}, {len(job.tracked)} projections, "
         f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are those of lightning_kfac/hardware.py."
     )
-    if request.note:
-        console.print(request.note)
+    for note in request.notes:
+        console.print(note)
     show(_memory_table(plan))
     if not plan.fits:
         _say_what_would_fit(request, hardware)
@@ -114,7 +116,10 @@ def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
     hint = f"with --strategy auto it fits on {found} of these devices (only powers of two were tried)"
     if found is None:
         hint = f"{MOST_DEVICES:,} of these devices are too few; choose fewer layers or devices with more memory"
-    console.print(f"does not fit, even with one row at once and one projection a pass: {hint}.")
+        if request.job.most_memory is not None:
+            hint += ", or raise collect.max_memory_gb"
+    least = "one projection" if request.job.layers_per_pass is None else f"{request.job.layers_per_pass} projections"
+    console.print(f"does not fit, even with one row at once and {least} a pass: {hint}.")
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ def _request(options: Namespace) -> Request:
         module = skeleton(config, options.trust_remote_code)
     except Exception as error:
         raise InputError(f"{title}: no causal language model: {' '.join(str(error).split())[:200]}") from None
-    model, note = read_architecture(module), ""
+    model, notes = read_architecture(module), _not_planned(written)
     experts = any(product.copies > 1 for product in model.products)
     if values["projections"] is None:
         values["projections"] = ATTENTION if experts else MLP
@@ -156,18 +161,20 @@ def _request(options: Namespace) -> Request:
     if len(tracked) < len(layers):
         raise InputError("the head cannot be planned: leave it out of --modules")
     if experts:
-        note = _about_experts(model, {product.block for product in tracked})
+        notes = [_about_experts(model, {product.block for product in tracked}), *notes]
     if values["dtype"] not in (*get_args(Dtype), None):
         raise InputError(f"model.dtype is {values['dtype']!r}; choose {', '.join(get_args(Dtype))}")
     is_auto = values["dtype"] in ("auto", None)
     bfloat16 = config.dtype == torch.bfloat16 if is_auto else values["dtype"] == "bfloat16"
-    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4)
+    job = Job(
+        tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4, *_limits(written)
+    )
     source = (
         ["--config", options.train_config]
         if options.train_config
         else ["--model.model_name", title, "--data.corpus", "TEXT"]
     )
-    return Request(title, model, job, [*source, *given], note)
+    return Request(title, model, job, [*source, *given], tuple(notes))
 
 
 def _word(value: str | int | list) -> str:
@@ -182,6 +189,22 @@ def _train_config(path: Path) -> dict:
     if found.get("crystallize") is not None or found["model"].get("training") is not None:
         raise InputError(f"plan is for collections; {path} has a section `crystallize` or `model.training`")
     return {name: section for name, section in found.items() if isinstance(section, dict)}
+
+
+def _limits(written: dict) -> tuple[float | None, int | None]:
+    """Cap on bytes beside the weights, and projections a pass."""
+    gigabytes, layers = (written.get("collect", {}).get(key) for key in ("max_memory_gb", "layers_per_pass"))
+    if type(gigabytes) not in (int, float, type(None)) or (gigabytes is not None and not gigabytes > 0):
+        raise InputError(f"collect.max_memory_gb is {gigabytes!r}; it must be a number above 0")
+    if type(layers) not in (int, type(None)):
+        raise InputError(f"collect.layers_per_pass is {layers!r}; it must be a whole number")
+    return None if gigabytes is None else gigabytes * 1e9, layers
+
+
+def _not_planned(written: dict) -> list[str]:
+    values = {f"{section}.{key}": written.get(section, {}).get(key) for section, key in NOT_PLANNED}
+    found = [name for name, value in values.items() if value and (name, value) != ("model.mc_samples", 1)]
+    return [f"not in this plan: {', '.join(found)}"] if found else []
 
 
 def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig, bool]:
@@ -247,7 +270,11 @@ def _memory_table(plan: RunPlan) -> Table:
     table.add_row("while collecting", readable_bytes(sum(plan.memory.values())))
     table.add_row("while editing", readable_bytes(plan.edit_memory))
     table.add_row("may be used", readable_bytes(plan.capacity))
+    if plan.capacity != plan.edit_capacity:
+        table.add_row("may be used while editing", readable_bytes(plan.edit_capacity))
     table.add_row("fits", "yes" if plan.fits else "no")
+    table.add_section()
+    table.add_row("host memory of one node", readable_bytes(plan.host_memory))
     return table
 
 
