@@ -64,13 +64,31 @@ def check_yaml(text: str, where: str, folder: Path = Path()) -> None:
         raise InputError(f"{where}: too large for a config file: {size:,} values once its aliases are written out")
 
 
+def read_yaml(path: Path) -> object:
+    """What a YAML file holds, whatever its suffix.
+
+    Raises:
+        InputError: As ``check_config_files``.
+    """
+    text = _read(path)
+    check_yaml(text, str(path), path.parent)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
 def _check_file(path: Path) -> None:
+    if not path.is_fifo():  # what comes through a pipe can be read once
+        check_yaml(_read(path), str(path), path.parent)
+
+
+def _read(path: Path) -> str:
     try:
         about = path.stat()
         if stat.S_ISREG(about.st_mode) and about.st_size > LARGEST_FILE:
             raise InputError(f"{path}: too large for a config file ({about.st_size:,} bytes)")
-        if not stat.S_ISFIFO(about.st_mode):  # what comes through a pipe can be read once
-            check_yaml(path.read_text("utf-8"), str(path), path.parent)
+        return path.read_text("utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -31,6 +31,8 @@ class Job:
         tokens: Of text, over all ranks.
         seq_len, rows: Shape of the batch of one rank.
         element: Bytes of one number of the weights: 2 for bfloat16, 4 for float32.
+        most_memory: Cap on bytes beside the weights while collecting; by default 85 % of what they leave.
+        layers_per_pass: Fixes the number of projections a pass.
     """
 
     tracked: tuple[Product, ...]
@@ -38,6 +40,8 @@ class Job:
     seq_len: int = 512
     rows: int = 8
     element: int = 2
+    most_memory: float | None = None
+    layers_per_pass: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,11 @@ class RunPlan:
         flops: Of one token, all passes together.
         memory: Bytes of one rank while it collects, by part.
         edit_memory: Bytes of one rank while it decomposes and edits the largest layer.
-        capacity: Bytes that may be used.
+        capacity: Bytes that may be used while collecting.
+        edit_capacity: The same while editing, which a cap on the collection leaves alone.
         seconds: By part; nothing overlaps.
         disk: Bytes, by part.
+        host_memory: Bytes of CPU memory that one node needs for weights and factors.
     """
 
     strategy: str
@@ -67,13 +73,15 @@ class RunPlan:
     memory: dict[str, float]
     edit_memory: float
     capacity: float
+    edit_capacity: float
     seconds: dict[str, float]
     disk: dict[str, float]
+    host_memory: float
 
     @property
     def fits(self) -> bool:
         """Whether one rank's memory is enough."""
-        return max(sum(self.memory.values()), self.edit_memory) <= self.capacity
+        return sum(self.memory.values()) <= self.capacity and self.edit_memory <= self.edit_capacity
 
     @property
     def total_seconds(self) -> float:
@@ -133,22 +141,24 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
 
     # Cut as plan_memory cuts it: as few passes as fit, then as many rows at once as fit beside them.
     memory = _weights(model, job, ranks, sharded)
-    resident, tokens = sum(memory.values()), job.rows * job.seq_len
+    batch = min(job.rows, math.ceil(job.tokens / (ranks * job.seq_len)))  # the text may have less for a rank
+    resident, tokens = sum(memory.values()), batch * job.seq_len
     chunk = max(1, min(tokens, HEAD_BYTES[hardware.kind] // (model.vocabulary * BYTES_PER_LOGIT)))
     memory["logits"] = chunk * model.vocabulary * BYTES_PER_LOGIT
-    capacity = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
+    usable = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
+    capacity = usable if job.most_memory is None else min(resident + job.most_memory, hardware.memory)
     widest = max(max(p.d_out, p.d_in) for p in job.tracked)
     row = (cost.activation_bytes(model, job.tracked, job.element) + WIDEST_AT_ONCE * widest * job.element) * job.seq_len
     left = capacity - sum(memory.values())
-    passes = cut_passes(list(by_name), factor_bytes, left - row)
+    passes = cut_passes(list(by_name), factor_bytes, left - row, job.layers_per_pass)
     memory["accumulators"] = max(map(factor_bytes, passes))
     useful, fitting = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len), (left - memory["accumulators"]) // row
-    rows = int(max(1, min(job.rows, useful, fitting)))
+    rows = int(max(1, min(batch, useful, fitting)))
     memory["activations"] = rows * row
     editing = memory["weights"] + max(map(cost.edit_bytes, job.tracked))
 
     batches = math.ceil(job.tokens / (ranks * tokens))
-    steps = batches * math.ceil(job.rows / rows)
+    steps = batches * math.ceil(batch / rows)
     collected = [[by_name[name] for name in names] for names in passes]
     flops = cost.TokenFlops(*map(sum, zip(*(cost.token_flops(model, p, job.seq_len) for p in collected), strict=True)))
     if sharded:
@@ -172,7 +182,8 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
         "edited model": job.element * model.parameters,
         "resume states": STATES_KEPT * max(map(cost.accumulator_bytes, collected)) * (1 if sharded else ranks),
     }
-    return RunPlan(strategy, ranks, passes, rows, steps, flops, memory, editing, capacity, seconds, disk)
+    host = _host_memory(model, job, ranks, min(ranks, per_node), sharded)
+    return RunPlan(strategy, ranks, passes, rows, steps, flops, memory, editing, capacity, usable, seconds, disk, host)
 
 
 def _weights(model: Architecture, job: Job, ranks: int, sharded: bool) -> dict[str, float]:
@@ -187,6 +198,15 @@ def _weights(model: Architecture, job: Job, ranks: int, sharded: bool) -> dict[s
         "gathered weights": job.element * BLOCKS_GATHERED * model.block_parameters,
         "covariance to send": panel,
     }
+
+
+def _host_memory(model: Architecture, job: Job, ranks: int, on_node: int, sharded: bool) -> float:
+    """Bytes of one node (fsdp: of the first). Each rank loads the checkpoint, and later keeps all factors."""
+    weights, factors = job.element * model.parameters, cost.square_bytes(job.tracked)
+    if not sharded:
+        return on_node * max(weights, factors)
+    share = cost.largest_share(map(cost.square_bytes, cost.owner_groups(job.tracked)), ranks)
+    return weights + min(on_node * share, factors)  # only rank 0 loads; each keeps what it owns
 
 
 def _sent(model: Architecture, job: Job, tracked: list[Product], ranks: int, steps: int) -> float:

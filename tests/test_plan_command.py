@@ -249,6 +249,66 @@ def test_time_is_work_over_rates(seven):
     assert ddp.disk["resume states"] == 16 * fsdp.disk["resume states"] == 16 * 2 * cost.accumulator_bytes(few)
 
 
+def test_host_memory_of_a_node(seven):
+    """By hand: a shared A once; under fsdp three groups (gate and up of a block) on 16 ranks, at most one each."""
+    paper, job = seven
+    few = replace(job, tracked=tuple(p for p in job.tracked if p.block in (23, 24, 25) and p.stage == cost.GATE_UP))
+    h200, weights = HARDWARE["h200"], 2 * paper.parameters
+    group = 4 * (2 * 11008**2 + 4096**2)
+    everything = 32 * (group + 4 * (4096**2 + 11008**2))
+    assert everything > weights > 3 * group
+    assert plan_run(paper, few, h200, 1, 1).host_memory == weights
+    assert plan_run(paper, job, h200, 1, 1).host_memory == everything
+    assert plan_run(paper, few, h200, 16, 8, "ddp").host_memory == 8 * weights
+    assert plan_run(paper, job, h200, 16, 8, "ddp").host_memory == 8 * everything
+    assert plan_run(paper, few, h200, 16, 2, "fsdp").host_memory == weights + 2 * group
+    assert plan_run(paper, few, h200, 8, 8, "fsdp").host_memory == weights + 3 * group
+
+
+def test_a_cap_and_fixed_passes_are_planned(seven):
+    """The accumulators of a cap of 30 GB stay below it; the edit may use what it could before."""
+    paper, job = seven
+    free, capped, fixed = (
+        plan_run(paper, replace(job, **changes), HARDWARE["h200"], 1, 1)
+        for changes in ({}, {"most_memory": 30e9}, {"layers_per_pass": 5})
+    )
+    assert len(free.passes) == 1 and len(capped.passes) > 1 and capped.fits
+    assert 0.5 * 30e9 < sum(capped.memory.values()) - capped.memory["weights"] <= 30e9
+    assert capped.edit_capacity == free.edit_capacity == free.capacity > capped.capacity
+    assert [len(names) for names in fixed.passes] == [5] * 19 + [1]
+    assert not plan_run(paper, replace(job, most_memory=1e9), HARDWARE["h200"], 1, 1).fits
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("collect: {layers_per_pass: 3}", "6 passes"),
+        ("collect: {max_memory_gb: 0.01}", "does not fit"),
+        ("data: {max_tokens: 9}\nmodel: {model_name: demo, mc_samples: 2}", "not in this plan: model.mc_samples"),
+        ("collect: {moments: token, shard_factors: true}", "not in this plan: collect.moments, collect.shard_factors"),
+        ("data: {max_tokens: 9, domains: {other: embedded}}", "not in this plan: data.domains"),
+        ("collect: {moments: null, shard_factors: false}\nmodel: {model_name: demo, mc_samples: 1}", "fits yes"),
+    ],
+)
+def test_settings_of_a_config_are_planned_or_named(text, said, tmp_path, capsys):
+    sections = {"model": {"model_name": "demo"}, "data": {"max_tokens": 9}} | yaml.safe_load(text)
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(sections))
+    edit("plan", train_config=tmp_path / "a.yaml", hardware="cpu")
+    out = " ".join(capsys.readouterr().out.split())
+    assert said in out
+    assert ("not in this plan" in out) == ("not in this plan" in said)
+
+
+def test_a_batch_has_no_more_rows_than_the_text(seven):
+    """20 million tokens are 39,063 rows of 512, 4,883 a rank, however large the batch."""
+    paper, job = seven
+    short, long = (plan_run(paper, replace(job, rows=rows), HARDWARE["h200"], 8, 8, "ddp") for rows in (4883, 10**6))
+    assert long.steps == short.steps == -(-4883 // short.rows_at_once)
+    assert long.seconds == short.seconds and long.memory == short.memory
+    forward = cost.token_flops(paper, job.tracked, 512).forward * 20e6 / 8
+    assert long.seconds["forward"] == pytest.approx(forward / (989e12 * 0.4), rel=1e-3)  # the last row is not full
+
+
 def test_passes_are_cut_where_memory_ends(seven):
     paper, job = seven
     plan = plan_run(paper, job, HARDWARE["h100"], 1, 1)
@@ -303,13 +363,14 @@ def test_a_plan_says_everything(capsys):
     out = " ".join(capsys.readouterr().out.split())
     for part in ("70.55 billion parameters, 6 projections, 20,000,000 tokens, on 64 x h100 on 8 nodes", "accumulators",
                  "gathered weights", "fits yes", "1 pass, 77 steps each", "communication in the collection",
-                 "eigenbases", "resume states", "fsdp: weights and factors sharded", "On each node:"):  # fmt: skip
+                 "eigenbases", "resume states", "host memory of one node 1",
+                 "fsdp: weights and factors sharded", "On each node:"):  # fmt: skip
         assert part in out, part
     assert (
         "torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 --rdzv-id collect "
         "train.py fit --model.model_name meta-llama/Llama-3.1-70B --data.corpus TEXT --data.max_tokens 20000000 "
-        "--collect.blocks '[57, 58, 59]' --collect.projections '[gate, up]' --trainer.devices 8 --trainer.num_nodes 8 "
-        "--trainer.strategy fsdp"
+        "--collect.blocks '[57, 58, 59]' --collect.projections '[gate, up]' --model.dtype bfloat16 --trainer.devices 8 "
+        "--trainer.num_nodes 8 --trainer.strategy fsdp"
     ) in out
 
 
@@ -317,6 +378,7 @@ def test_what_does_not_fit_says_what_would(capsys):
     edit("plan", shape="llama3-70b", tokens=1000, blocks="[57]", strategy="ddp", devices=8)
     out = capsys.readouterr().out
     assert "does not fit" in out and "with --strategy auto it fits on 4 of these devices" in out
+    assert "(only powers of two were tried)" in " ".join(out.split())
     assert "train.py fit" not in out
     edit("plan", shape="llama3-70b", tokens=1000, blocks="[57]", memory_gb=2)
     assert "4,096 of these devices are too few" in capsys.readouterr().out
@@ -329,6 +391,20 @@ def test_experts_are_not_tracked_and_the_plan_says_so(capsys):
     # 16 blocks of 64 experts: two G of 1024, a G and an A of 2048, an A of 1024, in 4 panels
     gigabytes = 16 * 64 * (3 * 1024**2 + 2 * 2048**2) * 2 * 0.625 * 4 / 1e9
     assert f"{gigabytes:.1f} GB of accumulators" in out
+
+
+@pytest.mark.parametrize("dtype", [None, "auto", "float32"])
+@pytest.mark.parametrize("name", ["shape", "model", "config"])
+def test_a_dtype_that_was_assumed_is_in_the_command(name, dtype, tmp_path, capsys):
+    """Nothing asks the checkpoint of a published name, so train.py has to be told what the plan counts with."""
+    hub, options = "allenai/OLMo-2-0425-1B", {"tokens": 1000} | ({"dtype": dtype} if dtype else {})
+    (tmp_path / "a.yaml").write_text(f"model: {{model_name: {hub}, dtype: auto}}")
+    edit("plan", **options, **{"shape": {"shape": "olmo2-1b"}, "model": {"model": hub},
+                               "config": {"train_config": tmp_path / "a.yaml"}}[name])  # fmt: skip
+    out = " ".join(capsys.readouterr().out.split())
+    said = "float32" if dtype == "float32" else "bfloat16"
+    assert out.count("--model.dtype") == 1 and f"--model.dtype {said}" in out
+    assert f"weights {5.94 if said == 'float32' else 2.97:.1f} GB" in out
 
 
 def test_options_override_the_config_and_the_hardware(capsys):
@@ -380,6 +456,8 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
     for text, said in (
         ("model: [", "not valid YAML"),
         ("data: {}", "no section `model`"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncrystallize: {}", "plan is for collections"),
+        ("model: {model_name: demo, training: {lr: 1}}\ndata: {max_tokens: 5}", "plan is for collections"),
         ("model: {model_name: demo, dtype: int8}\ndata: {max_tokens: 5}", "model.dtype is 'int8'"),
         ("model: {model_name: 3}\ndata: {max_tokens: 5}", "model_name must be a text"),
         ("model: {architecture: {model_type: nonsense}}\ndata: {max_tokens: 5}", "architecture"),
@@ -390,11 +468,17 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
         ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {blocks: 3}", "--blocks must be"),
         ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {projections: up}", "--projections must be"),
         ("model: {model_name: demo}\ndata: {max_tokens: many}", "--tokens must be"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {max_memory_gb: -1}", "max_memory_gb is -1"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {layers_per_pass: 0}", "must be at least 1"),
+        ("model: {model_name: demo}\ndata: {max_tokens: 5}\ncollect: {layers_per_pass: x}", "a whole number"),
     ):
         path = tmp_path / "config.yaml"
         path.write_text(text)
         assert said in failed(capsys, "plan", train_config=path), text
     assert "cannot be read" in failed(capsys, "plan", train_config=tmp_path)
+    deep = tmp_path / "deep.txt"
+    deep.write_text("[" * 100_000)
+    assert "nested too deeply" in failed(capsys, "plan", train_config=deep)
 
 
 # -- docs/scaling.md -------------------------------------------------------------------------------------------------

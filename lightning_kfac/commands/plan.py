@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.table import Table
 from transformers import PretrainedConfig
 
 from lightning_kfac.architecture import SHAPES, published_config, read_architecture
+from lightning_kfac.config_files import read_yaml
 from lightning_kfac.errors import InputError
 from lightning_kfac.hardware import HARDWARE, Hardware, find_hardware
 from lightning_kfac.loading import Dtype, load_config, skeleton
@@ -36,6 +36,8 @@ PLACES = {
     "modules": ("collect", "modules"),
     "dtype": ("model", "dtype"),
 }
+# Settings of a train.py config that change what a run takes and are not in the arithmetic.
+NOT_PLANNED = (("model", "mc_samples"), ("collect", "moments"), ("collect", "shard_factors"), ("data", "domains"))
 OVERRIDES = {"memory_gb": ("memory", 1e9), "peak_tflops": ("flops", 1e12), "link_gb": ("within", 1e9),
              "network_gb": ("between", 1e9), "efficiency": ("efficiency", 1)}  # fmt: skip
 
@@ -72,14 +74,14 @@ class Request:
         title: The model as the user knows it.
         model, job: For the arithmetic.
         words: Arguments of train.py that say the same.
-        note: What the user should know about the choice of layers.
+        notes: What the user should know about the choice of layers, and about what is left out.
     """
 
     title: str
     model: cost.Architecture
     job: Job
     words: list[str]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def run(options: Namespace) -> None:
@@ -96,8 +98,8 @@ def run(options: Namespace) -> None:
         f"{request.title}: {_parameters(model.parameters)}, {len(job.tracked)} projections, "
         f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are those of lightning_kfac/hardware.py."
     )
-    if request.note:
-        console.print(request.note)
+    for note in request.notes:
+        console.print(note)
     show(_memory_table(plan))
     if not plan.fits:
         _say_what_would_fit(request, hardware)
@@ -111,10 +113,13 @@ def run(options: Namespace) -> None:
 
 def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
     found = fewest_devices(request.model, request.job, hardware)
-    hint = f"with --strategy auto it fits on {found} of these devices"
+    hint = f"with --strategy auto it fits on {found} of these devices (only powers of two were tried)"
     if found is None:
         hint = f"{MOST_DEVICES:,} of these devices are too few; choose fewer layers or devices with more memory"
-    console.print(f"does not fit, even with one row at once and one projection a pass: {hint}.")
+        if request.job.most_memory is not None:
+            hint += ", or raise collect.max_memory_gb"
+    least = "one projection" if request.job.layers_per_pass is None else f"{request.job.layers_per_pass} projections"
+    console.print(f"does not fit, even with one row at once and {least} a pass: {hint}.")
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
@@ -124,12 +129,14 @@ def _request(options: Namespace) -> Request:
     if sum(bool(options[name]) for name in ("train_config", "model", "shape")) != 1:
         raise InputError("say which model: one of --train_config, --model or --shape")
     written = _train_config(Path(options.train_config)) if options.train_config else {}
+    title, config, is_published = _model(options, written.get("model", {}))
+    if is_published and (options.dtype or written.get("model", {}).get("dtype") or "auto") == "auto":
+        options.dtype = "bfloat16"  # the checkpoint was not asked, so the command has to say it
     values, given = {}, []
     for name, (section, key) in PLACES.items():
         values[name] = options[name] if options[name] is not None else written.get(section, {}).get(key)
         if options[name] is not None:
             given += [f"--{section}.{key}", _word(options[name])]
-    title, config = _model(options, written.get("model", {}))
     values = {name: DEFAULTS.get(name) if value is None else value for name, value in values.items()}
     for name in ("tokens", "seq_len", "batch_size"):
         if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
@@ -143,7 +150,7 @@ def _request(options: Namespace) -> Request:
         module = skeleton(config, options.trust_remote_code)
     except Exception as error:
         raise InputError(f"{title}: no causal language model: {' '.join(str(error).split())[:200]}") from None
-    model, note = read_architecture(module), ""
+    model, notes = read_architecture(module), _not_planned(written)
     experts = any(product.copies > 1 for product in model.products)
     if values["projections"] is None:
         values["projections"] = ATTENTION if experts else MLP
@@ -154,18 +161,20 @@ def _request(options: Namespace) -> Request:
     if len(tracked) < len(layers):
         raise InputError("the head cannot be planned: leave it out of --modules")
     if experts:
-        note = _about_experts(model, {product.block for product in tracked})
+        notes = [_about_experts(model, {product.block for product in tracked}), *notes]
     if values["dtype"] not in (*get_args(Dtype), None):
         raise InputError(f"model.dtype is {values['dtype']!r}; choose {', '.join(get_args(Dtype))}")
     is_auto = values["dtype"] in ("auto", None)
     bfloat16 = config.dtype == torch.bfloat16 if is_auto else values["dtype"] == "bfloat16"
-    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4)
+    job = Job(
+        tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4, *_limits(written)
+    )
     source = (
         ["--config", options.train_config]
         if options.train_config
         else ["--model.model_name", title, "--data.corpus", "TEXT"]
     )
-    return Request(title, model, job, [*source, *given], note)
+    return Request(title, model, job, [*source, *given], tuple(notes))
 
 
 def _word(value: str | int | list) -> str:
@@ -174,29 +183,41 @@ def _word(value: str | int | list) -> str:
 
 
 def _train_config(path: Path) -> dict:
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--train_config {path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--train_config {path}: not YAML ({' '.join(str(error).split())})") from None
+    found = read_yaml(path)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise InputError(f"--train_config {path}: not a config of train.py fit: it has no section `model`")
+    if found.get("crystallize") is not None or found["model"].get("training") is not None:
+        raise InputError(f"plan is for collections; {path} has a section `crystallize` or `model.training`")
     return {name: section for name, section in found.items() if isinstance(section, dict)}
 
 
-def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig]:
-    """The model's name and configuration; those of published shapes are not looked up."""
+def _limits(written: dict) -> tuple[float | None, int | None]:
+    """Cap on bytes beside the weights, and projections a pass."""
+    gigabytes, layers = (written.get("collect", {}).get(key) for key in ("max_memory_gb", "layers_per_pass"))
+    if type(gigabytes) not in (int, float, type(None)) or (gigabytes is not None and not gigabytes > 0):
+        raise InputError(f"collect.max_memory_gb is {gigabytes!r}; it must be a number above 0")
+    if type(layers) not in (int, type(None)):
+        raise InputError(f"collect.layers_per_pass is {layers!r}; it must be a whole number")
+    return None if gigabytes is None else gigabytes * 1e9, layers
+
+
+def _not_planned(written: dict) -> list[str]:
+    values = {f"{section}.{key}": written.get(section, {}).get(key) for section, key in NOT_PLANNED}
+    found = [name for name, value in values.items() if value and (name, value) != ("model.mc_samples", 1)]
+    return [f"not in this plan: {', '.join(found)}"] if found else []
+
+
+def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig, bool]:
+    """The model's name and configuration, and whether it is that of a published shape, which is not looked up."""
     name = options.model or section.get("model_name")
     shape = options.shape or next((short for short, (hub, _) in SHAPES.items() if hub == name), None)
     if shape:
         config = published_config(shape)
-        config.dtype = torch.bfloat16
-        return SHAPES[shape][0], config
+        return SHAPES[shape][0], config, True
     architecture = section.get("architecture")
     if not isinstance(architecture, dict | None) or not isinstance(name, str | None):
         raise InputError("model: model_name must be a text, architecture a mapping")
-    return name or "the architecture", load_config(name, architecture, options.trust_remote_code)
+    return name or "the architecture", load_config(name, architecture, options.trust_remote_code), False
 
 
 def _hardware(options: Namespace) -> Hardware:
@@ -249,7 +270,11 @@ def _memory_table(plan: RunPlan) -> Table:
     table.add_row("while collecting", readable_bytes(sum(plan.memory.values())))
     table.add_row("while editing", readable_bytes(plan.edit_memory))
     table.add_row("may be used", readable_bytes(plan.capacity))
+    if plan.capacity != plan.edit_capacity:
+        table.add_row("may be used while editing", readable_bytes(plan.edit_capacity))
     table.add_row("fits", "yes" if plan.fits else "no")
+    table.add_section()
+    table.add_row("host memory of one node", readable_bytes(plan.host_memory))
     return table
 
 

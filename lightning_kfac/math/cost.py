@@ -161,6 +161,11 @@ def triangle_bytes(tracked: Iterable[Product]) -> int:
     return 4 * sum(d * (d + 1) // 2 for d in matrix_sizes(tracked))
 
 
+def square_bytes(tracked: Iterable[Product]) -> int:
+    """Factors as full float32 squares, as they are in host memory once collected."""
+    return 4 * sum(d * d for d in matrix_sizes(tracked))
+
+
 def basis_bytes(tracked: Iterable[Product]) -> int:
     """Eigenvectors and eigenvalues in float64, kept beside the factors."""
     return 8 * sum(d * d + d for d in matrix_sizes(tracked))
