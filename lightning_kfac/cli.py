@@ -57,6 +57,12 @@ TRAINER_DEFAULTS = {
 
 # The Trainer has sixty options; --help shows those that a user of this package is likely to set.
 SHOWN_TRAINER_OPTIONS = ("accelerator", "default_root_dir", "devices", "num_nodes", "precision", "strategy")
+HELP = {
+    "trainer.strategy": "Several devices: ddp, or fsdp for a model larger than one device. (default: auto)",
+    "trainer.default_root_dir": "Folder of the run. (default: runs/NAME, after the config file or the model)",
+    "ckpt_path": "Go on from this state of the run's folder (state/step-N, or last) instead of the newest one.",
+    "weights_only": argparse.SUPPRESS,
+}
 FOLDERS = ("factors/", "domains/", "edited/", "patch/", "model/", "residuals/")
 DESCRIPTIONS = {
     "fit": "Collect curvature, and with an edit section edit and evaluate; or train a model.",
@@ -131,10 +137,15 @@ class TrainCLI(LightningCLI):
             group, _, name = action.dest.partition(".")
             if group == "trainer" and name not in SHOWN_TRAINER_OPTIONS:
                 action.help = argparse.SUPPRESS
-            if action.dest == "trainer.strategy":
-                action.help = "Several devices: ddp, or fsdp for a model larger than one device. (default: auto)"
-            if action.dest == "trainer.default_root_dir":
-                action.help = "Folder of the run. (default: runs/NAME, after the config file or the model)"
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults(weights_only=True)  # of a training's checkpoint, which is a pickle
+        for action in parser._actions:
+            action.help = HELP.get(action.dest, action.help)
+            if action.dest == "ckpt_path" and subcommand != "fit":
+                action.help = argparse.SUPPRESS
+        return parser
 
     # -- before anything expensive -------------------------------------------------------------------
 

@@ -18,8 +18,9 @@ from lightning_kfac.locks import FolderLock
 from lightning_kfac.progress import console, format_seconds
 from lightning_kfac.results import timestamp
 
-# Commands that measure point by point into a folder, and go on there.
-RESUMING = ("sweep", "scan", "bands")
+# Commands that measure point by point into a folder, and go on there; and all that leave their settings in one.
+RESUMING = ("sweep", "scan")
+NOTED = (*RESUMING, "bands")
 
 
 class Parser(InputErrors, ArgumentParser):
@@ -64,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
 def _note_command(settings: Namespace, args: list[str] | None) -> None:
     """Beside the results of a grid or a profile: the command, and all options as a config file."""
     command, options = settings.subcommand, settings[settings.subcommand]
-    if command not in RESUMING:
+    if command not in NOTED:
         return
     folder, parser = Path(options.output), make_parser()._subcommands_action._name_parser_map[command]
     (folder / "config.yaml").write_text(parser.dump(options, skip_validation=True), "utf-8")

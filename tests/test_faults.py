@@ -78,7 +78,7 @@ def whole(forks, texts, tmp_path_factory):
     count = folder.parent / "count"
     code, said = forks.run(options(texts, folder), folder.parent / "log", watched=str(folder), count_to=str(count))
     assert code == 0, said
-    return outcome(folder), int(count.read_text())
+    return outcome(folder), int(count.read_text()), folder
 
 
 def look_at_ruins(folder, reference):
@@ -106,16 +106,26 @@ def kill_and_go_on(forks, args, folder, logs, kills, reference=None):
     raise AssertionError("it never ended")
 
 
-@pytest.mark.parametrize("chain", range(6))
+@pytest.mark.parametrize("chain", range(5))
 def test_kills_anywhere_change_no_bit(forks, texts, whole, tmp_path, chain):
     """Three kills a run: the first spread evenly over all that a run does, the others where chance will have them."""
-    reference, events = whole
+    reference, events, _ = whole
     chance = random.Random(chain)
-    kills = [10 + (2 * chain + 1) * (events - 10) // 12, chance.randrange(5, 80), chance.randrange(5, 80)]
+    kills = [10 + (2 * chain + 1) * (events - 10) // 10, chance.randrange(5, 80), chance.randrange(5, 80)]
     deaths, _ = kill_and_go_on(forks, options(texts, tmp_path / "run"), tmp_path / "run", tmp_path, kills, reference)
     assert deaths == 3
     assert outcome(tmp_path / "run") == reference
     assert not (tmp_path / "run" / "state").exists() and not list((tmp_path / "run").glob("*.part*"))
+
+
+@pytest.mark.parametrize("kill_at", [12, 17])
+def test_a_kill_before_the_first_batch_leaves_a_folder_that_can_be_used(forks, texts, whole, tmp_path, kill_at):
+    """With TensorBoard, whose files Lightning opens early."""
+    args, how = options(texts, tmp_path / "run", **{"trainer.logger": "null"}), {"watched": str(tmp_path / "run")}
+    code, said = forks.run(args, tmp_path / "log", **how, kill_at=kill_at)
+    assert code == -9, said
+    code, said = forks.run(options(texts, tmp_path / "run"), tmp_path / "log")
+    assert code == 0 and outcome(tmp_path / "run") == whole[0], said
 
 
 def test_kills_between_any_two_instructions(forks, texts, whole, tmp_path):
@@ -150,10 +160,11 @@ def test_several_passes_are_resumed_in_the_right_one(forks, texts, tmp_path):
     code, said = forks.run(whole, tmp_path / "log", watched=str(tmp_path / "whole"), count_to=str(count))
     assert code == 0, said
     events = int(count.read_text())
-    deaths, said = kill_and_go_on(
-        forks, run, tmp_path / "run", tmp_path, [events // 4, events // 4, events // 5, events // 5]
-    )
-    assert deaths == 4 and "of pass" in said
+    assert forks.run(run, tmp_path / "log", watched=str(tmp_path / "run"), kill_at=events // 3)[0] == -9
+    code, said = forks.run([*run, "--data.domain_tokens", "250"], tmp_path / "log")
+    assert code == 2 and "an unfinished run on other text" in said, said
+    deaths, said = kill_and_go_on(forks, run, tmp_path / "run", tmp_path, [events // 5, events // 5, events // 5])
+    assert deaths == 3 and "of pass" in said
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert list(outcome(tmp_path / "run")["files"]).count("factors/moments/layer_0000.safetensors") == 1
 
@@ -289,9 +300,7 @@ def test_another_number_of_ranks_goes_on_to_rounding(forks, texts, whole, whole_
         ended = [forks.run(args, tmp_path / "log")]
     assert [code for code, _ in ended] == [0] * after, ended
     assert "going on after batch" in ended[0][1]
-    factors, known = load_factors(tmp_path / "run" / "factors"), tmp_path / "known"
-    assert forks.run(options(texts, known), tmp_path / "log")[0] == 0
-    known = load_factors(known / "factors")
+    factors, known = (load_factors(folder / "factors") for folder in (tmp_path / "run", whole[2]))
     assert [factors[n].n_tokens for n in factors] == [known[n].n_tokens for n in known]
     assert relative_difference(factors, known) < 1e-6
 
@@ -305,6 +314,19 @@ def test_sigterm_stops_all_ranks_between_the_same_batches(forks, texts, whole_of
     for code, said in forks.ranks(args, tmp_path / "log", 2):
         assert code == 0, said
     assert outcome(tmp_path / "run") == whole_of_two
+
+
+def test_the_second_evaluation_of_validate_is_watched_too(forks, texts, whole, tmp_path):
+    kept = ("--model.dtype", "--data.heldout", "--data.heldout_tokens", "--data.memorized", "--trainer.logger")
+    words = options(texts, "")
+    pairs = [pair for pair in zip(words[1::2], words[2::2], strict=True) if pair[0] in kept]
+    pairs += [("--model.model_name", whole[2] / "edited"), ("--trainer.default_root_dir", tmp_path / "other")]
+    args = ["validate", *(word for pair in pairs for word in pair)]
+    ended = forks.ranks(args, tmp_path / "log", 2, {1: {"watched": "evaluation-edited", "kill_at": 3}})
+    assert ended[1][0] == -9, ended[1][1]
+    assert ended[0][0] == 1 and "error: rank 1 (process " in ended[0][1], ended[0][1]
+    for code, said in forks.ranks(args, tmp_path / "log", 2):
+        assert code == 0, said
 
 
 def test_a_sharded_model_goes_on_bit_for_bit(forks, texts, tmp_path):
@@ -328,7 +350,14 @@ def test_two_nodes(texts, whole_of_two, tmp_path):
     changes = {"trainer.num_nodes": 2, "trainer.devices": 1, "trainer.strategy": "ddp"}
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
     agent += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "train.py", *options(texts, tmp_path / "run", **changes)]
-    how = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "kfac",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "0",
+        "SLURM_NODEID": "0",
+    }
+    how = {"cwd": ROOT, "env": os.environ | slurm | {"OMP_NUM_THREADS": "1"}, "text": True}
     nodes = [subprocess.Popen(agent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how) for _ in range(2)]
     try:
         said = [node.communicate(timeout=150)[0] for node in nodes]

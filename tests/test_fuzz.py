@@ -503,3 +503,17 @@ def test_deep_values_in_other_places(tmp_path, monkeypatch):
     check_config_files(
         ["fit", "--data.few_shot", "Question: 1 + 1 = 2; " * 500, "--model", "x: y " * 500, "--edit", "{" * 50]
     )
+
+
+def test_files_that_stand_for_groups_of_options_are_looked_at_too(tmp_path):
+    """The parser reads any file that is named for such a group, whatever its name ends in, in C."""
+    deep, config = tmp_path / "deep.txt", tmp_path / "config.yaml"
+    deep.write_text("[" * 100_000)
+    for text in (f"collect: {deep}", f"data: {{mining: {deep}}}", "model: deep.txt"):
+        config.write_text(text)
+        with pytest.raises(InputError, match=r"deep\.txt: not valid YAML: nested too deeply"):
+            check_config_files(["fit", "--config", str(config)])
+    for words in (["--model", str(deep)], [f"--trainer={deep}"]):
+        with pytest.raises(InputError, match=r"deep\.txt: not valid YAML: nested too deeply"):
+            check_config_files(["fit", *words])
+    check_config_files(["fit", "--data.corpus", str(deep)])  # a text is none of these

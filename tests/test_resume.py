@@ -1,5 +1,6 @@
 """The parts of going on after a stop, each by itself; whole runs that are killed are in test_faults.py."""
 
+import copy
 import json
 import shutil
 
@@ -14,8 +15,10 @@ from lightning_kfac.data.datamodule import TextData
 from lightning_kfac.data.loading import FILLER, ShardedBatches
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation_log import EvaluationLog
+from lightning_kfac.lockstep import Lockstep
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.modules import CausalLM
+from lightning_kfac.ranks import Ranks
 from lightning_kfac.results import read_results, replace_result
 
 
@@ -100,6 +103,35 @@ def test_a_trainer_goes_on_from_a_checkpoint(tmp_path):
     for name, factors in whole.factors.items():
         assert torch.equal(factors.A, resumed.factors[name].A) and torch.equal(factors.G, resumed.factors[name].G)
         assert factors.n_tokens == resumed.factors[name].n_tokens
+
+
+class Asked(Ranks):
+    """Counts how often the ranks are asked whether anybody works."""
+
+    asked = 0
+
+    def any(self, value: bool) -> bool:
+        self.asked += 1
+        return value
+
+
+def test_a_rank_that_fails_within_a_forward_does_not_wait_for_the_others(demo_model):
+    """They wait for its part of a forward that it cannot finish; RankWatch ends them."""
+    ranks, ids = Asked(), torch.ones(1, 1, dtype=torch.long)
+    model = copy.deepcopy(demo_model)
+    steps = Lockstep(model, ranks)
+    with steps:
+        model(ids)
+    assert ranks.asked == 2
+    broken = model.model.layers[2].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), steps:
+        model(ids)
+    assert ranks.asked == 3
+    broken.remove()
+    with pytest.raises(KeyError), steps:
+        model(ids)
+        raise KeyError
+    assert ranks.asked == 5
 
 
 def test_evaluations_remember_what_is_whole_and_theirs(tmp_path):

@@ -323,6 +323,7 @@ def test_mining_finds_what_one_process_finds(folder):
 def test_train_py_with_fsdp(tmp_path, few):  # noqa: F811
     for size, strategy in ((1, "auto"), (2, "fsdp")):
         options = {"trainer.devices": size, "trainer.strategy": strategy, "edit.rho": 0.8, "data.batch_size": 2}
+        options["trainer.logger"] = "false"
         run_train(["fit", *small(tmp_path / str(size), few, **options)])
     one, two = results(tmp_path / "1"), results(tmp_path / "2")
     assert [row["stage"] for row in two] == ["baseline", "edited"]
@@ -331,7 +332,7 @@ def test_train_py_with_fsdp(tmp_path, few):  # noqa: F811
             assert a[key] == b[key]
         for key in ("avg_levenshtein_norm", "perplexity", "ndcg@10"):
             assert a[key] == pytest.approx(b[key], rel=1e-6)
-    # Both matrices of the layer were decomposed once, and the spectra are in TensorBoard's files of rank 0.
+    # Both matrices of the layer were decomposed once.
     assert len(list((tmp_path / "2" / "factors" / "bases").iterdir())) == 2
 
 

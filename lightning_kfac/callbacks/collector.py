@@ -230,6 +230,8 @@ class CurvatureCollector(Callback):
     def _write_state(self, trainer: Trainer, batch_idx: int) -> None:
         next_to_last = batch_idx == trainer.num_training_batches - 2
         asked = next_to_last or batch_idx % BATCHES_TO_CHECK == 0 or not self.save_minutes
+        # After the last of trainer.max_steps a run that goes on would find nothing to do.
+        asked = asked and trainer.global_step != trainer.max_steps
         if asked and _can_go_on(trainer) and self.writer.due(trainer, next_to_last):
             self.writer.write(trainer, self._capture.state())
 

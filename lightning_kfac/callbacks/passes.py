@@ -60,8 +60,6 @@ def check_settings(trainer: Trainer, pl_module: LightningModule) -> None:
         raise InputError("trainer.accumulate_grad_batches must be 1: Lightning would divide the loss by it")
     if trainer.max_epochs != 1:
         raise InputError("trainer.max_epochs must be 1: set data.max_tokens to collect on more or less text")
-    if trainer.max_steps != -1:
-        raise InputError("trainer.max_steps ends a fit before its factors are saved: set data.max_tokens instead")
     plugin = trainer.precision_plugin
     scaled = not (isinstance(plugin, MixedPrecision) and plugin.scaler is None)
     if plugin.precision in ("16-true", "16-mixed") and scaled:
