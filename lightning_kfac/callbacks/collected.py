@@ -79,10 +79,10 @@ class Collected:
         """Whether an interrupted run has saved these very factors, which may have bases beside them by now."""
         try:
             found = load_factors(folder)
-        except InputError:
+            same = all(found.metadata.get(key) == value for key, value in metadata.items())
+            return same and list(found) == list(ours) and all(_equal(found[name], ours[name]) for name in ours)
+        except InputError:  # there is none, or a damaged one
             return False
-        same = all(found.metadata.get(key) == value for key, value in metadata.items())
-        return same and list(found) == list(ours) and all(_equal(found[name], ours[name]) for name in ours)
 
     # -- parts of a text, which a run that goes on after a stop needs -----------------------------------
 
