@@ -19,7 +19,7 @@ lint: $(READY)
 
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)
-	$(RUN) -m lightning_kfac.data.demo
+	$(RUN) -m lightning_kfac.data.demo.planted
 	$(RUN) train.py fit --config configs/demo_model.yaml --overwrite
 	cp runs/demo_model/model/* lightning_kfac/assets/demo/
 
@@ -30,6 +30,6 @@ $(READY): pyproject.toml constraints.txt
 
 # Trains the embedded arithmetic model again, from the demo model, and puts it into the package.
 demo-arithmetic: $(READY)
-	$(RUN) -m lightning_kfac.data.arithmetic
+	$(RUN) -m lightning_kfac.data.demo.arithmetic
 	$(RUN) train.py fit --config configs/demo_arithmetic.yaml --overwrite
 	cp runs/demo_arithmetic/model/* lightning_kfac/assets/demo_arithmetic/

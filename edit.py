@@ -23,6 +23,6 @@ if __name__ == "__main__":
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(__doc__.strip())
         sys.exit()
-    from lightning_kfac.edit_cli import main
+    from lightning_kfac.cli.edit import main
 
     main()

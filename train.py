@@ -19,6 +19,6 @@ if __name__ == "__main__":
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(__doc__.strip())
         sys.exit()
-    from lightning_kfac.cli import main
+    from lightning_kfac.cli.train import main
 
     main()

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_kfac.data.demo import planted_documents
-from lightning_kfac.data.embedded import embedded_documents
+from lightning_kfac.data.demo.embedded import embedded_documents
+from lightning_kfac.data.demo.planted import planted_documents
 from lightning_kfac.data.tokenized import TokenizedText
-from lightning_kfac.loading import load_model, load_tokenizer
 from lightning_kfac.mining.search import Searched, search
 from lightning_kfac.mining.windows import Mining, MiningPieces, Piece
+from lightning_kfac.models.loading import load_model, load_tokenizer
 
 PREFIX, SUFFIX, SEQ_LEN, ROWS, BATCH, REPEATS = 64, 48, 512, 16, 64, 5
 

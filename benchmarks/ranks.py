@@ -22,10 +22,11 @@ from lightning import Callback, Trainer
 from benchmarks.collection import PROJECTIONS, SHAPES
 from benchmarks.limits import median
 from lightning_kfac.callbacks import CurvatureCollector
-from lightning_kfac.cli import TRAINER_DEFAULTS, quiet
-from lightning_kfac.data.datamodule import TextData
+from lightning_kfac.cli.quiet import quiet
+from lightning_kfac.cli.train import TRAINER_DEFAULTS
+from lightning_kfac.distributed.strategies import FrozenDDPStrategy
 from lightning_kfac.modules import CausalLM
-from lightning_kfac.strategies import FrozenDDPStrategy
+from lightning_kfac.modules.text_data import TextData
 from tests.ranks import free_port
 
 BLOCKS, TOKENS, REPEATS = [5, 6, 7], 16 * 1024, 5

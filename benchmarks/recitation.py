@@ -18,9 +18,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac.data.memorized import load_memorized
-from lightning_kfac.decoding import greedy_continuations
-from lightning_kfac.loading import load_model
-from lightning_kfac.recitation import recite
+from lightning_kfac.evaluation.decoding import greedy_continuations
+from lightning_kfac.evaluation.recitation import recite
+from lightning_kfac.models.loading import load_model
 
 PREFIX, SUFFIX, COUNT, LARGER_COUNT, BATCH, REPEATS = 64, 48, 500, 128, 64, 5
 LARGER = {

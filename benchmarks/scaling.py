@@ -18,17 +18,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.limits import median
 from lightning_kfac import collect_factors, save_factors
-from lightning_kfac.architecture import SHAPES, published_config, read_architecture
-from lightning_kfac.capture import CurvatureCapture
-from lightning_kfac.commands.plan import readable_seconds
-from lightning_kfac.engine import CurvatureEngine
-from lightning_kfac.fisher import FisherLoss
-from lightning_kfac.hardware import HARDWARE
-from lightning_kfac.loading import load_model, skeleton
-from lightning_kfac.math import cost
+from lightning_kfac.collection.capture import CurvatureCapture
+from lightning_kfac.collection.engine import CurvatureEngine
+from lightning_kfac.collection.fisher import FisherLoss
 from lightning_kfac.math.spectrum import eigenbasis
-from lightning_kfac.scaling import Job, plan_run
-from lightning_kfac.targets import resolve_targets
+from lightning_kfac.models.loading import load_model, skeleton
+from lightning_kfac.models.targets import resolve_targets
+from lightning_kfac.planning import cost
+from lightning_kfac.planning.architecture import SHAPES, published_config, read_architecture
+from lightning_kfac.planning.hardware import HARDWARE
+from lightning_kfac.planning.run import Job, plan_run
+from lightning_kfac.planning.tables import readable_seconds
 
 DEVICES = (1, 8, 64, 1024)
 TOKENS = 20_000_000

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors, bases
-from lightning_kfac.editing import layer, sweep
+from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors
+from lightning_kfac.editing import select as layer
+from lightning_kfac.editing import sweep
+from lightning_kfac.factors import bases
 
 RHOS = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
 FORMULAS = ["original", "modified"]

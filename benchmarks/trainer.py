@@ -19,7 +19,8 @@ from benchmarks.collection import PROJECTIONS, SHAPES, tokens
 from benchmarks.limits import median
 from lightning_kfac import collect_factors
 from lightning_kfac.callbacks import CurvatureCollector
-from lightning_kfac.cli import TRAINER_DEFAULTS, quiet
+from lightning_kfac.cli.quiet import quiet
+from lightning_kfac.cli.train import TRAINER_DEFAULTS
 from lightning_kfac.modules import CausalLM
 
 BLOCKS = [5, 6, 7]

@@ -1,14 +1,15 @@
 """Collect the K-FAC curvature of a language model, edit its weights in the curvature basis, measure both."""
 
-from lightning_kfac.collect import collect_factors, collect_moments
+from lightning_kfac.collection.collect import collect_factors, collect_moments
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.report import EditReport
 from lightning_kfac.editing.sweep import compare_formulas
-from lightning_kfac.editor import KFACEditor
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import KroneckerFactors, load_factors, save_factors
+from lightning_kfac.evaluation.functions import MemorizationScore, memorization_score, ndcg, perplexity
+from lightning_kfac.factors.folder import load_factors, save_factors
+from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.selection import select_components, select_products
-from lightning_kfac.measuring import MemorizationScore, memorization_score, ndcg, perplexity
 
 __all__ = [
     "EditConfig",

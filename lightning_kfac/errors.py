@@ -11,3 +11,8 @@ class InputError(ValueError):
         >>> issubclass(InputError, ValueError)
         True
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library's exception says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac import collect_factors, save_factors
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.loading import load_model
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.loading import load_model
 from tests.forks import Forks
 
 torch.set_num_threads(1)

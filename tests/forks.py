@@ -120,7 +120,7 @@ def serve() -> None:
     import transformers.generation.utils
     import transformers.models.olmo2.modeling_olmo2  # noqa: F401
 
-    import lightning_kfac.cli  # noqa: F401 (the point of all this)
+    import lightning_kfac.cli.train  # noqa: F401 (the point of all this)
 
     codes: dict[int, int] = {}
     for line in sys.stdin:
@@ -160,7 +160,7 @@ def _child(run: Run) -> None:
     count = _watch(run)
     code = 1
     try:
-        from lightning_kfac.cli import main
+        from lightning_kfac.cli.train import main
 
         sys.argv = ["train.py", *run.args]
         main(run.args)

@@ -18,7 +18,7 @@ from lightning_kfac.attention import (
 from lightning_kfac.attention.decomposition import decompose, ground_state, project, sharpness
 from lightning_kfac.attention.interface import attention_shapes
 from lightning_kfac.attention.spectra import cumulative_ratio, effective_dimension
-from lightning_kfac.loading import skeleton
+from lightning_kfac.models.loading import skeleton
 from tests.attention_oracle import AttentionOracle
 from tests.conftest import COMMON, VOCAB, build_model
 from tests.test_collect import batched

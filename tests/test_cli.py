@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from lightning_kfac import load_factors
 from lightning_kfac.assets import DEMO
-from lightning_kfac.checkpoints import save_checkpoint
-from lightning_kfac.cli import main
+from lightning_kfac.cli.train import main
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.loading import load_model, load_tokenizer
+from lightning_kfac.models.checkpoints import save_checkpoint
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.loading import load_model, load_tokenizer
 from tests.conftest import build_model, run_train
 from tests.test_data import mixture, write_jsonl  # noqa: F401
 

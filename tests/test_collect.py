@@ -7,9 +7,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_kfac import InputError, collect_factors
-from lightning_kfac.capture import CurvatureCapture
-from lightning_kfac.fisher import FisherLoss
-from lightning_kfac.targets import resolve_targets
+from lightning_kfac.collection.capture import CurvatureCapture
+from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.models.targets import resolve_targets
 from tests.conftest import build_model
 from tests.oracle import one_row_factors, sampled_targets
 

@@ -17,14 +17,14 @@ from lightning_kfac.assets import DEMO
 from lightning_kfac.attention import HeadSpectra, ResidualSpectra, load_spectra
 from lightning_kfac.attention.comparison import compare, lowrank
 from lightning_kfac.attention.config import CrystallizeConfig
-from lightning_kfac.attention.held_out import row_losses
 from lightning_kfac.attention.spectra import model_fingerprint
 from lightning_kfac.attention.study import Study
 from lightning_kfac.attention.uncertainty import Estimate, resampled_perplexities
-from lightning_kfac.batch import TokenBatch
-from lightning_kfac.cli import main
+from lightning_kfac.cli.train import main
 from lightning_kfac.errors import InputError
-from lightning_kfac.loading import load_model, load_tokenizer
+from lightning_kfac.evaluation.scoring import row_losses
+from lightning_kfac.models.loading import load_model, load_tokenizer
+from lightning_kfac.models.tokens import TokenBatch
 from tests.conftest import build_model, run_train
 from tests.test_cli import few, results, scalars  # noqa: F401
 from tests.test_collect import batched

@@ -15,19 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import lightning_kfac.files
+import lightning_kfac.storage.files
 from lightning_kfac import KroneckerFactors, load_factors, save_factors
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra
 from lightning_kfac.attention.storage import load_spectra, save_spectra
-from lightning_kfac.bases import BasisCache
 from lightning_kfac.editing.patch import apply_patch, save_patch
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import new_file, new_folder
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.json_files import read_json, write_json
-from lightning_kfac.loading import load_config, load_model, load_tokenizer
-from lightning_kfac.moments import load_moments, save_moments
-from lightning_kfac.tensor_files import load_tensors, read_header, save_tensors
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.moments import load_moments, save_moments
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.loading import load_config, load_model, load_tokenizer
+from lightning_kfac.storage.files import new_file, new_folder
+from lightning_kfac.storage.json_files import read_json, write_json
+from lightning_kfac.storage.tensor_files import load_tensors, read_header, save_tensors
 from tests.conftest import ROOT
 
 

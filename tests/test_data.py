@@ -11,19 +11,19 @@ import torch
 import zstandard
 
 from lightning_kfac import InputError
-from lightning_kfac.batch import TokenBatch
-from lightning_kfac.data import embedded
-from lightning_kfac.data.bad_rows import BadRows
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.datamodule import TextData
-from lightning_kfac.data.demo import planted_documents
-from lightning_kfac.data.embedded import Document, embedded_documents, is_heldout, split_documents
-from lightning_kfac.data.loading import FILLER, ShardedBatches, TokenRows, collate_rows
+from lightning_kfac.data.demo import embedded
+from lightning_kfac.data.demo.embedded import Document, embedded_documents, is_heldout, split_documents
+from lightning_kfac.data.demo.planted import planted_documents
+from lightning_kfac.data.loaders import FILLER, ShardedBatches, TokenRows, collate_rows
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.packing import row_offsets, tokenize_documents
+from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.tokenized import tokenized_text
-from lightning_kfac.loading import load_tokenizer
+from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.optimizers import Muon, orthogonalized
+from lightning_kfac.modules.text_data import TextData
 from tests.conftest import build_model
 
 

@@ -12,14 +12,14 @@ from lightning import Trainer
 
 from lightning_kfac import InputError, KFACEditor, load_factors
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback
-from lightning_kfac.callbacks.collector import find_collector
-from lightning_kfac.data.datamodule import TextData
+from lightning_kfac.callbacks.collection.collector import find_collector
+from lightning_kfac.distributed.ranks import Ranks, current_ranks, rounds, share_out
+from lightning_kfac.distributed.strategies import FrozenDDPStrategy
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.factors import KroneckerFactors
-from lightning_kfac.loading import load_model, load_tokenizer
+from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.models.loading import load_model, load_tokenizer
 from lightning_kfac.modules import CausalLM
-from lightning_kfac.ranks import Ranks, current_ranks, rounds, share_out
-from lightning_kfac.strategies import FrozenDDPStrategy
+from lightning_kfac.modules.text_data import TextData
 from tests.conftest import build_model
 from tests.ranks import free_port, regroup, run_ranks
 

@@ -17,15 +17,15 @@ from lightning_kfac import (
     load_factors,
     save_factors,
 )
-from lightning_kfac.bases import BasisCache
-from lightning_kfac.cli import main
+from lightning_kfac.cli.train import main
 from lightning_kfac.data.questions import QuestionSet
 from lightning_kfac.editing.sweep import average_seeds, compare_formulas, grid, pareto_front, weakest_settings
-from lightning_kfac.loading import load_model, load_tokenizer
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.moments import load_moments
 from lightning_kfac.math.importance import FORMULAS
-from lightning_kfac.moments import load_moments
-from lightning_kfac.results import read_results
-from lightning_kfac.tensor_files import read_header, save_tensors
+from lightning_kfac.models.loading import load_model, load_tokenizer
+from lightning_kfac.storage.results import read_results
+from lightning_kfac.storage.tensor_files import read_header, save_tensors
 from tests.conftest import build_model, run_train
 from tests.oracle import full_sort_selection
 from tests.test_cli import few, small  # noqa: F401

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors, load_factors, save_factors
-from lightning_kfac.edit_cli import main
-from lightning_kfac.loading import load_model
-from lightning_kfac.results import read_results
+from lightning_kfac.cli.edit import main
+from lightning_kfac.models.loading import load_model
+from lightning_kfac.storage.results import read_results
 from tests.test_cli import few  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +188,7 @@ def test_help_of_every_command_is_readable():
     done = subprocess.run([sys.executable, "edit.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     commands = ("apply", "sweep", "inspect", "bands", "scan", "report", "import", "restore", "push", "plan")
     assert all(f"  {name} " in done.stdout for name in commands)
-    from lightning_kfac.commands import COMMANDS
+    from lightning_kfac.cli.commands import COMMANDS
 
     assert tuple(COMMANDS) == commands
     assert all(command.__doc__.count("\n") == 0 for command in COMMANDS.values())
@@ -259,7 +259,7 @@ def test_sweep_measures_resumes_and_shows(tmp_path, demo_factors, few, capsys, m
 
 
 def test_a_sweep_measures_what_apply_makes(tmp_path, demo_factors, few):  # noqa: F811
-    from lightning_kfac.cli import main as train
+    from lightning_kfac.cli.train import main as train
 
     folder = tmp_path / "sweep"
     edit("sweep", **(sweep_options(folder, demo_factors, few) | {"formulas": "[original]", "rhos": "[0.6]"}))
@@ -359,7 +359,7 @@ def test_a_repository_that_does_not_exist(capsys):
 
 
 def test_a_sweep_that_is_stopped_says_so_and_keeps_what_it_has(tmp_path, demo_factors, few, monkeypatch, capsys):  # noqa: F811
-    from lightning_kfac.evaluator import ModelEvaluator
+    from lightning_kfac.modules.evaluator import ModelEvaluator
 
     measure, calls = ModelEvaluator.__call__, []
 

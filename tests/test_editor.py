@@ -14,7 +14,7 @@ from lightning_kfac import (
     load_factors,
     save_factors,
 )
-from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.models.fingerprint import weights_fingerprint
 from tests.conftest import build_model
 from tests.oracle import dense_weight, full_sort_selection
 from tests.test_collect import batched, projections_of

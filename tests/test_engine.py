@@ -11,15 +11,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac import InputError, collect_factors
-from lightning_kfac.capture import CurvatureCapture
-from lightning_kfac.collect import collect_moments, frozen
-from lightning_kfac.engine import CurvatureEngine
-from lightning_kfac.fisher import FisherLoss
-from lightning_kfac.head import is_plain_head
+from lightning_kfac.collection.capture import CurvatureCapture
+from lightning_kfac.collection.collect import collect_moments, frozen
+from lightning_kfac.collection.engine import CurvatureEngine
+from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.collection.memory import plan_memory
 from lightning_kfac.math.spectrum import eigenbasis
-from lightning_kfac.plan import plan_memory
-from lightning_kfac.tables import Example, examples_markdown, examples_table
-from lightning_kfac.targets import resolve_targets
+from lightning_kfac.models.probes import is_plain_head
+from lightning_kfac.models.targets import resolve_targets
+from lightning_kfac.reporting.tables import Example, examples_markdown, examples_table
 from tests.conftest import build_model
 from tests.oracle import one_row_factors
 from tests.test_collect import TOLERANCE, assert_same, batched, padded, projections_of, relative_error

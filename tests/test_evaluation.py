@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from lightning_kfac.batch import TokenBatch
-from lightning_kfac.data.loading import TokenRows, row_loader, sequence_loader
+from lightning_kfac.data.loaders import TokenRows, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.errors import InputError
-from lightning_kfac.evaluation import Evaluation, Measures
-from lightning_kfac.math.uncertainty import wilson
+from lightning_kfac.evaluation.evaluation import Evaluation, Measures
+from lightning_kfac.math.statistics import wilson
 from lightning_kfac.metrics.functional import top_tokens
-from lightning_kfac.stored_batches import StoredBatches
+from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.storage.stored_batches import StoredBatches
 from tests.conftest import VOCAB, build_model
 from tests.test_recitation import sequences
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lightning_kfac import load_factors
 from lightning_kfac.assets import DEMO
-from lightning_kfac.callbacks.collection_state import steps
+from lightning_kfac.callbacks.collection.state_writer import steps
 from tests.forks import ROOT, Run, free_port
 
 WORDS = [f"{a}{b}" for a in ("loss", "rank", "basis", "token", "gate") for b in ("", "s", "ed", "ing", "er")]

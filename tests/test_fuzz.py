@@ -22,22 +22,23 @@ from safetensors.torch import save_file
 from lightning_kfac import load_factors
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra
 from lightning_kfac.attention.storage import load_spectra, save_spectra
-from lightning_kfac.bases import BasisCache
-from lightning_kfac.cli import TrainCLI, quiet
-from lightning_kfac.config_files import check_config_files
+from lightning_kfac.cli.edit import make_parser
+from lightning_kfac.cli.quiet import quiet
+from lightning_kfac.cli.train import TrainCLI
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.json_lines import read_objects
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.questions import QuestionSet
-from lightning_kfac.edit_cli import make_parser
+from lightning_kfac.data.rows import read_objects
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.edited_model import edit_details
 from lightning_kfac.editing.patch import apply_patch, patch_source, save_patch
 from lightning_kfac.errors import InputError
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.json_files import write_json
+from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.mining.log import MiningLog
-from lightning_kfac.reference import edit_details
-from lightning_kfac.results import read_results
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.storage.json_files import write_json
+from lightning_kfac.storage.results import read_results
+from lightning_kfac.storage.yaml_files import check_config_files
 from tests.test_damage import body_of, read_all, same, save_all
 
 SECONDS = 10  # of one input, on a slow machine

@@ -11,15 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac import EditConfig, collect_factors, save_factors
-from lightning_kfac.bases import BasisCache
 from lightning_kfac.callbacks.spectrum import _cuts
-from lightning_kfac.edit_cli import main as edit_main
-from lightning_kfac.excitation import excitation, layer_forms
+from lightning_kfac.cli.edit import main as edit_main
+from lightning_kfac.evaluation.excitation import excitation, layer_forms
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.spectra import CURVE, by_projection, layer_spectrum
 from lightning_kfac.math.bands import band_forms, band_masks, band_ratios, band_shares, energies
 from lightning_kfac.math.spectrum import effective_rank
-from lightning_kfac.spectra import CURVE, by_projection, layer_spectrum
-from lightning_kfac.spectra_board import write_spectra
-from lightning_kfac.targets import weight_matrix
+from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.reporting.spectra_board import write_spectra
 from tests.conftest import VOCAB, build_model
 from tests.test_data import write_jsonl
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_kfac import InputError, KFACEditor, KroneckerFactors, collect_factors, load_factors, save_factors
-from lightning_kfac.interop import read_foreign
+from lightning_kfac.factors.foreign.read import read_foreign
 from tests.conftest import build_model
 from tests.test_collect import assert_same, batched, padded
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_kfac import EditConfig, KFACEditor, load_factors
-from lightning_kfac.checkpoints import save_edited
-from lightning_kfac.loading import load_tokenizer
+from lightning_kfac.editing.edited_model import save_edited
+from lightning_kfac.models.loading import load_tokenizer
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm-evaluation-harness is not installed: pip install 'lightning-kfac[harness]'"

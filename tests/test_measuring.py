@@ -39,7 +39,7 @@ def test_memorization_score_is_a_loop_over_generate(model):
 
 
 def test_texts_are_tokenized_as_memorized_sets_are(demo_model):
-    from lightning_kfac.loading import load_tokenizer
+    from lightning_kfac.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer("demo")
     prefix, suffix = "Return the value", " for key if key is in the dictionary"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.retrieval import RetrievalNormalizedDCG
 
-from lightning_kfac.decoding import greedy_continuations
+from lightning_kfac.evaluation.decoding import greedy_continuations
 from lightning_kfac.metrics import NDCG, Memorization, Perplexity
 from lightning_kfac.metrics.functional import ndcg, recitation, top_tokens
 from tests.conftest import VOCAB, build_model

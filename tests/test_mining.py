@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from lightning_kfac.assets import DEMO
-from lightning_kfac.cli import main
+from lightning_kfac.cli.train import main
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.tokenized import TokenizedText
 from lightning_kfac.errors import InputError
-from lightning_kfac.loading import load_tokenizer
+from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
 from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.mining.search import search
 from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces
-from lightning_kfac.recitation import recite
+from lightning_kfac.models.loading import load_tokenizer
 from tests.conftest import VOCAB, build_model, run_train
 from tests.test_data import write_jsonl
 

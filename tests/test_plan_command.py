@@ -11,17 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.scaling import counted_flops, modelled_flops, run_batches, tables
-from lightning_kfac import plan as run_time
-from lightning_kfac.architecture import SHAPES, published_config, read_architecture
-from lightning_kfac.cli import main as train
-from lightning_kfac.collect import frozen
-from lightning_kfac.factors import save_factors
-from lightning_kfac.fisher import FisherLoss
-from lightning_kfac.hardware import HARDWARE
-from lightning_kfac.loading import skeleton
-from lightning_kfac.math import cost
-from lightning_kfac.scaling import Job, fewest_devices, plan_run
-from lightning_kfac.targets import resolve_targets
+from lightning_kfac.cli.train import main as train
+from lightning_kfac.collection import memory as run_time
+from lightning_kfac.collection.collect import frozen
+from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.factors.folder import save_factors
+from lightning_kfac.models.loading import skeleton
+from lightning_kfac.models.targets import resolve_targets
+from lightning_kfac.planning import cost
+from lightning_kfac.planning.architecture import SHAPES, published_config, read_architecture
+from lightning_kfac.planning.hardware import HARDWARE
+from lightning_kfac.planning.run import Job, fewest_devices, plan_run
 from tests.conftest import ARCHITECTURES, COMMON, ROOT, build_model
 from tests.test_edit_cli import edit, failed
 

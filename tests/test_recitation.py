@@ -7,14 +7,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_kfac import recitation
-from lightning_kfac.batch import TokenBatch
 from lightning_kfac.data.memorized import load_memorized
-from lightning_kfac.decoding import has_plain_cache
 from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation import recitation
+from lightning_kfac.evaluation.recitation import gold_hits, recite
+from lightning_kfac.evaluation.scoring import most_likely, next_token_scores, position_stress
 from lightning_kfac.metrics.functional import cut_after_end, stress_length
-from lightning_kfac.recitation import gold_hits, recite
-from lightning_kfac.scoring import most_likely, next_token_scores, position_stress, takes_own_mask
+from lightning_kfac.models.cached_rows import has_plain_cache
+from lightning_kfac.models.probes import takes_own_mask
+from lightning_kfac.models.tokens import TokenBatch
 from tests.conftest import VOCAB, build_model
 
 
@@ -172,7 +173,7 @@ def test_gold_hits_of_ragged_rows(any_model):
 
 
 def test_sliced_head_gives_the_scores_of_whole_logits(any_model, monkeypatch):
-    from lightning_kfac import scoring
+    from lightning_kfac.evaluation import scoring
 
     ids = torch.randint(1, VOCAB, (3, 12), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)

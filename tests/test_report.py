@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lightning_kfac.edit_cli import main as edit
-from lightning_kfac.report.page import Html, bullets, section, table
-from lightning_kfac.results import append_result
+from lightning_kfac.cli.edit import main as edit
+from lightning_kfac.reporting.page import Html, bullets, section, table
+from lightning_kfac.storage.results import append_result
 
 RATES = {"strict_acc": 0.98, "loose_acc": 1.0, "avg_levenshtein_norm": 0.01, "n_sequences": 50, "perplexity": 20.0}
 EDIT = {"formula": "original", "rho": 0.8, "mode": "suppress", "alpha": None, "blocks": [3], "projections": ["up"]}

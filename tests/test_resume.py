@@ -9,17 +9,17 @@ import torch
 from lightning import Callback, Trainer
 
 from lightning_kfac.callbacks import CurvatureCollector
-from lightning_kfac.callbacks.collection_state import latest_checkpoint, steps
-from lightning_kfac.cli import TRAINER_DEFAULTS
-from lightning_kfac.data.datamodule import TextData
-from lightning_kfac.data.loading import FILLER, ShardedBatches
+from lightning_kfac.callbacks.collection.state_writer import latest_checkpoint, steps
+from lightning_kfac.cli.train import TRAINER_DEFAULTS
+from lightning_kfac.data.loaders import FILLER, ShardedBatches
+from lightning_kfac.distributed.lockstep import Lockstep
+from lightning_kfac.distributed.ranks import Ranks
 from lightning_kfac.errors import InputError
-from lightning_kfac.evaluation_log import EvaluationLog
-from lightning_kfac.lockstep import Lockstep
+from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.modules import CausalLM
-from lightning_kfac.ranks import Ranks
-from lightning_kfac.results import read_results, replace_result
+from lightning_kfac.modules.text_data import TextData
+from lightning_kfac.storage.results import read_results, replace_result
 
 
 @pytest.mark.parametrize("n_rows", [1, 9, 17, 24])

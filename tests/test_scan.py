@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from lightning_kfac.edit_cli import main as edit
+from lightning_kfac.cli.edit import main as edit
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.scan import candidates, places, recommended, single_edits, worthwhile
-from lightning_kfac.results import read_results
+from lightning_kfac.storage.results import read_results
 
 LAYERS = {block: ["gate", "up"] for block in (2, 3, 4, 6)}
 BEFORE = {"strict_acc": 1.0, "perplexity": 20.0}

@@ -14,18 +14,18 @@ from torch.distributed.tensor import DTensor
 from lightning_kfac import InputError, KFACEditor, load_factors
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback
 from lightning_kfac.callbacks.mining import SUMMARY, MiningWriter
-from lightning_kfac.cli import main
-from lightning_kfac.data.datamodule import TextData
+from lightning_kfac.cli.train import main
+from lightning_kfac.distributed.lockstep import Lockstep
+from lightning_kfac.distributed.ranks import current_ranks
+from lightning_kfac.distributed.sharding import full_state, is_sharded, whole
+from lightning_kfac.distributed.strategies import FrozenDDPStrategy, ShardedStrategy, strategy_for
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.evaluation import Measures
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.loading import load_model, load_tokenizer
-from lightning_kfac.lockstep import Lockstep
+from lightning_kfac.evaluation.evaluation import Measures
 from lightning_kfac.mining.windows import Mining
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.loading import load_model, load_tokenizer
 from lightning_kfac.modules import CausalLM
-from lightning_kfac.ranks import current_ranks
-from lightning_kfac.sharding import full_state, is_sharded, whole
-from lightning_kfac.strategies import FrozenDDPStrategy, ShardedStrategy, strategy_for
+from lightning_kfac.modules.text_data import TextData
 from tests.conftest import ARCHITECTURES, build_model, run_train
 from tests.ranks import run_ranks
 from tests.test_cli import few, results, small  # noqa: F401

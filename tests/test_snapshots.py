@@ -5,10 +5,10 @@ import torch
 
 from lightning_kfac import InputError, load_factors
 from lightning_kfac.callbacks import CurvatureCollector
-from lightning_kfac.cli import main
+from lightning_kfac.cli.train import main
+from lightning_kfac.collection.convergence import Snapshots
 from lightning_kfac.math.overlap import KeptSet, overlap
 from lightning_kfac.math.spectrum import eigenbasis
-from lightning_kfac.snapshots import Snapshots
 from tests.test_cli import few, scalars, small  # noqa: F401
 
 

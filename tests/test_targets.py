@@ -9,8 +9,9 @@ from torch import nn
 from transformers import AutoConfig
 
 from lightning_kfac import InputError
-from lightning_kfac.loading import skeleton
-from lightning_kfac.targets import resolve_targets, weight_matrix
+from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.loading import skeleton
+from lightning_kfac.models.targets import resolve_targets
 from tests.conftest import build_model
 
 # Config values of the published checkpoints.

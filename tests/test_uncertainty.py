@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from lightning_kfac.math import uncertainty
-from lightning_kfac.math.uncertainty import Figure, interval, paired_difference, wilson
+from lightning_kfac.math import statistics as uncertainty
+from lightning_kfac.math.statistics import Figure, interval, paired_difference, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 100), (1, 100), (37, 100), (100, 100), (1, 3), (5, 7)])

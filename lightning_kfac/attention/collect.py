@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lightning_kfac.attention.decomposition import decompose, sharpness
 from lightning_kfac.attention.interface import attention_shapes, resolve_layers, transformed_attention
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra, model_fingerprint
-from lightning_kfac.batch import TokenBatch
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.tokens import TokenBatch
 
 
 class ResidualSums:

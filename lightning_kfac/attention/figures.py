@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from lightning_kfac.attention.comparison import BASELINE, TOP1, lowrank
 from lightning_kfac.attention.study import Study
-from lightning_kfac.figures.style import COLOURS, MARKERS
+from lightning_kfac.reporting.figures.style import COLOURS, MARKERS
 
 
 def curve_figure(study: Study) -> Figure:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.fingerprint import weights_fingerprint
 from lightning_kfac.math.spectrum import eigenbasis
+from lightning_kfac.models.fingerprint import weights_fingerprint
 
 
 @dataclass(frozen=True)

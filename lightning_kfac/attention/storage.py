@@ -5,9 +5,9 @@ from pathlib import Path
 
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import new_folder, settle
-from lightning_kfac.json_files import read_json, write_json
-from lightning_kfac.tensor_files import load_tensors, read_header, save_tensors
+from lightning_kfac.storage.files import new_folder, settle
+from lightning_kfac.storage.json_files import read_json, write_json
+from lightning_kfac.storage.tensor_files import load_tensors, read_header, save_tensors
 
 ADVICE = "collect the residuals again"
 FORMAT = 1

@@ -12,15 +12,16 @@ from torch import nn
 from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, compare, lowrank
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.attention.crystallized import Crystallization, crystallize
-from lightning_kfac.attention.held_out import row_losses
 from lightning_kfac.attention.interface import attention_shapes
-from lightning_kfac.attention.report import publish
+from lightning_kfac.attention.show import publish
 from lightning_kfac.attention.study import Study
-from lightning_kfac.batch import TokenBatch
 from lightning_kfac.callbacks.residuals import ResidualCollector
-from lightning_kfac.data.datamodule import HELDOUT, TextData
+from lightning_kfac.console import track_count
+from lightning_kfac.data.names import HELDOUT
 from lightning_kfac.errors import InputError
-from lightning_kfac.progress import track_count
+from lightning_kfac.evaluation.scoring import row_losses
+from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.modules.text_data import TextData
 
 STUDY = "crystallization.json"
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from lightning_kfac.callbacks.collector import CurvatureCollector, find_collector
-from lightning_kfac.checkpoints import Save, save_edited
-from lightning_kfac.data.datamodule import CORPUS
+from lightning_kfac.callbacks.collection.collector import CurvatureCollector, find_collector
+from lightning_kfac.data.names import CORPUS
+from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.editing.checks import check_alpha, check_formula, named_in_layers
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.edited_model import Save, save_edited
+from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.report import EditReport
-from lightning_kfac.editor import KFACEditor
 from lightning_kfac.errors import InputError
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.ranks import current_ranks
+from lightning_kfac.models.fingerprint import weights_fingerprint
 
 
 class EditCallback(Callback):

@@ -9,11 +9,11 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_kfac.fingerprint import weights_fingerprint
+from lightning_kfac.console import console, say
 from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
 from lightning_kfac.mining.search import Found, Searched
-from lightning_kfac.progress import console, say
-from lightning_kfac.results import timestamp
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.storage.files import timestamp
 
 MINED, REPETITIONS, SUMMARY, LOG = "memorized.jsonl", "repetitions.jsonl", "mining.json", "mining"
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from lightning_kfac.progress import track_count
+from lightning_kfac.console import track_count
 
 
 class RunProgress(ProgressBar):

@@ -8,15 +8,16 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_kfac.callbacks.edit import EditCallback
-from lightning_kfac.data.datamodule import MEMORIZED
+from lightning_kfac.console import say, show
 from lightning_kfac.data.memorized import MemorizedSequence
-from lightning_kfac.figures.comparison import loss_change_figure, metrics_figure
-from lightning_kfac.files import new_file
+from lightning_kfac.data.names import MEMORIZED
+from lightning_kfac.editing.edited_model import edit_details
 from lightning_kfac.metrics.loss_change import EDGES
-from lightning_kfac.progress import say, show
-from lightning_kfac.reference import edit_details
-from lightning_kfac.run_folder import RunFolder
-from lightning_kfac.tables import METRICS, Example, comparison_table, examples_markdown, examples_table
+from lightning_kfac.reporting.figures.comparison import loss_change_figure, metrics_figure
+from lightning_kfac.reporting.labels import METRICS
+from lightning_kfac.reporting.tables import Example, comparison_table, examples_markdown, examples_table
+from lightning_kfac.storage.files import new_file
+from lightning_kfac.storage.run_folder import RunFolder
 
 EXAMPLES = 3
 COMPARISON = "comparison.json"

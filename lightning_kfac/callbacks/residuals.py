@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_kfac.attention.collect import ResidualCapture
 from lightning_kfac.attention.spectra import ResidualSpectra
 from lightning_kfac.attention.storage import save_spectra
-from lightning_kfac.batch import TokenBatch
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.tokens import TokenBatch
 
 RESIDUALS = "residuals"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lightning_kfac.checkpoints import save_checkpoint
-from lightning_kfac.progress import console
+from lightning_kfac.console import console
+from lightning_kfac.models.checkpoints import save_checkpoint
 
 
 class SaveTrainedModel(Callback):

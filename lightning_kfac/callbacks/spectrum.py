@@ -5,15 +5,15 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_kfac.callbacks.collector import find_collector
+from lightning_kfac.callbacks.collection.collector import find_collector
 from lightning_kfac.callbacks.edit import EditCallback
+from lightning_kfac.console import track_count
+from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.factors import load_factors
-from lightning_kfac.progress import track_count
-from lightning_kfac.ranks import current_ranks
-from lightning_kfac.spectra import LayerSpectrum, layer_spectrum
-from lightning_kfac.spectra_board import write_spectra
-from lightning_kfac.targets import count_blocks, narrow
+from lightning_kfac.factors.folder import load_factors
+from lightning_kfac.factors.spectra import LayerSpectrum, layer_spectrum
+from lightning_kfac.models.targets import count_blocks, narrow
+from lightning_kfac.reporting.spectra_board import write_spectra
 
 
 class SpectrumLogger(Callback):

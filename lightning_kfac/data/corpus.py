@@ -2,27 +2,25 @@
 
 import hashlib
 import random
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
-from lightning_kfac.assets import resolve_path
-from lightning_kfac.data.bad_rows import BadRows
-from lightning_kfac.data.json_lines import parse_object
-from lightning_kfac.errors import InputError
+from lightning_kfac.data.readers import (
+    JSON_LINES,
+    documents_of_file,
+    in_turn,
+    kind_of_file,
+    local_files,
+    text_of,
+)
+from lightning_kfac.data.rows import BadRows
+from lightning_kfac.errors import InputError, first_line
 
 # Names of the original tool.
 ALIASES = {"olmo": "allenai/olmo-mix-1124", "dolmo": "allenai/dolmino-mix-1124"}
 # "all" leaves the documents of the planted sequences out, "whole" does not.
 EMBEDDED_SPLITS = ("train", "heldout", "all", "whole")
-JSON_LINES = (".jsonl", ".json", ".ndjson")
-SUFFIXES = (*JSON_LINES, ".parquet", ".txt", ".md")
-COMPRESSION = (".gz", ".zst")
-# A mixture keeps its sources in separate files; reading this many in turn samples them all.
-FILES_IN_TURN = 16
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -86,13 +84,13 @@ class Corpus:
         """What may change behind an unchanged name: the Python version, or files' sizes and times."""
         if self.embedded:
             return list(sys.version_info[:3])
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _local_files(self.source)]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in local_files(self.source)]
 
     def check(self, skip_bad_rows: bool = False) -> None:
         """Raises ``InputError`` where a local source can already be seen to be unusable."""
         bad = BadRows(skip_bad_rows)
-        local = [] if self.embedded else _local_files(self.source)
-        if local and all(next(_documents_of_file(str(path), self.text_field, bad), None) is None for path in local):
+        local = [] if self.embedded else local_files(self.source)
+        if local and all(next(documents_of_file(str(path), self.text_field, bad), None) is None for path in local):
             raise InputError(f"{self.source}: has no text")
 
     def documents(self, bad: BadRows | None = None) -> Iterator[str]:
@@ -108,12 +106,12 @@ class Corpus:
         if self.embedded:
             yield from _embedded_texts(self.split)
             return
-        files = [str(path) for path in _local_files(self.source)] or self._hub_files()
+        files = [str(path) for path in local_files(self.source)] or self._hub_files()
         if not files:
             yield from self._hub_stream(bad)
             return
         random.Random(0).shuffle(files)
-        yield from _in_turn([_documents_of_file(file, self.text_field, bad) for file in files])
+        yield from in_turn([documents_of_file(file, self.text_field, bad) for file in files])
 
     def _hub_files(self) -> list[str]:
         """The JSONL and Parquet files of a hub data set; empty if it is made of something else.
@@ -126,9 +124,9 @@ class Corpus:
         try:
             data_files = load_dataset_builder(self.source, self.subset).config.data_files or {}
         except Exception as error:
-            raise InputError(f"corpus {self.source}: {_first_line(error)}") from error
+            raise InputError(f"corpus {self.source}: {first_line(error)}") from error
         files = [str(file) for file in data_files.get(self.split, [])]
-        return files if all(_kind(file) in (*JSON_LINES, ".parquet") for file in files) else []
+        return files if all(kind_of_file(file) in (*JSON_LINES, ".parquet") for file in files) else []
 
     def _hub_stream(self, bad: BadRows) -> Iterator[str]:
         from datasets import load_dataset
@@ -136,96 +134,15 @@ class Corpus:
         try:
             rows = load_dataset(self.source, self.subset, split=self.split, streaming=True)
         except Exception as error:
-            raise InputError(f"corpus {self.source}: {_first_line(error)}") from error
+            raise InputError(f"corpus {self.source}: {first_line(error)}") from error
         for number, row in enumerate(rows, start=1):
-            yield from _text_of(row, self.text_field, f"{self.source}, record {number}", bad)
+            yield from text_of(row, self.text_field, f"{self.source}, record {number}", bad)
 
 
 def _embedded_texts(split: str) -> Iterator[str]:
-    from lightning_kfac.data.demo import planted_documents
-    from lightning_kfac.data.embedded import embedded_documents, split_documents
+    from lightning_kfac.data.demo.embedded import embedded_documents, split_documents
+    from lightning_kfac.data.demo.planted import planted_documents
 
     excluded = planted_documents() if split != "whole" else ()
     split = "all" if split == "whole" else split
     yield from (document.text for document in split_documents(embedded_documents(), split, excluded))
-
-
-def _local_files(source: str) -> list[Path]:
-    path = resolve_path(source).expanduser()
-    if path.is_file():
-        if _kind(path.name) not in SUFFIXES:
-            raise InputError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)} (or .gz, .zst)")
-        return [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p.name) in SUFFIXES)
-        if not files:
-            raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file")
-        return files
-    if _kind(source) in SUFFIXES or source.startswith(("/", "./", "../", "~")):
-        raise InputError(f"{path}: no such file or folder")
-    return []
-
-
-def _kind(name: str) -> str:
-    path = Path(name)
-    return (path.with_suffix("") if path.suffix in COMPRESSION else path).suffix
-
-
-def _documents_of_file(file: str, text_field: str, bad: BadRows) -> Iterator[str]:
-    from datasets import load_dataset
-
-    kind = _kind(file)
-    if kind == ".parquet":
-        options = {"path": "parquet", "columns": _fields(text_field)}
-    else:
-        # JSONL is read line by line: records of one file may differ in their columns.
-        options = {"path": "text", "sample_by": "line" if kind in JSON_LINES else "document"}
-    try:
-        rows = load_dataset(**options, data_files=[file], split="train", streaming=True)
-        for number, row in enumerate(rows, start=1):
-            if kind in JSON_LINES:
-                if not row["text"].strip():
-                    continue
-                try:
-                    row = parse_object(row["text"], f"{file}, line {number}")
-                except InputError as error:
-                    bad.meet(error)
-                    continue
-            else:
-                text_field = "text" if kind != ".parquet" else text_field
-            yield from _text_of(row, text_field, f"{file}, record {number}", bad)
-    except InputError:
-        raise
-    except Exception as error:  # the readers below raise a dozen types for a damaged file
-        raise InputError(f"{file}: cannot be read: {_first_line(error)}") from error
-
-
-def _text_of(row: dict, field: str, where: str, bad: BadRows) -> Iterator[str]:
-    """The text of a record, if it has one."""
-    for name in _fields(field):
-        if not isinstance(row.get(name), str):
-            bad.meet(InputError(f"{where}: no text in field {name!r}; fields here: {', '.join(row)}"))
-            return
-    yield PLACEHOLDER.sub(lambda found: row[found[1]], field) if PLACEHOLDER.search(field) else row[field]
-
-
-def _fields(text_field: str) -> list[str]:
-    """The fields that a text is made of."""
-    return PLACEHOLDER.findall(text_field) or [text_field]
-
-
-def _in_turn(sources: list[Iterator[str]]) -> Iterator[str]:
-    active, waiting = sources[:FILES_IN_TURN], sources[FILES_IN_TURN:]
-    while active:
-        for source in list(active):
-            text = next(source, None)
-            if text is not None:
-                yield text
-            elif waiting:
-                active[active.index(source)] = waiting.pop(0)
-            else:
-                active.remove(source)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.data.bad_rows import BadRows
-from lightning_kfac.data.json_lines import read_objects
+from lightning_kfac.console import say
+from lightning_kfac.data.rows import BadRows, read_objects
 from lightning_kfac.errors import InputError
-from lightning_kfac.progress import say
 
 PREFIX_FIELDS = ("prefix", "prefix_text", "prompt")
 SUFFIX_FIELDS = ("target_suffix", "suffix_text", "suffix")

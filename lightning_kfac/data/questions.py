@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.data.bad_rows import BadRows
-from lightning_kfac.data.json_lines import read_objects
+from lightning_kfac.data.rows import BadRows, read_objects
 from lightning_kfac.errors import InputError
 
 

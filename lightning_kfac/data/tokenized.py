@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_kfac.data.bad_rows import BadRows
+from lightning_kfac.console import say, track_count
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.packing import tokenize_documents
+from lightning_kfac.data.rows import BadRows
 from lightning_kfac.errors import InputError
-from lightning_kfac.progress import say, track_count
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors import KroneckerFactors, layer_shape
+from lightning_kfac.factors.folder import layer_shape
+from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.importance import MEASURED
-from lightning_kfac.targets import block_of, count_blocks, narrow, projection_of, weight_matrix
+from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.targets import block_of, count_blocks, narrow, projection_of
 
 Factors = Mapping[str, KroneckerFactors]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.importance import CONTROLS, FORMULAS, MEASURED, WITH_MASS, Formula
 from lightning_kfac.math.selection import check_rho
-from lightning_kfac.targets import Blocks, block_of, projection_of
+from lightning_kfac.models.targets import Blocks, block_of, projection_of
 
 Mode = Literal["suppress", "ablate"]
 Budget = Literal["mass", "count"]

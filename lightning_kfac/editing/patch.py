@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_kfac.distributed.sharding import whole
 from lightning_kfac.errors import InputError
-from lightning_kfac.files import new_folder, settle
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.hub import local_folder
-from lightning_kfac.json_files import read_json, write_json
-from lightning_kfac.sharding import whole
-from lightning_kfac.tensor_files import load_tensors, save_tensors
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.storage.files import new_folder, settle
+from lightning_kfac.storage.hub import local_folder
+from lightning_kfac.storage.json_files import read_json, write_json
+from lightning_kfac.storage.tensor_files import load_tensors, save_tensors
 
 WEIGHTS, DETAILS = "patch.safetensors", "edit.json"
 ADVICE = "make the patch again"

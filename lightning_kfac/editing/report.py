@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.targets import block_of, projection_of
+from lightning_kfac.models.targets import block_of, projection_of
+
+# In the folder of an edited checkpoint: what was done to it.
+EDIT_FILE = "edit.json"
 
 
 @dataclass(frozen=True)

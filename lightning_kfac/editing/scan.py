@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.targets import block_of, projection_of
+from lightning_kfac.models.targets import block_of, projection_of
 
 WINDOWS_TRIED = 3
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.editor import Factors, KFACEditor, Moments
+from lightning_kfac.editing.editor import Factors, KFACEditor, Moments
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.importance import CONTROLS, WITH_MASS, Formula
-from lightning_kfac.targets import Blocks
+from lightning_kfac.models.targets import Blocks
 
 Alpha = float | Mapping[str, float]
 Evaluate = Callable[[nn.Module], Mapping[str, Any]]

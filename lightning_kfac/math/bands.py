@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_kfac.math.selection import select_count
-from lightning_kfac.math.uncertainty import middle_95, resampled_sums
+from lightning_kfac.math.statistics import middle_95, resampled_sums
 
 
 class Bands(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.per_sequence import PerSequence
 
 

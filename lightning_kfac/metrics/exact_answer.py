@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.per_sequence import PerSequence
 
 

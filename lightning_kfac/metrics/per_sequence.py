@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.math.statistics import Figure
 
 
 class PerSequence(Metric):

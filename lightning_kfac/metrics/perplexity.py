@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_kfac.math.uncertainty import Figure
+from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.functional import token_losses
 from lightning_kfac.metrics.per_sequence import PerSequence
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.keyed_log import KeyedLog
 from lightning_kfac.mining.search import Found
+from lightning_kfac.storage.keyed_log import KeyedLog
 
 
 class MiningLog:

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_kfac.batch import TokenBatch
-from lightning_kfac.decoding import right_padded
+from lightning_kfac.evaluation.recitation import recite
+from lightning_kfac.evaluation.scoring import most_likely
 from lightning_kfac.metrics.functional import cut_after_end
 from lightning_kfac.mining.windows import Piece
-from lightning_kfac.recitation import recite
-from lightning_kfac.scoring import most_likely
+from lightning_kfac.models.tokens import TokenBatch, right_padded
 
 
 class Found(NamedTuple):

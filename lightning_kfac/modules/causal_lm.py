@@ -12,21 +12,21 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lightning_kfac.batch import TokenBatch
-from lightning_kfac.data.datamodule import HELDOUT
+from lightning_kfac.collection.engine import CurvatureEngine
+from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.data.names import HELDOUT
 from lightning_kfac.data.tokenized import tokenizer_key
-from lightning_kfac.engine import CurvatureEngine
+from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.errors import InputError
-from lightning_kfac.evaluation import Evaluation, Measures
-from lightning_kfac.evaluation_log import EvaluationLog
-from lightning_kfac.fingerprint import weights_fingerprint
-from lightning_kfac.fisher import FisherLoss
-from lightning_kfac.head import is_plain_head
-from lightning_kfac.loading import Dtype, end_of_text_ids, load_config, load_model
-from lightning_kfac.lockstep import Lockstep
+from lightning_kfac.evaluation.evaluation import Evaluation, Measures
+from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.mining.search import Searched, search
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.loading import Dtype, end_of_text_ids, load_config, load_model
+from lightning_kfac.models.probes import is_plain_head
+from lightning_kfac.models.sharded_loading import load_sharded
+from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
-from lightning_kfac.sharding import load_sharded
 
 
 @dataclass

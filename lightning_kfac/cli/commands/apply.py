@@ -1,0 +1,128 @@
+"""Edit a model with saved factors, or apply a patch, and write the result."""
+
+import json
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_kfac.cli.commands.options import (
+    add_editing_options,
+    add_model_options,
+    check_not_within,
+    check_output,
+    editor_options,
+    free_space_for,
+    model_name,
+    open_factors,
+    open_model,
+)
+from lightning_kfac.console import console, show
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.edited_model import Save, save_edited
+from lightning_kfac.editing.editor import KFACEditor
+from lightning_kfac.editing.patch import apply_patch, patch_source
+from lightning_kfac.editing.report import EDIT_FILE
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.checkpoints import save_checkpoint
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.reporting.tables import report_table
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_options(parser)
+    add_editing_options(parser)
+    parser.add_argument("--patch", type=str, help="Instead of factors: a patch (folder or hub repository) to apply.")
+    parser.add_argument("--output", type=str, help="Folder of the edited model, or of the patch.")
+    parser.add_argument("--save", type=Save, default="full", help="Write a checkpoint, a patch of it, or nothing.")
+    parser.add_argument("--dry_run", action="store_true", help="Only report what the edit would do.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier edit in the same folder.")
+    parser.add_argument("--layers_json", type=str, help='A rho for each layer: {"31": {"gate": 0.8, "up": 0.8}}.')
+    parser.add_argument("--layers_file", type=str, help="The same from a file.")
+    parser.add_class_arguments(EditConfig)
+
+
+def run(options: Namespace) -> None:
+    """Edits and writes."""
+    writes = options.save != "none" and not options.dry_run
+    output = check_output(options.output, options.overwrite, _is_edit) if writes else None
+    if options.patch:
+        _apply_patch(options, output)
+        return
+    factors = open_factors(options)
+    name, config = model_name(options, factors), _config(options)
+    if output:
+        check_not_within(output, {"the model": name, "the factors": factors.path, **(options.domains or {})})
+    rule = "a rho for each layer" if config.layers else f"formula {config.formula}, rho {config.rho:g}"
+    console.print(f"edit {name} with the factors in {factors.path} ({rule})")
+    model = open_model(name, options)
+    editor = KFACEditor(model, factors, config, **editor_options(options))
+    if output and options.save == "full":
+        free_space_for(output, sum(p.numel() * p.element_size() for p in model.parameters()))
+    before = weights_fingerprint(model, editor.layers)
+    report = editor.apply(dry_run=options.dry_run)
+    show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
+    if report.forced:
+        console.print("The factors belong to other weights; the edit was forced, and edit.json says so.")
+    if not writes:
+        return
+    tokenizer = load_tokenizer(name, options.trust_remote_code) if options.save == "full" else None
+    metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
+    save_edited(model, tokenizer, output, report, source=name, factors=metadata, fingerprint=before, save=options.save)
+    _say_what_next(output, options.save, name)
+
+
+def _apply_patch(options: Namespace, output: Path | None) -> None:
+    if options.factors:
+        raise InputError("give either --factors or --patch")
+    if options.save == "patch":
+        raise InputError("--patch makes a checkpoint of a patch: --save patch has no meaning there")
+    if options.dry_run or options.domains:
+        raise InputError("--patch applies an edit as it was made: leave --dry-run and --domains out")
+    name = options.model or patch_source(options.patch)
+    if output:
+        check_not_within(output, {"the model": name, "the patch": options.patch})
+    console.print(f"apply the patch {options.patch} to {name}")
+    model = open_model(name, options)
+    details = apply_patch(model, options.patch, options.force)
+    console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
+    if output:
+        tokenizer = load_tokenizer(name, options.trust_remote_code)
+        save_checkpoint(model, tokenizer, output, extra={EDIT_FILE: json.dumps(details, indent=2)})
+        _say_what_next(output, "full", name)
+
+
+def _is_edit(folder: Path) -> bool:
+    return (folder / EDIT_FILE).is_file()
+
+
+def _say_what_next(output: Path, save: Save, name: str) -> None:
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    console.print(f"{save} -> {output}/ ({size / 1e6:,.1f} MB)")
+    if save == "patch":
+        console.print(f"apply it: python edit.py apply --model {name} --patch {output} --output FOLDER")
+    else:
+        console.print(f"measure it: python train.py validate --model.model_name {output} --data.memorized FILE")
+
+
+def _config(options: Namespace) -> EditConfig:
+    """EditConfig from its flat options and the two forms of the original tool."""
+    settings = {name: options[name] for name in EditConfig.__dataclass_fields__}
+    given = [name for name in ("layers_json", "layers_file") if options[name]]
+    if len(given) + (settings["layers"] is not None) > 1:
+        raise InputError("give only one of --layers, --layers-json and --layers-file")
+    if given:
+        settings["layers"] = _parse_layers(options[given[0]], is_file=given[0] == "layers_file")
+    return EditConfig(**settings)
+
+
+def _parse_layers(text: str, is_file: bool) -> dict:
+    where = text if is_file else "--layers-json"
+    try:
+        layers = json.loads(Path(text).read_text("utf-8") if is_file else text)
+    except OSError as error:
+        raise InputError(f"{text}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from None
+    return layers

@@ -1,0 +1,167 @@
+"""Show how strongly texts excite each band of curvature, from the highest to the lowest, layer by layer."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich import box
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.cli.commands.options import (
+    add_model_options,
+    add_precision_option,
+    check_not_within,
+    check_output,
+    model_name,
+    open_factors,
+    open_model,
+)
+from lightning_kfac.console import console, show, track_count
+from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.loaders import TokenRows, row_loader
+from lightning_kfac.data.memorized import PREFIX_FIELDS, load_memorized
+from lightning_kfac.data.packing import row_offsets
+from lightning_kfac.data.rows import read_objects
+from lightning_kfac.data.tokenized import tokenized_text
+from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.excitation import Excitation, excitation, layer_forms
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.math.bands import Bands, band_ratios, band_shares
+from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.targets import layer_labels
+from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure
+from lightning_kfac.storage.files import new_folder
+
+RESULT = "bands.json"
+FEWEST_SHARDS = 16
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_options(parser)
+    parser.add_argument("--factors", type=str, help="Factor folder, or a hub repository that holds one.")
+    parser.add_argument(
+        "--texts",
+        type=dict[str, str] | None,
+        help="--texts.NAME SOURCE: a memorized set, or a corpus (embedded, a file or folder, a hub data set).",
+    )
+    parser.add_argument("--against", type=str, help="Ratios are taken to this text; by default the last one.")
+    parser.add_argument("--bands", type=int, default=10, help="Bands of equal component count.")
+    parser.add_argument("--shards", type=int, default=32, help="Parts of each text, which give the intervals.")
+    parser.add_argument("--max_tokens", type=int, default=100_000, help="Token budget of each corpus.")
+    parser.add_argument("--seq_len", type=int, default=128, help="Tokens a row of a corpus.")
+    parser.add_argument("--batch_size", type=int, default=16, help="Rows at once.")
+    parser.add_argument("--output", type=str, default="runs/bands", help="Folder of figures, numbers, TensorBoard.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
+    add_precision_option(parser)
+
+
+def run(options: Namespace) -> None:
+    """Measures every text and shows the profiles."""
+    factors = open_factors(options)
+    texts, name = dict(options.texts or {}), model_name(options, factors)
+    if not texts:
+        raise InputError("--texts is missing: name texts as --texts.memorized FILE --texts.clean FILE")
+    if wrong := [text for text in texts if not re.fullmatch(r"[\w-]+", text)]:
+        raise InputError(f"--texts: the name {wrong[0]!r} may hold letters, digits, - and _ only")
+    against = options.against or list(texts)[-1]
+    if against not in texts:
+        raise InputError(f"--against {against}: no such text; there are {', '.join(texts)}")
+    if options.shards < FEWEST_SHARDS or options.bands < 2:
+        raise InputError(f"--shards must be at least {FEWEST_SHARDS} and --bands at least 2")
+    output = check_output(options.output, options.overwrite, lambda folder: (folder / RESULT).is_file())
+    check_not_within(output, {"the factors": factors.path, "the model": name})
+    model, tokenizer = open_model(name, options), load_tokenizer(name, options.trust_remote_code)
+    vocab_size = model.config.get_text_config().vocab_size
+    with new_folder(output) as partial:
+        rows = {}
+        for text, source in texts.items():
+            rows[text] = _rows(source, tokenizer, vocab_size, options, partial / "data")
+            if len(rows[text]) < options.shards:
+                raise InputError(f"{source}: {len(rows[text])} rows, fewer than --shards {options.shards}")
+        bases = BasisCache.beside(factors, getattr(torch, options.precision))
+        with track_count("curvature bands", "layers", total=len(factors)) as advance_to:
+            forms = layer_forms(model, factors, bases, options.bands)
+            advance_to(len(factors))
+        found = {}
+        for text in texts:
+            with track_count(f"run {text}", "shards", total=options.shards) as advance_to:
+                shards = _shards(rows[text], options.shards, options.batch_size, advance_to)
+                found[text] = excitation(model, factors, forms, shards)
+        _write(partial, found, against, {"model": name, "texts": texts, "factors": str(factors.path)})
+    console.print(
+        f"{RESULT}, figures and tensorboard/ are in {output}/. Root mean squares; the paper averages norms instead."
+    )
+
+
+def _rows(source: str, tokenizer, vocab_size: int, options: Namespace, folder: Path) -> TokenRows:
+    """A memorized set row by row, or a corpus packed into rows."""
+    path = resolve_path(source)
+    if path.suffix == ".jsonl" and path.is_file():
+        _, first = next(read_objects(path), ("", {}))
+        if "prefix_ids" in first or any(field in first for field in PREFIX_FIELDS):
+            sequences = load_memorized(path, tokenizer, vocab_size)
+            ids = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in sequences]
+            return TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
+    corpus = Corpus.parse(source, embedded_split="heldout")
+    corpus.check()
+    tokens = tokenized_text(folder, "text", corpus, tokenizer, options.max_tokens, vocab_size).tokens
+    return TokenRows(np.array(tokens), row_offsets(len(tokens), options.seq_len))
+
+
+def _shards(rows: TokenRows, count: int, batch_size: int, advance_to):
+    """Batches of each of ``count`` stretches of the text."""
+    bounds = np.linspace(0, len(rows), count + 1).astype(int)
+    for number, (first, last) in enumerate(pairwise(bounds), start=1):
+        yield row_loader(TokenRows(rows.tokens, rows.offsets[first : last + 1]), batch_size, 0, 1)
+        advance_to(number)
+
+
+def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, about: dict) -> None:
+    others, layers, by_text = [text for text in found if text != against], {}, {}
+    labels = layer_labels(found[against])
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for name in found[against]:
+            label, base = labels[name], found[against][name]
+            shares = {text: band_shares(layer[name].energies) for text, layer in found.items()}
+            ratios = {text: band_ratios(*found[text][name], *base) for text in others}
+            for text, bands in ratios.items():
+                by_text.setdefault(text, {})[label] = bands
+            figure = bands_figure(label, shares, ratios or shares, against)
+            figure.savefig(folder / f"bands_{label.replace(' ', '_')}.png", dpi=110)
+            writer.add_figure(f"bands/{label}", figure)
+            layers[name] = {
+                text: {"share": _numbers(shares[text]), **({"ratio": _numbers(ratios[text])} if text in ratios else {})}
+                for text in found
+            }
+        for text, bands in by_text.items():
+            figure = ratios_figure(text, against, bands)
+            figure.savefig(folder / f"ratios_{text}.png", dpi=110)
+            writer.add_figure(f"bands/{text} over {against}", figure)
+            show(_table(text, against, bands))
+    counts = {text: int(next(iter(layer.values())).counts.sum()) for text, layer in found.items()}
+    result = {**about, "against": against, "n_positions": counts, "statistic": "root mean square", "layers": layers}
+    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+def _numbers(bands: Bands) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in bands._asdict().items()}
+
+
+def _table(text: str, against: str, layers: dict[str, Bands]) -> Table:
+    title = f"RMS output on {text} over that on {against}, by band of curvature (1: highest), within 95 %"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("layer", no_wrap=True)
+    count = len(next(iter(layers.values())).value)
+    for number in range(1, count + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for label, bands in layers.items():
+        cells = [f"{v:.2f} ±{max(v - lo, hi - v):.2f}" for v, lo, hi in zip(*bands, strict=True)]
+        table.add_row(label, *cells)
+    return table

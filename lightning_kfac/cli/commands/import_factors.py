@@ -1,0 +1,59 @@
+"""Convert the factors of another tool into a factor folder."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_kfac.cli.commands.options import check_not_within, check_output
+from lightning_kfac.console import console
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors.folder import load_factors, save_factors
+from lightning_kfac.factors.foreign.read import Kind, read_foreign
+from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.loading import load_config, skeleton
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--source", type=str, required=True, help="File or folder of the other tool.")
+    parser.add_argument("--output", type=str, required=True, help="Factor folder to write.")
+    parser.add_argument("--kind", type=Kind, default="auto", help="Which tool; auto looks at the files.")
+    parser.add_argument("--n_tokens", type=int | None, help="Number of tokens with a loss, where the files do not say.")
+    parser.add_argument(
+        "--layer_pattern",
+        type=str,
+        default="model.layers.{block}.mlp.{projection}_proj",
+        help="Dotted name of a layer in the model.",
+    )
+    parser.add_argument("--model", type=str | None, help="The model they belong to: names and shapes are checked.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier factor folder.")
+
+
+def run(options: Namespace) -> None:
+    """Reads, checks and writes."""
+    output = check_output(options.output, options.overwrite, _is_import)
+    check_not_within(output, {"the source": options.source})
+    console.print(f"convert {options.source} to {output}")
+    factors, metadata = read_foreign(options.source, options.kind, options.n_tokens, options.layer_pattern)
+    if options.model:
+        _check_layers(options.model, factors)
+        metadata = metadata | {"model": options.model}
+    save_factors(factors, output, metadata)
+    console.print(f"{len(factors)} layers from {metadata['imported_from']} -> {output}/")
+    console.print(f"note: {metadata['notes']}")
+
+
+def _is_import(folder: Path) -> bool:
+    try:
+        return "imported_from" in load_factors(folder).metadata
+    except InputError:
+        return False
+
+
+def _check_layers(model: str, factors: dict) -> None:
+    modules = dict(skeleton(load_config(model)).named_modules())
+    for name, layer in factors.items():
+        if name not in modules:
+            raise InputError(f"{model} has no layer {name}; --layer_pattern says how its layers are named")
+        if (shape := tuple(weight_matrix(modules[name]).shape)) != layer.shape:
+            raise InputError(f"{name}: the factors are for {layer.shape}, the weight of {model} is {shape}")

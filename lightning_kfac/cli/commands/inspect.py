@@ -1,0 +1,104 @@
+"""Show what is in a factor folder: layers, tokens, spectra, and how much each rho would keep."""
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich import box
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_kfac.cli.commands.options import add_precision_option, check_not_within, check_output, open_factors
+from lightning_kfac.console import console, show, track_count
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.folder import FactorFolder
+from lightning_kfac.factors.spectra import LayerSpectrum, layer_spectrum
+from lightning_kfac.math.selection import check_rho, select_products
+from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.spectra_board import save_spectra, write_spectra
+from lightning_kfac.storage.files import new_folder
+
+TOLD = (
+    "model",
+    "corpus",
+    "n_tokens",
+    "labels",
+    "mc_samples",
+    "precision",
+    "seed",
+    "world_size",
+    "fingerprint",
+    "version",
+)
+
+EXPLANATION = """\
+rank: effective rank, exp of the entropy of the eigenvalues' shares
+cond.: condition number, the largest eigenvalue over the smallest
+kept: share of the components (i, j) that hold rho of the curvature mass"""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--factors", type=str, help="Factor folder, or a hub repository that holds one.")
+    parser.add_argument("--rhos", type=list[float], default=[0.6, 0.7, 0.8, 0.9], help="Shares of the curvature mass.")
+    parser.add_argument("--output", type=str, help="Write figures of the last rho, numbers and a TensorBoard page.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
+    add_precision_option(parser)
+
+
+def run(options: Namespace) -> None:
+    """Prints."""
+    for rho in options.rhos:
+        check_rho(rho)
+    factors = open_factors(options)
+    ours = lambda folder: (folder / "spectra.json").is_file()  # noqa: E731
+    output = check_output(options.output, options.overwrite, ours) if options.output else None
+    if output is not None:
+        check_not_within(output, {"the factors": factors.path})
+        if not options.rhos:
+            raise InputError("--rhos is empty: figures show the last rho of the list")
+    told = [f"{key} {factors.metadata[key]}" for key in TOLD if factors.metadata.get(key) is not None]
+    console.print(f"{factors.path}: {len(factors)} layers; " + ", ".join(told))
+    if "notes" in factors.metadata:
+        console.print(f"imported from {factors.metadata.get('imported_from')}: {factors.metadata['notes']}")
+    spectra = _spectra(factors, getattr(torch, options.precision), options.rhos[-1] if options.rhos else None)
+    show(_table(factors, spectra, options.rhos))
+    console.print(EXPLANATION)
+    if output is not None:
+        with new_folder(output) as partial:
+            save_spectra(partial, spectra)
+            with SummaryWriter(str(partial / "tensorboard")) as writer:
+                write_spectra(writer, spectra)
+        console.print(f"figures, spectra.json and tensorboard/ are in {output}/")
+
+
+def _table(factors: FactorFolder, spectra: dict[str, LayerSpectrum], rhos: list[float]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("layer", "shape", "tokens", "trace A", "trace G", "rank A", "rank G", "cond. A", "cond. G"):
+        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=name != "layer")
+    for rho in rhos:
+        table.add_column(f"kept {rho:g}", justify="right")
+    for name, layer in spectra.items():
+        n_tokens = factors.metadata["layers"][name]["n_tokens"]
+        cells = [layer_label(name), f"{len(layer.lambdas)} x {len(layer.mu)}", f"{n_tokens:,}"]
+        cells += [f"{value:.3g}" for value in (layer.trace_A, layer.trace_G)]
+        cells += [f"{value:,.1f}" for value in (layer.rank_A, layer.rank_G)]
+        cells += [f"{value:.1e}" for value in (layer.condition_A, layer.condition_G)]
+        table.add_row(*cells, *(_kept(layer, rho) for rho in rhos))
+    return table
+
+
+def _spectra(factors: FactorFolder, dtype: torch.dtype, rho: float | None) -> dict[str, LayerSpectrum]:
+    bases, spectra = BasisCache.beside(factors, dtype), {}
+    with track_count("eigenbases", "layers", total=len(factors)) as advance_to:
+        for number, name in enumerate(factors, start=1):
+            G, A = bases.of(factors, name)
+            spectra[name] = layer_spectrum(G.values, A.values, rho)
+            advance_to(number)
+    return spectra
+
+
+def _kept(layer: LayerSpectrum, rho: float) -> str:
+    if not (layer.lambdas.any() and layer.mu.any()):
+        return "no curvature"
+    kept = select_products(torch.from_numpy(layer.lambdas), torch.from_numpy(layer.mu), rho).sum()
+    return f"{int(kept) / (len(layer.lambdas) * len(layer.mu)):.1%}"

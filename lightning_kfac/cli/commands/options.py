@@ -1,0 +1,104 @@
+"""What several commands share."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from torch import nn
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors.folder import FactorFolder, load_factors
+from lightning_kfac.models.loading import Dtype, load_model
+
+
+def add_model_options(parser: ArgumentParser, required: bool = False) -> None:
+    """--model, --dtype and --trust_remote_code."""
+    parser.add_argument(
+        "--model",
+        type=str,
+        required=required,
+        help="Hub name, folder, or demo." + ("" if required else " By default the one that the factors name."),
+    )
+    parser.add_argument("--dtype", type=Dtype, default="auto", help="Of the weights; auto is the checkpoint's own.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Let the model's repository run its code.")
+
+
+def add_editing_options(parser: ArgumentParser) -> None:
+    """Factors, domains, and where and how exactly to compute."""
+    parser.add_argument("--factors", type=str, help="Factor folder, or a hub repository that holds one.")
+    parser.add_argument(
+        "--domains",
+        type=dict[str, str] | None,
+        help="Factor folders of text to protect as well: --domains.NAME FOLDER.",
+    )
+    parser.add_argument("--device", type=str, help="Where to compute, such as cuda; by default where the model is.")
+    add_precision_option(parser)
+    parser.add_argument("--force", action="store_true", help="Edit although the factors belong to other weights.")
+
+
+def add_precision_option(parser: ArgumentParser) -> None:
+    """--precision."""
+    parser.add_argument("--precision", type=Literal["float64", "float32"], default="float64", help="Of the eigenbases.")
+
+
+def editor_options(options: Namespace) -> dict:
+    """Keyword arguments of ``KFACEditor`` from the options."""
+    domains = {name: load_factors(path) for name, path in (options.domains or {}).items()}
+    return {"domains": domains, "device": options.device, "dtype": options.precision, "force": options.force}
+
+
+def open_factors(options: Namespace) -> FactorFolder:
+    """The factor folder of ``--factors``."""
+    if not options.factors:
+        raise InputError(
+            "--factors is missing: the folder of factors that train.py fit wrote, such as runs/NAME/factors"
+        )
+    return load_factors(options.factors)
+
+
+def model_name(options: Namespace, factors: FactorFolder) -> str:
+    """The model to edit: named, or the one that the factors were collected on."""
+    name = options.model or factors.metadata.get("model")
+    if not name:
+        raise InputError(f"--model is missing, and {factors.path} does not say which model it belongs to")
+    return name
+
+
+def open_model(name: str, options: Namespace) -> nn.Module:
+    """The model's weights."""
+    return load_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
+
+
+def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
+    """The folder to write; refuses one that is not ours to replace.
+
+    Args:
+        is_ours: Tells an earlier output of the same command.
+    """
+    if not path:
+        raise InputError("--output is missing: the folder to write")
+    folder = Path(path)
+    if not folder.name or folder.name == "..":
+        raise InputError(f"--output {path}: name a folder of its own")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        ours = folder.is_dir() and is_ours(folder)
+        if not (ours and overwrite):
+            hint = "add --overwrite to replace it, or " if ours else ""
+            raise InputError(f"{folder} is already there; {hint}choose another --output")
+    return folder
+
+
+def check_not_within(path: Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """Refuses to write over what is read."""
+    for name, source in inputs.items():
+        if source and Path(source).exists() and Path(source).resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--output {path} would replace {name} {source}; choose another --output")
+
+
+def free_space_for(path: Path, n_bytes: int) -> None:
+    """Refuses to begin what the disk cannot hold."""
+    place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if (free := shutil.disk_usage(place).free) < n_bytes:
+        raise InputError(f"{path}: needs {n_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left")

@@ -1,0 +1,82 @@
+"""Compute on paper whether a collection fits a machine, how long it takes, and the command that starts it."""
+
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_kfac.console import console, show
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.loading import Dtype
+from lightning_kfac.planning.architecture import SHAPES
+from lightning_kfac.planning.hardware import HARDWARE, Hardware
+from lightning_kfac.planning.request import Request, command_for, hardware_of, read_request
+from lightning_kfac.planning.run import MOST_DEVICES, Strategy, fewest_devices, plan_run
+from lightning_kfac.planning.tables import disk_table, memory_table, readable_parameters, time_table
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--train_config", type=str, help="A config of train.py fit; the options below override it.")
+    parser.add_argument("--model", type=str, help="Instead: hub name, folder, or demo. No weights are read.")
+    parser.add_argument("--shape", type=str, help=f"Instead, without a network: {', '.join(SHAPES)}.")
+    parser.add_argument("--dtype", type=Dtype | None, help="Of the weights. (default: the model's own)")
+    parser.add_argument("--tokens", type=int | None, help="Tokens of text, over all devices.")
+    parser.add_argument("--seq_len", type=int | None, help="Tokens a row. (default: 512)")
+    parser.add_argument("--batch_size", type=int | None, help="Rows of one device's batch. (default: 8)")
+    parser.add_argument("--blocks", type=Literal["all"] | list[int] | None, help="Block numbers. (default: all)")
+    parser.add_argument("--projections", type=list[str] | None, help="Of gate, up, down, q, k, v, o.")
+    parser.add_argument("--modules", type=list[str] | None, help="Instead: regular expressions on layer names.")
+    parser.add_argument("--hardware", type=str, default="h100", help=f"One of {', '.join(HARDWARE)}.")
+    parser.add_argument("--devices", type=int, default=1, help="Of one node.")
+    parser.add_argument("--nodes", type=int, default=1, help="Number of nodes.")
+    parser.add_argument("--strategy", type=Strategy, default="auto", help="auto is the fastest that fits.")
+    parser.add_argument("--memory_gb", type=float | None, help="Override: memory of one device, 10^9 bytes.")
+    parser.add_argument("--peak_tflops", type=float | None, help="Override: peak of matrix products.")
+    parser.add_argument("--efficiency", type=float | None, help="Override: share of the peak that is reached.")
+    parser.add_argument("--link_gb", type=float | None, help="Override: GB/s between devices of a node.")
+    parser.add_argument("--network_gb", type=float | None, help="Override: GB/s between nodes, for each device.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Let the model's repository run its code.")
+
+
+def run(options: Namespace) -> None:
+    """Prints."""
+    for name in ("devices", "nodes"):
+        if options[name] < 1:
+            raise InputError(f"--{name} is {options[name]}; it must be at least 1")
+    hardware, ranks = hardware_of(options), options.devices * options.nodes
+    request = read_request(options)
+    model, job = request.model, request.job
+    plan = plan_run(model, job, hardware, ranks, options.devices, options.strategy)
+    many = f"{ranks} x {options.hardware}" + (f" on {options.nodes} nodes" if options.nodes > 1 else "")
+    console.print(
+        f"{request.title}: {readable_parameters(model.parameters)}, {len(job.tracked)} projections, "
+        f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are those of lightning_kfac/hardware.py."
+    )
+    for note in request.notes:
+        console.print(note)
+    show(memory_table(plan))
+    if not plan.fits:
+        _say_what_would_fit(request, hardware)
+        return
+    for table in (time_table(plan), disk_table(plan)):
+        show(table)
+    told = {"auto": "one device", "ddp": "ddp: every rank has all weights", "fsdp": "fsdp: weights and factors sharded"}
+    console.print(f"strategy: {told[plan.strategy]}. On {'each node' if options.nodes > 1 else 'the machine'}:")
+    console.print(f"  {command_for(request, options, plan)}", markup=False)
+
+
+def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
+    found = fewest_devices(request.model, request.job, hardware)
+    hint = f"with --strategy auto it fits on {found} of these devices (only powers of two were tried)"
+    if found is None:
+        hint = f"{MOST_DEVICES:,} of these devices are too few; choose fewer layers or devices with more memory"
+        if request.job.most_memory is not None:
+            hint += ", or raise collect.max_memory_gb"
+    least = "one projection" if request.job.layers_per_pass is None else f"{request.job.layers_per_pass} projections"
+    console.print(f"does not fit, even with one row at once and {least} a pass: {hint}.")
+
+
+# -- what is asked -------------------------------------------------------------------------------------------------
+
+
+# -- tables --------------------------------------------------------------------------------------------------------

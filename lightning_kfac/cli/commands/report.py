@@ -1,0 +1,44 @@
+"""Write a run as one HTML page that needs nothing else: what was done, measured, and not measured."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_kfac.console import console
+from lightning_kfac.errors import InputError
+from lightning_kfac.reporting import sections
+from lightning_kfac.reporting.page import page
+from lightning_kfac.reporting.run import read_run
+
+ORDER = (
+    sections.summary,
+    sections.comparison,
+    sections.findings,
+    sections.grid,
+    sections.examples,
+    sections.edit,
+    sections.spectra,
+    sections.data,
+    sections.not_measured,
+    sections.reproduce,
+)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run", type=str, help="Folder of a run of train.py, or of edit.py sweep or scan.")
+    parser.add_argument("--output", type=str, help="The HTML file. (default: report.html in the run's folder)")
+
+
+def run(options: Namespace) -> None:
+    """Writes."""
+    folder = read_run(Path(options.run))
+    path = Path(options.output) if options.output else folder.path / "report.html"
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder; name the HTML file")
+    text = page(f"lightning_kfac report: {folder.path.resolve().name}", (make(folder) for make in ORDER))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
+    console.print(f"{path} ({len(text) / 1e6:.1f} MB, self-contained)")

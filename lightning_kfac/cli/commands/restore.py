@@ -1,0 +1,51 @@
+"""Give the edited layers of a checkpoint their original weights back."""
+
+import json
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.cli.commands.options import add_model_options, check_not_within, check_output, open_model
+from lightning_kfac.console import console
+from lightning_kfac.editing.patch import restore_layers
+from lightning_kfac.editing.report import EDIT_FILE
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.checkpoints import save_checkpoint
+from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.storage.json_files import read_json
+
+# In the folder of a restored checkpoint: where its weights come from.
+RESTORED = "restored.json"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_options(parser, required=True)
+    parser.add_argument("--original", type=str, help="The unedited model; by default the one that edit.json names.")
+    parser.add_argument("--output", type=str, required=True, help="Folder of the restored model.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace what an earlier restore wrote there.")
+
+
+def run(options: Namespace) -> None:
+    """Restores and writes."""
+    output = check_output(options.output, options.overwrite, lambda folder: (folder / RESTORED).is_file())
+    path = resolve_path(options.model) / EDIT_FILE
+    try:
+        details = read_json(path, "edit the model again")
+        layers = [layer["name"] for layer in details["layers"]]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: missing or unreadable: {options.model} is no model that was edited here") from None
+    source = options.original or details.get("model")
+    if not source:
+        raise InputError(f"{path}: does not name the original model; name it with --original")
+    check_not_within(output, {"the model": options.model, "the original": source})
+    console.print(f"give {len(layers)} layers of {options.model} the weights of {source}")
+    model, original = open_model(options.model, options), open_model(source, options)
+    known = details.get("fingerprint")
+    if known and weights_fingerprint(original, layers) != known:
+        raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")
+    restore_layers(model, original.to(next(model.parameters()).dtype), layers)
+    extra = {RESTORED: json.dumps({"model": options.model, "original": source, "layers": layers}, indent=2)}
+    save_checkpoint(model, load_tokenizer(options.model, options.trust_remote_code), output, extra=extra)
+    console.print(f"restored -> {output}/")

@@ -1,0 +1,150 @@
+"""Edit one block and one projection at a time: which carry the recitation? Then recommend a setting."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.markup import escape
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.cli.commands.measured import MeasuredPoints
+from lightning_kfac.cli.commands.options import (
+    add_editing_options,
+    add_model_options,
+    editor_options,
+    model_name,
+    open_factors,
+    open_model,
+)
+from lightning_kfac.cli.commands.sweep import NOT_MEASURED
+from lightning_kfac.console import console, show
+from lightning_kfac.data.rows import read_objects
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.editor import KFACEditor
+from lightning_kfac.editing.scan import candidates, places, recommended, single_edits
+from lightning_kfac.errors import InputError
+from lightning_kfac.math.selection import check_rho
+from lightning_kfac.models.targets import block_of, projection_of
+from lightning_kfac.modules.evaluator import ModelEvaluator
+from lightning_kfac.modules.text_data import TextData
+from lightning_kfac.reporting.figures.scan import scan_figure
+from lightning_kfac.reporting.tables import comparison_table, sweep_table
+
+RESULT = "recommended.json"
+ALL = "all"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_options(parser)
+    add_editing_options(parser)
+    parser.add_argument("--output", type=str, default="runs/scan", help="Folder of results, figure and TensorBoard.")
+    parser.add_argument("--rho", type=float, default=0.6, help="Of the edits of one block or projection alone.")
+    parser.add_argument("--rhos", type=list[float], default=[0.6, 0.7, 0.8, 0.9], help="To try for the recommendation.")
+    parser.add_argument("--widest", type=int, default=3, help="Most neighbouring blocks of the recommendation.")
+    parser.add_argument("--target", type=float, default=0.1, help="Strict accuracy that the recommendation must reach.")
+    parser.add_argument("--accelerator", type=str, default="auto", help="Where to evaluate: auto, cpu, gpu.")
+    parser.add_class_arguments(TextData, "data", skip=NOT_MEASURED | {"sets", "questions", "clean_windows"})
+
+
+def run(options: Namespace) -> None:
+    """Scans, recommends on one half of the memorized set, and reports on the other."""
+    for rho in (options.rho, *options.rhos):
+        check_rho(rho)
+    if not options.rhos or options.widest < 1:
+        raise InputError("--rhos must name at least one rho, and --widest must be at least 1")
+    factors = open_factors(options)
+    name, folder, keywords = model_name(options, factors), Path(options.output), editor_options(options)
+    settings = options.data.as_dict()
+    if not (settings.get("memorized") and settings.get("heldout")):
+        raise InputError("a scan measures recitation and perplexity: set data.memorized and data.heldout")
+    layers = places(factors)
+    if unknown := sorted(set(factors) - set(_known(factors))):
+        console.print(f"not scanned, because their block or projection has no name that we know: {', '.join(unknown)}")
+    if not layers:
+        raise InputError(f"{factors.path}: none of its layers has a block and a projection that we know by name")
+    halves = _halves(settings["memorized"], folder)
+    evaluators = [
+        ModelEvaluator(name, options.dtype, TextData(**settings | {"memorized": half}), folder, options.accelerator)
+        for half in halves
+    ]
+    base = EditConfig(rho=options.rho)
+    editor = KFACEditor(open_model(name, options), factors, base, repeated=True, **keywords)
+    edits = single_edits(layers, base)
+    console.print(f"{folder}: {len(edits)} edits of one block or projection of {name}; every second sequence chooses")
+    choosing, reporting = (
+        MeasuredPoints(editor, evaluator, folder / file, factors, keywords["domains"], options)
+        for evaluator, file in zip(evaluators, ("results.jsonl", "reported.jsonl"), strict=True)
+    )
+    before, *rows = choosing.measure(edits, "scan")
+    _show_scan(before, rows, layers, folder, name, options.rho)
+    if before["strict_acc"] <= options.target:
+        console.print(
+            f"The unedited model's strict accuracy is {before['strict_acc']:.3f} already: nothing to recommend."
+        )
+        return
+    whole = {row["edit"]["blocks"][0]: row for row, edit in zip(rows, edits, strict=True) if _is_whole(edit, layers)}
+    tried = candidates(whole, before, layers, base, options.rhos, options.widest)
+    _, *found = choosing.measure(tried, "try settings")
+    number = recommended(found, options.target)
+    if number is None:
+        best = min(found, key=lambda row: row["strict_acc"])["strict_acc"]
+        console.print(f"No setting that was tried reaches strict {options.target:g}; the least is {best:.3f}.")
+        return
+    _show_recommendation(found[number], reporting.measure([tried[number]], "report"), folder, options.target)
+
+
+def _known(names: Iterable[str]) -> list[str]:
+    return [name for name in names if block_of(name) is not None and projection_of(name) is not None]
+
+
+def _is_whole(edit: EditConfig, layers: dict[int, list[str]]) -> bool:
+    return list(edit.projections) == layers[edit.blocks[0]]
+
+
+def _halves(file: str, folder: Path) -> list[str]:
+    """Every second row apart, as two files in the folder."""
+    place, paths = folder / "halves", []
+    if resolve_path(file).resolve().is_relative_to(place.resolve()):
+        raise InputError(f"data.memorized {file} is a half that this scan would write; name the whole set")
+    rows = [row for _, row in read_objects(resolve_path(file))]
+    if len(rows) < 2:
+        raise InputError(f"{file}: a scan needs at least two sequences, one to choose and one to report")
+    place.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(("choose.jsonl", "report.jsonl")):
+        paths.append(place / name)
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows[number::2]), "utf-8")
+    return [str(path) for path in paths]
+
+
+def _show_scan(before: dict, rows: list[dict], layers: dict, folder: Path, name: str, rho: float) -> None:
+    show(sweep_table([before, *rows], f"{name}: each block, and each projection alone, at rho {rho:g}"))
+    strict, cost = {}, {}
+    for row in rows:
+        block, projections = row["edit"]["blocks"][0], row["edit"]["projections"]
+        single = len(projections) == 1 and len(layers[block]) > 1
+        place = block, projections[0] if single else ALL
+        strict[place], cost[place] = row["strict_acc"], row["perplexity"] / before["perplexity"] - 1
+    order = [ALL, *dict.fromkeys(p for projections in layers.values() for p in projections if (len(projections) > 1))]
+    title = f"{name}: one place edited alone, rho {rho:g} (unedited: strict {before['strict_acc']:.2f})"
+    figure = scan_figure(list(layers), order, strict, cost, title)
+    figure.savefig(folder / "scan.png", dpi=120)
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_figure("scan/blocks and projections", figure)
+
+
+def _show_recommendation(chosen: dict, reported: list[dict], folder: Path, target: float) -> None:
+    edit = chosen["edit"]
+    setting = {"blocks": edit["blocks"], "projections": edit["projections"], "rho": edit["rho"]}
+    (folder / RESULT).write_text(
+        json.dumps({**setting, "target": target, "choosing": chosen, "reporting": reported}, indent=2) + "\n", "utf-8"
+    )
+    options = f"--blocks '{edit['blocks']}' --projections '[{', '.join(edit['projections'])}]' --rho {edit['rho']:g}"
+    console.print(
+        f"Recommended: {escape(options)}, the cheapest setting tried that brings strict accuracy to {target:g} or less "
+        f"on the half that chose ({chosen['strict_acc']:.3f}). On the other half (the held-out text is the same):"
+    )
+    show(comparison_table(dict(zip(("baseline", "edited"), reported, strict=True))))
+    console.print(f"scan.png, {RESULT}, results and tensorboard/ are in {folder}/")

@@ -1,0 +1,133 @@
+"""Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
+
+import shutil
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_kfac.cli.commands.measured import MeasuredPoints
+from lightning_kfac.cli.commands.options import (
+    add_editing_options,
+    add_model_options,
+    editor_options,
+    model_name,
+    open_factors,
+    open_model,
+)
+from lightning_kfac.console import console, show
+from lightning_kfac.editing import sweep
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.editor import KFACEditor
+from lightning_kfac.editing.report import edit_label, edit_place
+from lightning_kfac.math.importance import Formula
+from lightning_kfac.models.targets import Blocks
+from lightning_kfac.modules.evaluator import ModelEvaluator
+from lightning_kfac.modules.text_data import TextData
+from lightning_kfac.reporting.figures.pareto import pareto_figure
+from lightning_kfac.reporting.tables import sweep_table
+
+# Of the grid, or of no use in it.
+GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
+FIGURES = ("strict_acc", "loose_acc", "avg_levenshtein_norm", "perplexity", "ndcg@10")
+NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_options(parser)
+    add_editing_options(parser)
+    parser.add_argument("--output", type=str, default="runs/sweep", help="Folder of results, figure and TensorBoard.")
+    parser.add_argument("--formulas", type=list[Formula], default=["original"], help="Formulas to try.")
+    parser.add_argument(
+        "--rhos",
+        type=list[float] | dict[str, list[float]],
+        default=[0.5, 0.6, 0.7, 0.8, 0.9],
+        help="Shares of the curvature mass to try, for all formulas or for each by name.",
+    )
+    parser.add_argument(
+        "--alphas",
+        type=list[float | dict[str, float]],
+        default=[1.0],
+        help="Weights of the domains to try; each a number, or a number for each domain by name.",
+    )
+    parser.add_argument("--blocks", type=list[Blocks] | None, help="Sets of blocks to try, such as [[3, 4], [3]].")
+    parser.add_argument("--projections", type=list[list[str]] | None, help="Sets of projections, such as [[gate, up]].")
+    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="For the formula random.")
+    parser.add_argument(
+        "--target", type=float, default=0.1, help="Strict accuracy to reach: the weakest edit that does is shown."
+    )
+    parser.add_argument("--accelerator", type=str, default="auto", help="Where to evaluate: auto, cpu, gpu.")
+    parser.add_class_arguments(EditConfig, skip=GRID)
+    parser.add_class_arguments(TextData, "data", skip=NOT_MEASURED)
+
+
+def run(options: Namespace) -> None:
+    """Evaluates every point that is not in the folder yet; then shows all of them."""
+    factors = open_factors(options)
+    name, folder = model_name(options, factors), Path(options.output)
+    keywords = editor_options(options)
+    base = EditConfig(**{key: options[key] for key in EditConfig.__dataclass_fields__ if key not in GRID})
+    configs = sweep.grid(
+        base,
+        formulas=options.formulas,
+        rhos=options.rhos,
+        alphas=options.alphas,
+        blocks=options.blocks,
+        projections=options.projections,
+        seeds=options.seeds,
+        mixing=bool(keywords["domains"]),
+    )
+    data = TextData(**options.data.as_dict())
+    evaluator = ModelEvaluator(name, options.dtype, data, folder, options.accelerator)
+    model = open_model(name, options)
+    editor = KFACEditor(model, factors, base, repeated=True, **keywords)
+    for config in configs:
+        editor.check(config)
+    points = MeasuredPoints(editor, evaluator, folder / "results.jsonl", factors, keywords["domains"], options)
+    baseline, keys = points.baseline, [points.key(config) for config in configs]
+    done = sum(key in points.rows for key in keys)
+    console.print(
+        f"{folder}: {len(configs)} edits of {name} with the factors in {factors.path}, {done} of them measured before; "
+        f"measure {', '.join(data.validation_names)}"
+    )
+    points.measure(configs, "sweep")
+    _show([points.rows[baseline], *(points.rows[key] for key in dict.fromkeys(keys))], folder, name, options.target)
+
+
+def _show(rows: list[dict], folder: Path, name: str, target: float) -> None:
+    """Table, front, weakest settings, figure and TensorBoard."""
+    merged = sweep.average_seeds(rows)
+    merged.sort(key=lambda row: (row["edit"] is not None, row.get("strict_acc") or 0.0, row.get("perplexity") or 0.0))
+    edits = [row for row in merged if row["edit"]]
+    front = [number + len(merged) - len(edits) for number in sweep.pareto_front(edits)]
+    show(sweep_table(merged, f"All edits of {name}, by strict accuracy", front))
+    if any(row.get("strict_acc") is not None for row in edits):
+        reached = sweep.weakest_settings(edits, target)
+        title = f"Of each kind the weakest edit with strict accuracy {target:g} or less, by perplexity"
+        show(sweep_table([*merged[:1], *reached], title) if reached else f"No edit reaches strict {target:g}.")
+    figure = pareto_figure(merged, f"{name}: what each edit costs, and what it suppresses")
+    figure.savefig(folder / "pareto.png", dpi=150)
+    _to_tensorboard(edits, figure, folder / "tensorboard")
+    console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
+
+
+def _to_tensorboard(edits: list[dict], figure: Figure, board: Path) -> None:
+    """The figure, and one run for each kind of edit, so that TensorBoard draws them in one chart."""
+    shutil.rmtree(board, ignore_errors=True)  # all of it is written again each time
+    with SummaryWriter(str(board)) as writer:
+        writer.add_figure("sweep/pareto", figure)
+    kinds: dict[str, list[dict]] = {}
+    for row in sorted(edits, key=lambda row: row["edit"]["rho"]):
+        kinds.setdefault(f"{edit_label(row['edit'])}, {edit_place(row['edit'])}", []).append(row)
+    for label, rows in kinds.items():
+        with SummaryWriter(str(board / label)) as writer:
+            for row in rows:
+                for key in FIGURES:
+                    if row.get(key) is not None:
+                        writer.add_scalar(f"{key} by 1000 rho", row[key], round(1000 * row["edit"]["rho"]))
+                settings = {key: row["edit"][key] for key in ("formula", "rho", "mode", "fraction_kept")}
+                settings |= {"where": edit_place(row["edit"]), "kind": label}
+                figures = {f"hp/{key}": row[key] for key in FIGURES if row.get(key) is not None}
+                writer.add_hparams(settings, figures, run_name=f"rho {row['edit']['rho']:g}", global_step=0)

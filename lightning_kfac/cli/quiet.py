@@ -1,0 +1,29 @@
+"""Fewer warnings of other libraries."""
+
+import logging
+import os
+import warnings
+
+import transformers
+
+
+def quiet() -> None:
+    """Silences what Lightning tells on every start and what does not apply here."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LightningCLI's args parameter.*",
+        ".*exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*in eval mode at the start of training.*",
+        ".*smaller than the logging interval.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*custom batch sampler .*",
+        ".*overridden `on_before_batch_transfer`.*",
+        ".*sync_dist=True.*",
+        ".*returned a view tensor.*",  # of a sharded GPT-2, on which nothing is done in place
+    ):
+        warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,1 @@
+"""Collecting curvature: capture, sums, engine, memory plan, with or without a Trainer."""

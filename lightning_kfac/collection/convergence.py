@@ -1,0 +1,58 @@
+"""When a collection has seen enough: what an edit would keep, compared at every doubling of the tokens."""
+
+from collections.abc import Mapping
+
+from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.math.overlap import KeptSet, overlap
+from lightning_kfac.math.spectrum import Spectrum, eigenbasis
+
+FIRST_SNAPSHOT = 2048
+
+
+class Snapshots:
+    """Kept sets at a rho, the latest against the one before.
+
+    Args:
+        rho: Of the edit to come.
+    """
+
+    def __init__(self, rho: float):
+        self.rho = rho
+        self._seen, self._next = 0, FIRST_SNAPSHOT
+        self._last: dict[str, KeptSet] = {}
+        self._last_tokens: int | None = None
+
+    def due(self, tokens: int) -> bool:
+        """Counts the tokens of a batch (of all ranks) and says whether a snapshot is due."""
+        self._seen += tokens
+        if self._seen < self._next:
+            return False
+        while self._next <= self._seen:
+            self._next *= 2
+        return True
+
+    def state(self) -> dict[str, int | None]:
+        """What ``load_state`` needs, beside the factors that were compared last: ``last`` is their token count."""
+        return {"seen": self._seen, "next": self._next, "last": self._last_tokens}
+
+    def load_state(self, state: Mapping[str, int | None], last: Mapping[str, KroneckerFactors] | None) -> None:
+        """Goes on from there.
+
+        Args:
+            last: The factors that were compared last, if any were.
+        """
+        self._seen, self._next = state["seen"], state["next"]
+        if last is not None:
+            self.compare(last)
+
+    def compare(self, factors: Mapping[str, KroneckerFactors]) -> dict[str, float]:
+        """Overlap in [0, 1] of each layer's kept set with that of the last call; empty the first time."""
+        shared: dict[int, Spectrum] = {}
+        kept = {}
+        for name, layer in factors.items():
+            if id(layer.A) not in shared:
+                shared[id(layer.A)] = eigenbasis(layer.A, f"A of {name}")
+            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), shared[id(layer.A)])
+        overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if self._last}
+        self._last, self._last_tokens = kept, next(iter(factors.values())).n_tokens
+        return overlaps

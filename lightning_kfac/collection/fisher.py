@@ -1,0 +1,76 @@
+"""The loss whose curvature is collected, for one batch of tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.math.loss import IGNORED, sample_labels, uniforms
+from lightning_kfac.models.head import HeadLoss, Labels
+from lightning_kfac.models.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class FisherLoss:
+    """Summed token cross-entropy with sampled or gold labels.
+
+    Args:
+        labels: ``sampled`` draws them from the model's own predictions (true Fisher); ``gold`` takes
+            the corpus (empirical Fisher).
+        seed: Keys the draws.
+        mc_samples: Draws of labels a forward pass; more than one needs ``sampled``.
+
+    Raises:
+        InputError: An unknown kind of labels, or several draws of gold labels.
+    """
+
+    labels: Literal["sampled", "gold"] = "sampled"
+    seed: int = 0
+    mc_samples: int = 1
+
+    def __post_init__(self):
+        if self.labels not in ("sampled", "gold"):
+            raise InputError(f"labels is {self.labels!r}; choose sampled or gold")
+        if self.mc_samples < 1 or (self.mc_samples > 1 and self.labels == "gold"):
+            raise InputError(f"mc_samples is {self.mc_samples}: at least 1, and gold labels have one draw only")
+
+    def prepare(self, batch: dict, first_index: int = 0) -> TokenBatch:
+        """A batch on the CPU with the numbers that draw its labels, so that no device waits for them."""
+        tokens = TokenBatch.from_dict(batch, first_index)
+        if self.labels == "gold":
+            return tokens
+        index, positions = tokens.sample_index, tokens.position_ids
+        u = torch.stack([uniforms(self.seed, index, positions, draw) for draw in range(self.mc_samples)], dim=1)
+        return replace(tokens, uniforms=u)
+
+    def draws(self, model: nn.Module, tokens: TokenBatch, head_chunk: int | None) -> Iterator[Tensor]:
+        """One loss for each draw of labels, all on one forward pass: scalar tensors to differentiate.
+
+        Args:
+            tokens: As ``prepare`` made them.
+            head_chunk: Tokens whose logits exist at once; None takes the logits from the model whole.
+        """
+        targets = tokens.targets.flatten()
+        if head_chunk is None:
+            logits = model(**tokens.model_inputs()).logits.flatten(0, 1)
+        else:
+            hidden = model.base_model(**tokens.model_inputs()).last_hidden_state.flatten(0, 1)
+        for draw in range(self.mc_samples):
+            labels = self._labels(tokens, targets, draw)
+            if head_chunk is None:
+                wide = logits if logits.dtype == torch.float64 else logits.float()
+                drawn = labels(logits.detach(), slice(None))
+                yield F.cross_entropy(wide, drawn, ignore_index=IGNORED, reduction="sum")
+            else:
+                yield HeadLoss.apply(hidden, model.get_output_embeddings(), labels, head_chunk)
+
+    def _labels(self, tokens: TokenBatch, targets: Tensor, draw: int) -> Labels:
+        if self.labels == "gold":
+            return lambda logits, part: targets[part]
+        u = tokens.uniforms[:, draw].flatten()
+        ignored = targets == IGNORED
+        return lambda logits, part: sample_labels(logits, u[part]).masked_fill(ignored[part], IGNORED)

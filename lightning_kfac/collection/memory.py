@@ -1,0 +1,243 @@
+"""What a collection will need in memory, and how to cut it so that it fits."""
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch.distributed.tensor import DTensor
+
+from lightning_kfac.collection.capture import CurvatureCapture
+from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.collection.sums import LayerSums
+from lightning_kfac.distributed.ranks import share_out
+from lightning_kfac.distributed.sharding import gathered_bytes
+from lightning_kfac.errors import InputError
+from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
+from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.probes import is_plain_head
+
+# Share of the free memory that a plan may use: estimates are estimates.
+USABLE = 0.85
+# Enough tokens to keep matrix products busy; more only costs memory.
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 16384}
+HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+# One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
+BYTES_PER_LOGIT = 28
+PROBE_TOKENS = 32
+# The widest gradients that live beside what autograd keeps.
+WIDEST_AT_ONCE = 6
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a collection is cut.
+
+    Attributes:
+        passes: Layer names collected together, one tuple for each pass over the text.
+        rows_at_once: Rows whose activations exist at once.
+        head_chunk: Tokens whose logits exist at once; None where the model's own logits are needed.
+        factor_bytes: Accumulators of the largest pass, on the rank with most of them.
+        activation_bytes: Activations of ``rows_at_once`` rows (measured on a few tokens, extrapolated).
+        head_bytes: One slice of logits.
+        leaders: For each layer the first one that reads the same input.
+        owners: The rank that keeps each layer's accumulators; None where every rank keeps all.
+    """
+
+    passes: tuple[tuple[str, ...], ...]
+    rows_at_once: int
+    head_chunk: int | None
+    factor_bytes: int
+    activation_bytes: int
+    head_bytes: int
+    leaders: dict[str, str] = field(default_factory=dict, repr=False)
+    owners: dict[str, int] | None = None
+
+    def __str__(self) -> str:
+        layers = sum(map(len, self.passes))
+        passes = "1 pass" if len(self.passes) == 1 else f"{len(self.passes)} passes"
+        return (
+            f"{layers} projection{'s' * (layers != 1)}, {passes}, {readable_bytes(self.factor_bytes)} of factors"
+            f"{' on each rank' if self.owners is not None else ''}, "
+            f"{readable_bytes(self.activation_bytes)} of activations ({self.rows_at_once} rows at once), "
+            f"{readable_bytes(self.head_bytes)} of logits"
+        )
+
+
+def plan_memory(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    loss: FisherLoss,
+    rows: int,
+    seq_len: int,
+    max_memory_gb: float | None = None,
+    layers_per_pass: int | None = None,
+    processes: int = 1,
+    owning_ranks: int | None = None,
+) -> MemoryPlan:
+    """Chooses passes, rows at once and head chunk before the first batch.
+
+    Args:
+        model: Already on its device; weights are in memory, so only what comes on top counts.
+        layers: The tracked layers by name.
+        loss: What will be differentiated.
+        rows, seq_len: Shape of a full batch.
+        max_memory_gb: Cap on what comes on top, in GB (10^9 bytes); by default 85 % of what is free.
+        layers_per_pass: Fixes the number of projections a pass, as the original tool does.
+        processes: How many processes of this machine collect; on a CPU they share its memory.
+        owning_ranks: The accumulators are spread over so many ranks; by default each rank keeps all.
+
+    Raises:
+        InputError: Not even one row and one projection a pass fit (says what would), or a layer is in
+            float16.
+    """
+    for name, layer in layers.items():
+        if layer.weight.dtype == torch.float16:
+            raise InputError(f"{name} is in float16, whose gradients overflow; load the model in bfloat16 or float32")
+    device = next(iter(layers.values())).weight.device
+    budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1) - gathered_bytes(model)
+    budget = int(budget if max_memory_gb is None else max_memory_gb * 1e9)
+    chunk, head_bytes = _head(model, layers, device, rows * seq_len)
+    row_bytes, leaders = _probe(model, layers, loss, chunk, seq_len)
+    for_factors = budget - head_bytes - row_bytes
+    ranks = owning_ranks or 1
+    size = partial(_factor_bytes, layers, leaders, ranks=ranks)
+    passes = cut_passes(list(layers), size, for_factors, layers_per_pass)
+    factor_bytes = max(map(size, passes))
+    if factor_bytes > for_factors:
+        needed = factor_bytes + head_bytes + row_bytes
+        raise InputError(
+            f"the collection does not fit into {readable_bytes(budget)}: with one row at once and "
+            f"{layers_per_pass or 1} projections a pass it needs {readable_bytes(needed)}; "
+            "free memory, raise max_memory_gb, shorten the rows or choose fewer layers"
+        )
+    fitting = (budget - head_bytes - factor_bytes) // max(row_bytes, 1)
+    useful = -(-TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cuda"]) // seq_len)
+    rows_at_once = max(1, min(rows, useful, fitting))
+    owners = {n: r for names in passes for n, r in _owners(layers, leaders, names, ranks).items()}
+    return MemoryPlan(
+        passes,
+        rows_at_once,
+        chunk,
+        factor_bytes,
+        row_bytes * rows_at_once,
+        head_bytes,
+        leaders,
+        owners if owning_ranks else None,
+    )
+
+
+def cut_passes(
+    names: Sequence[str], size: Callable[[Sequence[str]], float], budget: float, layers_per_pass: int | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Passes over the layers in model order; without a fixed number, as few as fit the budget.
+
+    Args:
+        names: Of the tracked layers.
+        size: Bytes of the accumulators of some of them.
+        budget: Bytes that a pass may have; a layer that does not fit alone is a pass all the same.
+        layers_per_pass: Fixes the number of projections a pass.
+    """
+    if layers_per_pass is not None:
+        if layers_per_pass < 1:
+            raise InputError(f"collect.layers_per_pass is {layers_per_pass}; it must be at least 1")
+        return tuple(tuple(names[i : i + layers_per_pass]) for i in range(0, len(names), layers_per_pass))
+    passes: list[list[str]] = [[]]
+    for name in names:
+        if passes[-1] and size([*passes[-1], name]) > budget:
+            passes.append([])
+        passes[-1].append(name)
+    return tuple(map(tuple, passes))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _head(
+    model: nn.Module, layers: Mapping[str, nn.Module], device: torch.device, tokens: int
+) -> tuple[int | None, int]:
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if model.get_output_embeddings() in layers.values() or not is_plain_head(model):
+        return None, tokens * vocabulary * BYTES_PER_LOGIT
+    most = HEAD_BYTES.get(device.type, HEAD_BYTES["cuda"]) // (vocabulary * BYTES_PER_LOGIT)
+    chunk = max(1, min(tokens, most))
+    return chunk, chunk * vocabulary * BYTES_PER_LOGIT
+
+
+class _NoSums(LayerSums):
+    """Sums nothing: for a trial run."""
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None: ...
+
+
+def _probe(
+    model: nn.Module, layers: Mapping[str, nn.Module], loss: FisherLoss, chunk: int | None, seq_len: int
+) -> tuple[int, dict[str, str]]:
+    """Bytes that autograd keeps for one row, and which layers share an input, from a run on a few tokens."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
+    kept: dict[int, UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    device = next(iter(layers.values())).weight.device
+    tokens = max(2, min(PROBE_TOKENS, seq_len))
+    batch = loss.prepare({"input_ids": torch.zeros(1, tokens, dtype=torch.long)}).to(device)
+    with CurvatureCapture(layers, lambda name, layer: _NoSums()) as capture, torch.enable_grad():
+        capture.begin(None)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            next(iter(loss.draws(model, batch, chunk)))
+    widest = max(max(weight_matrix(layer).shape) for layer in layers.values())
+    transient = WIDEST_AT_ONCE * widest * next(iter(layers.values())).weight.element_size()
+    # Weights of a sharded model that were put together for the forward are empty again.
+    row_bytes = sum(storage.nbytes() for storage in kept.values())
+    return (row_bytes // (tokens - 1) + transient) * seq_len, capture.leaders
+
+
+def _numbers(layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str]) -> dict[str, int]:
+    """How many numbers the accumulators of each layer of a pass hold."""
+    numbers, inputs = {}, set()
+    for name in names:
+        d_out, d_in = weight_matrix(layers[name]).shape
+        numbers[name] = accumulator_numbers(d_out)
+        if leaders[name] not in inputs:
+            inputs.add(leaders[name])
+            numbers[name] += accumulator_numbers(d_in)
+    return numbers
+
+
+def _owners(
+    layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str], ranks: int
+) -> dict[str, int]:
+    """The rank that keeps each layer of a pass; layers that share an input have one."""
+    return share_out(_numbers(layers, leaders, names), leaders, ranks)
+
+
+def _factor_bytes(
+    layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str], ranks: int = 1
+) -> int:
+    """Bytes of the accumulators of one pass, on the rank with most of them; and of a panel on its way to its owner."""
+    owners, loads = _owners(layers, leaders, names, ranks), [0] * ranks
+    for name, numbers in _numbers(layers, leaders, names).items():
+        loads[owners[name]] += numbers
+    widest = max(max(weight_matrix(layers[name]).shape) for name in names)
+    panel = widest * max(last - first for first, last in panel_edges(widest)) if ranks > 1 else 0
+    return 4 * (max(loads) + panel)
+
+
+def readable_bytes(number: float) -> str:
+    """``2.5e9`` -> ``2.5 GB``."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -1,0 +1,121 @@
+"""What is summed over the batches at one layer."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_kfac.math.covariance import SecondMoment
+from lightning_kfac.math.spectrum import Spectrum
+from lightning_kfac.models.layers import weight_matrix
+
+
+class LayerSums(Protocol):
+    """What is summed over the batches at one layer."""
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        """Adds one batch: a [B, T, d_in], g [B, T, d_out], zero at positions that do not count.
+
+        Args:
+            first_draw: False where only g is new: another draw of labels on the same forward pass.
+        """
+
+    def tensors(self) -> list[Tensor]:
+        """The sums as vectors, to be added over ranks."""
+
+    def load(self, tensors: list[Tensor]) -> None:
+        """Takes back what ``tensors`` gave."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What ``load_state`` needs to go on bit for bit: more than the sums, where these are kept in parts."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what ``state`` gave."""
+
+    def trace(self) -> dict[str, Tensor]:
+        """Scalars that are finite only while everything that was added was: of the input, of the gradient."""
+
+
+class FactorSums:
+    """The sums of A and G. A layer that reads the same input as another has no A of its own.
+
+    Args:
+        moment: Makes a running sum from a size and a device.
+    """
+
+    def __init__(self, layer: nn.Module, moment: Callable[[int, torch.device], SecondMoment] = SecondMoment):
+        d_out, d_in = weight_matrix(layer).shape
+        device = layer.weight.device
+        self.G = moment(d_out, device)
+        self.A: SecondMoment | None = moment(d_in, device)
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        self.G.add(g.flatten(0, -2))
+        if first_draw and self.A is not None:
+            self.A.add(a.flatten(0, -2))
+
+    def tensors(self) -> list[Tensor]:
+        return [moment.packed() for moment in self._here()]
+
+    def load(self, tensors: list[Tensor]) -> None:
+        for moment, tensor in zip(self._here(), tensors, strict=True):
+            moment.load_packed(tensor)
+
+    def state(self) -> dict[str, Tensor]:
+        moments = {side: moment for side, moment in self._sides() if moment.here}
+        return {f"{side}.{key}": value for side, moment in moments.items() for key, value in moment.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for side, moment in self._sides():
+            if moment.here:
+                moment.load_state({k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{side}.")})
+
+    def trace(self) -> dict[str, Tensor]:
+        return {"gradient": self.G.trace()} | ({"input": self.A.trace()} if self.A is not None else {})
+
+    def _here(self) -> list[SecondMoment]:
+        """The sums that this process keeps."""
+        return [moment for _, moment in self._sides() if moment.here]
+
+    def _sides(self) -> list[tuple[str, SecondMoment]]:
+        return [("G", self.G)] + ([("A", self.A)] if self.A is not None else [])
+
+
+class MomentSums:
+    """Second moments of the gradient in the curvature basis (EK-FAC: George et al., 2018).
+
+    Args:
+        G, A: Eigenbases of the layer's factors.
+        moments: ``token`` sums (U_G^T g_t)^2 (U_A^T a_t)^2^T over positions; ``sequence`` squares the
+            gradient of each row, summed over its positions.
+    """
+
+    def __init__(self, layer: nn.Module, G: Spectrum, A: Spectrum, moments: str):
+        device = layer.weight.device
+        self.U_G, self.U_A = G.vectors.float().to(device), A.vectors.float().to(device)
+        self.per_row = moments == "sequence"
+        self.total = torch.zeros(len(self.U_G), len(self.U_A), device=device)
+
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        a, g = a.float() @ self.U_A, g.float() @ self.U_G
+        if self.per_row:
+            for a_row, g_row in zip(a, g, strict=True):
+                self.total += (g_row.T @ a_row) ** 2
+        else:
+            self.total.addmm_((g**2).flatten(0, -2).T, (a**2).flatten(0, -2))
+
+    def tensors(self) -> list[Tensor]:
+        return [self.total]
+
+    def load(self, tensors: list[Tensor]) -> None:
+        (self.total,) = tensors
+
+    def state(self) -> dict[str, Tensor]:
+        return {"total": self.total}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.total.copy_(state["total"])
+
+    def trace(self) -> dict[str, Tensor]:
+        return {"gradient": self.total.sum()}

@@ -1,0 +1,1 @@
+"""The text and sequences of the embedded demo."""

@@ -1,0 +1,170 @@
+"""Token rows and memorized sequences as data loaders, shared out over ranks without duplicates."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_kfac.data.memorized import MemorizedSequence
+from lightning_kfac.data.questions import Question
+from lightning_kfac.math.loss import IGNORED
+
+FILLER = -1
+
+
+class Position(TypedDict):
+    """How far a reading of rows has come: full batches of all ranks take the rows in order."""
+
+    rows: int
+    batches: int
+
+
+class ShardedBatches(Sampler[list[int]]):
+    """Batches of row numbers for one rank.
+
+    Rank r takes rows r, r + W, r + 2 W, ... of the (possibly shuffled) order. All ranks yield the
+    same number of batches of the same size, because Lightning's loops wait for each other; where rows
+    run out, ``FILLER`` stands, which loaders turn into rows of weight 0.
+    """
+
+    def __init__(self, n_rows: int, batch_size: int, rank: int, world_size: int, shuffle_seed: int | None = None):
+        self.n_rows, self.batch_size, self.rank, self.world_size = n_rows, batch_size, rank, world_size
+        self.shuffle_seed = shuffle_seed
+        self.epoch = 0
+        self.sampler = self  # where Lightning looks for something with set_epoch
+        self._start = Position(rows=0, batches=0)
+        self._next_start: Position | None = None
+        self._yielded = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch; it changes the shuffle."""
+        self.epoch = epoch
+
+    @property
+    def position(self) -> Position:
+        """Where the present reading is, on all ranks together."""
+        rows = self._start["rows"] + self._yielded * self.batch_size * self.world_size
+        return Position(rows=min(rows, self.n_rows), batches=self._start["batches"] + self._yielded)
+
+    def start_at(self, position: Position) -> None:
+        """Has the next reading, and only that one, go on from a position, be it of another number of ranks."""
+        self._start = self._next_start = Position(rows=position["rows"], batches=position["batches"])
+        self._yielded = 0
+
+    def __len__(self) -> int:
+        left = math.ceil((self.n_rows - self._start["rows"]) / self.world_size)
+        return self._start["batches"] + math.ceil(left / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._start, self._next_start = self._next_start or Position(rows=0, batches=0), None
+        self._yielded = 0
+        rows = np.arange(self.n_rows)
+        if self.shuffle_seed is not None:
+            np.random.default_rng((self.shuffle_seed, self.epoch)).shuffle(rows)
+        rows = rows[self._start["rows"] :]
+        per_rank = math.ceil(len(rows) / self.world_size)
+        mine = np.full(per_rank, FILLER)
+        taken = rows[self.rank :: self.world_size]
+        mine[: len(taken)] = taken
+        for start in range(0, per_rank, self.batch_size):
+            self._yielded += 1
+            yield mine[start : start + self.batch_size].tolist()
+
+
+class RowLoader(DataLoader):
+    """A loader that can be stopped and goes on where it was, in the way that Lightning asks for."""
+
+    def state_dict(self) -> Position:
+        """Where it is."""
+        return self.batch_sampler.position
+
+    def load_state_dict(self, state: Position) -> None:
+        """Has the next reading go on from there."""
+        self.batch_sampler.start_at(state)
+
+
+@dataclass(frozen=True)
+class TokenRows(Dataset):
+    """Rows cut from one array of tokens.
+
+    Attributes:
+        tokens: int32 [n_tokens].
+        offsets: int64 [n_rows + 1], where rows begin and end.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        row = max(index, 0)
+        ids = self.tokens[self.offsets[row] : self.offsets[row + 1]]
+        return index, torch.from_numpy(ids.astype(np.int64))
+
+
+def collate_rows(rows: list[tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor | bool]:
+    """Right-pads rows into a batch; a filler row keeps its tokens but has no label that counts.
+
+    Rows of one length without filler need no masks: the batch is then ``dense``.
+    """
+    index = torch.tensor([i for i, _ in rows])
+    ids = pad_sequence([row for _, row in rows], batch_first=True)
+    batch = {"input_ids": ids, "sample_index": index.clamp(min=0)}
+    filler = (index == FILLER)[:, None]
+    if not filler.any() and len({len(row) for _, row in rows}) == 1:
+        return batch | {"dense": True}
+    mask = pad_sequence([torch.ones_like(row) for _, row in rows], batch_first=True)
+    return batch | {"attention_mask": mask, "labels": ids.masked_fill((mask == 0) | filler, IGNORED)}
+
+
+class SequenceDataset(Dataset):
+    """Memorized sequences by number; ``FILLER`` gives the first, marked as filler."""
+
+    def __init__(self, sequences: Sequence[MemorizedSequence]):
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> tuple[int, MemorizedSequence]:
+        return index, self.sequences[max(index, 0)]
+
+
+def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, list]:
+    """Token lists as they are (decoding pads them); filler rows are dropped."""
+    kept = [(i, s) for i, s in rows if i != FILLER]
+    return {
+        "index": [i for i, _ in kept],
+        "prefix": [list(s.prefix) for _, s in kept],
+        "suffix": [list(s.suffix) for _, s in kept],
+    }
+
+
+def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> RowLoader:
+    """Token rows in batches for one rank."""
+    sampler = ShardedBatches(len(rows), batch_size, rank, world, shuffle_seed)
+    return RowLoader(rows, batch_sampler=sampler, collate_fn=collate_rows)
+
+
+def sequence_loader(sequences: Sequence[MemorizedSequence], batch_size: int, rank: int, world: int) -> DataLoader:
+    """Memorized sequences in batches for one rank."""
+    sampler = ShardedBatches(len(sequences), batch_size, rank, world)
+    return DataLoader(SequenceDataset(sequences), batch_sampler=sampler, collate_fn=collate_sequences)
+
+
+def question_loader(questions: Sequence[Question], batch_size: int, rank: int, world: int) -> DataLoader:
+    """Questions in batches for one rank."""
+    sampler = ShardedBatches(len(questions), batch_size, rank, world)
+    return DataLoader(SequenceDataset(questions), batch_sampler=sampler, collate_fn=collate_questions)
+
+
+def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list]:
+    """Numbers of the questions; filler rows are dropped."""
+    return {"index": [i for i, _ in rows if i != FILLER]}

@@ -1,0 +1,93 @@
+"""Documents of local files: text, JSON lines, Parquet, compressed or not."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.rows import BadRows, parse_object
+from lightning_kfac.errors import InputError, first_line
+
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+SUFFIXES = (*JSON_LINES, ".parquet", ".txt", ".md")
+COMPRESSION = (".gz", ".zst")
+# A mixture keeps its sources in separate files; reading this many in turn samples them all.
+FILES_IN_TURN = 16
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def local_files(source: str) -> list[Path]:
+    path = resolve_path(source).expanduser()
+    if path.is_file():
+        if kind_of_file(path.name) not in SUFFIXES:
+            raise InputError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)} (or .gz, .zst)")
+        return [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and kind_of_file(p.name) in SUFFIXES)
+        if not files:
+            raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file")
+        return files
+    if kind_of_file(source) in SUFFIXES or source.startswith(("/", "./", "../", "~")):
+        raise InputError(f"{path}: no such file or folder")
+    return []
+
+
+def kind_of_file(name: str) -> str:
+    path = Path(name)
+    return (path.with_suffix("") if path.suffix in COMPRESSION else path).suffix
+
+
+def documents_of_file(file: str, text_field: str, bad: BadRows) -> Iterator[str]:
+    from datasets import load_dataset
+
+    kind = kind_of_file(file)
+    if kind == ".parquet":
+        options = {"path": "parquet", "columns": fields_of(text_field)}
+    else:
+        # JSONL is read line by line: records of one file may differ in their columns.
+        options = {"path": "text", "sample_by": "line" if kind in JSON_LINES else "document"}
+    try:
+        rows = load_dataset(**options, data_files=[file], split="train", streaming=True)
+        for number, row in enumerate(rows, start=1):
+            if kind in JSON_LINES:
+                if not row["text"].strip():
+                    continue
+                try:
+                    row = parse_object(row["text"], f"{file}, line {number}")
+                except InputError as error:
+                    bad.meet(error)
+                    continue
+            else:
+                text_field = "text" if kind != ".parquet" else text_field
+            yield from text_of(row, text_field, f"{file}, record {number}", bad)
+    except InputError:
+        raise
+    except Exception as error:  # the readers below raise a dozen types for a damaged file
+        raise InputError(f"{file}: cannot be read: {first_line(error)}") from error
+
+
+def text_of(row: dict, field: str, where: str, bad: BadRows) -> Iterator[str]:
+    """The text of a record, if it has one."""
+    for name in fields_of(field):
+        if not isinstance(row.get(name), str):
+            bad.meet(InputError(f"{where}: no text in field {name!r}; fields here: {', '.join(row)}"))
+            return
+    yield PLACEHOLDER.sub(lambda found: row[found[1]], field) if PLACEHOLDER.search(field) else row[field]
+
+
+def fields_of(text_field: str) -> list[str]:
+    """The fields that a text is made of."""
+    return PLACEHOLDER.findall(text_field) or [text_field]
+
+
+def in_turn(sources: list[Iterator[str]]) -> Iterator[str]:
+    active, waiting = sources[:FILES_IN_TURN], sources[FILES_IN_TURN:]
+    while active:
+        for source in list(active):
+            text = next(source, None)
+            if text is not None:
+                yield text
+            elif waiting:
+                active[active.index(source)] = waiting.pop(0)
+            else:
+                active.remove(source)

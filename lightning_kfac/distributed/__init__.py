@@ -1,0 +1,1 @@
+"""Several processes: ranks, sharded weights, strategies, a watch over ranks that die."""

@@ -1,0 +1,60 @@
+"""Models whose weights are spread over ranks (FSDP2), so that no device has to hold a model whole.
+
+Every decoder block is gathered when it runs and given up after it. The input embedding and the output head are whole
+on every rank: the loss and the evaluation use the head by itself, and both may be one tensor.
+"""
+
+import re
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lightning_kfac.errors import InputError
+
+BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks|block)\.\d+")
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh."""
+    blocks = [module for name, module in model.named_modules() if BLOCK.fullmatch(name)]
+    if not blocks:
+        raise InputError("the model has no numbered blocks to spread over ranks; leave --trainer.strategy fsdp out")
+    kept = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    for module in (*blocks, model.base_model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(kept.values()))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward of the model needs all ranks."""
+    return isinstance(getattr(model, "base_model", model), FSDPModule)
+
+
+def gathered_bytes(model: nn.Module) -> int:
+    """Bytes of weights that are whole for a moment while a sharded model runs: a block in use, and the next one."""
+    blocks = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not getattr(model, "base_model", None)]
+    return 2 * max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model with every tensor whole; of a sharded one in the CPU's memory, and empty beside rank 0.
+
+    All ranks must call it.
+    """
+    if not is_sharded(model):
+        return model.state_dict()
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor, put together from its parts on all ranks where it is sharded; all ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def assign(tensor: Tensor, values: Tensor) -> None:
+    """Copies full values, the same on every rank, into a tensor: of a sharded one each rank takes its part."""
+    if isinstance(tensor, DTensor):
+        values = distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(values)

@@ -1,0 +1,274 @@
+"""KFACEditor: edits a model's weights in the curvature basis, and takes the edit back."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lightning_kfac.console import track_count
+from lightning_kfac.distributed.ranks import Ranks, rounds
+from lightning_kfac.distributed.sharding import assign, whole
+from lightning_kfac.editing.checks import Factors, check_alpha, check_device, check_domain, check_formula, edited_layers
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.curvature import LayerCurvature
+from lightning_kfac.editing.report import EditReport, LayerReport
+from lightning_kfac.editing.select import select
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.folder import FactorFolder
+from lightning_kfac.factors.moments import has_moments, load_moments
+from lightning_kfac.models.fingerprint import weights_fingerprint
+
+Moments = Mapping[str, Tensor]
+
+
+class KFACEditor:
+    """Edits a model in place, and takes the edit back.
+
+    Args:
+        model: The model that the factors were collected on.
+        factors: By dotted layer name: from ``collect_factors`` or ``load_factors``.
+        config: What to do.
+        domains: Factors of text whose curvature is to be protected as well, by a name of your choice.
+        moments: For the corrected formulas: measured curvature by layer (``collect_moments``); by default what
+            lies beside factors on disk.
+        domain_moments: The same of each domain, by its name, in the basis of ``factors``.
+        bases: Where eigenbases are kept; by default beside factors on disk, else in memory.
+        dtype: Precision of bases and products.
+        device: Where to compute, layer by layer; by default where each weight is.
+        force: Edit although the factors belong to other weights.
+        repeated: Keep each layer's components in memory, for many edits of the same weights.
+        ranks: The processes that edit together: each computes the new weights of its own layers and sends them to
+            all, so that their bits are the same everywhere. All must do the same calls.
+        owners: The rank of each layer, where only one has its factors; by default shared out by cost.
+
+    Raises:
+        InputError: A layer is not in the model, a shape or the model's fingerprint does not fit.
+
+    Example:
+        >>> from lightning_kfac import collect_factors
+        >>> from lightning_kfac.loading import load_model
+        >>> model = load_model("demo")
+        >>> rows = torch.arange(1, 257).view(2, 128)
+        >>> factors = collect_factors(model, [{"input_ids": rows}], blocks=[3], projections=["up"])
+        >>> editor = KFACEditor(model, factors, EditConfig(rho=0.8))
+        >>> report = editor.apply()
+        >>> report.layers[0].name, report.layers[0].mass_kept >= 0.8
+        ('model.layers.3.mlp.up_proj', True)
+        >>> editor.restore()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        factors: Factors,
+        config: EditConfig | None = None,
+        *,
+        domains: Mapping[str, Factors] | None = None,
+        moments: Moments | None = None,
+        domain_moments: Mapping[str, Moments] | None = None,
+        bases: BasisCache | None = None,
+        dtype: Literal["float64", "float32"] = "float64",
+        device: torch.device | str | None = None,
+        force: bool = False,
+        repeated: bool = False,
+        ranks: Ranks | None = None,
+        owners: Mapping[str, int] | None = None,
+    ):
+        if dtype not in ("float64", "float32"):
+            raise InputError(f"unknown dtype {dtype!r}; choose float64 or float32")
+        self.model, self.factors, self.config = model, factors, config or EditConfig()
+        self.domains = dict(domains or {})
+        self.bases = bases or BasisCache.beside(factors, getattr(torch, dtype))
+        self.moments, self.domain_moments = moments, domain_moments or {}
+        self.device, self.repeated = device, repeated
+        self.ranks, self.owners = ranks or Ranks(), owners
+        self.forced = False
+        check_device(device)
+        self.layers = self.check(self.config)
+        for folder in (factors, *self.domains.values()):
+            self._check_fingerprint(folder, force)
+        self._originals: dict[str, Tensor] = {}
+        self._curvatures: dict[str, LayerCurvature] = {}
+
+    def apply(self, config: EditConfig | None = None, *, dry_run: bool = False) -> EditReport:
+        """Edits every target in place; where it fails or is stopped, nothing has changed.
+
+        Args:
+            config: Instead of the editor's own, for this time.
+            dry_run: Only report: no weight is touched.
+
+        Raises:
+            InputError: The model is already edited, or a layer's factors cannot be used.
+        """
+        if self._originals:
+            raise InputError("this editor has already edited the model; call restore() first")
+        config = config or self.config
+        layers, active = self.check(config), self._active(config)
+        reports: dict[str, LayerReport] = {}
+        owners = self.owners or self.bases.owners(self.factors, layers, self.ranks.size)
+        try:
+            with track_count("edit layers", "layers", total=len(layers)) as advance_to:
+                for names in rounds(layers, owners):
+                    some = {name: layers[name] for name in names}
+                    reports |= self._edit_round(some, owners, config, active, dry_run)
+                    advance_to(len(reports))
+        except BaseException:
+            self.restore()
+            raise
+        alphas = {d: 1.0 if config.mix == "union" else config.alpha_of(d) for d in active}
+        return EditReport(config, [reports[name] for name in layers], alphas or None, self.forced)
+
+    def check(self, config: EditConfig) -> dict[str, nn.Module]:
+        """The layers that an edit would change, by name.
+
+        Raises:
+            InputError: A layer, a domain's factors of it or its moments are missing, or options exclude each other.
+        """
+        layers = edited_layers(self.model, self.factors, config)
+        check_alpha(config, self.domains)
+        active = self._active(config)
+        for domain in active:
+            check_domain(domain, self.domains[domain], self.factors, layers)
+        for name in layers:
+            measured = self.moments is not None or has_moments(self.factors)
+            check_formula(config.for_layer(name), bool(active), measured)
+        return layers
+
+    def _active(self, config: EditConfig) -> list[str]:
+        """The domains that have a say."""
+        return [domain for domain in self.domains if config.mix == "union" or config.alpha_of(domain)]
+
+    def restore(self) -> None:
+        """Gives every edited weight its old bits back; does nothing if there was no edit."""
+        for name, weight in self._originals.items():
+            self.model.get_submodule(name).weight.data.copy_(weight)
+        self._originals.clear()
+
+    @torch.no_grad()
+    def _edit_round(
+        self,
+        layers: Mapping[str, nn.Module],
+        owners: Mapping[str, int],
+        config: EditConfig,
+        active: list[str],
+        dry_run: bool,
+    ) -> dict[str, LayerReport]:
+        """Edits at most one layer of each rank at the same time."""
+        mine, edited, report = None, None, None
+        for name, layer in layers.items():
+            weight = whole(layer.weight.detach())
+            if owners[name] == self.ranks.rank:
+                mine = name, weight.T if isinstance(layer, Conv1D) else weight
+        with self.ranks.together():
+            if mine is not None:
+                edited, report = self._edit(*mine, config.for_layer(mine[0]), active)
+        # Of each rank what it did, and whether its weight has changed.
+        done = [entry for entry in self.ranks.gather((report, edited is not None)) if entry[0] is not None]
+        for report, changed in done:
+            if not dry_run:
+                own = edited if mine is not None and report.name == mine[0] else None
+                self._write(layers[report.name], report.name, own if changed else None, changed, owners[report.name])
+        return {report.name: report for report, _ in done}
+
+    def _write(self, layer: nn.Module, name: str, edited: Tensor | None, changed: bool, owner: int) -> None:
+        """Gives a layer the weight that its owner has computed."""
+        self._originals[name] = layer.weight.detach().clone()
+        if changed:
+            weight = layer.weight
+            if edited is None:  # another rank has it
+                edited = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+            elif isinstance(layer, Conv1D):
+                edited = edited.T
+            assign(weight.detach(), self.ranks.broadcast(edited.to(weight.device).contiguous(), owner))
+
+    def _edit(
+        self, name: str, weight: Tensor, config: EditConfig, active: list[str]
+    ) -> tuple[Tensor | None, LayerReport]:
+        """The new weight of a layer [d_out, d_in], or None where every bit stays, and what was done."""
+        if not weight.isfinite().all():
+            raise InputError(f"{name}: the weight has NaN or infinite entries")
+        curvature = self._curvature(name, torch.device(self.device or weight.device), active)
+        W = weight.to(curvature.device, self.bases.dtype)
+        try:
+            selected = select(W, curvature, config)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        edited = None  # every bit stays
+        products = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        if config.mode == "suppress" and selected.n_kept < selected.n_total:
+            edited = selected.part(products).to(weight.dtype)
+        elif config.mode == "ablate" and selected.n_kept:
+            everything = selected.n_kept == selected.n_total
+            edited = (torch.zeros_like(W) if everything else W - selected.part(products)).to(weight.dtype)
+        curvature.release()
+        if edited is not None and not edited.isfinite().all():
+            raise InputError(f"{name}: the edited weight would have NaN or infinite entries")
+        after = weight if edited is None else edited.to(weight.device)
+        norm = _norm(weight)
+        ablated = config.mode == "ablate"
+        n_kept = selected.n_total - selected.n_kept if ablated else selected.n_kept
+        report = LayerReport(
+            name=name,
+            n_kept=n_kept,
+            n_total=selected.n_total,
+            fraction_kept=n_kept / selected.n_total,
+            mass_kept=1 - selected.mass if ablated else selected.mass,
+            norm_before=norm,
+            norm_after=_norm(after),
+            relative_change=_norm(after.to(products) - weight.to(products)) / norm if norm else 0.0,
+            rho=config.rho,
+            formula=config.formula,
+        )
+        return edited, report
+
+    def _curvature(self, name: str, device: torch.device, active: list[str]) -> LayerCurvature:
+        if (known := self._curvatures.get(name)) is None:
+            known = LayerCurvature(
+                name,
+                partial(self.factors.__getitem__, name),
+                self.bases,
+                partial(self.bases.of, self.factors, name, device),
+                device,
+                partial(self._moments_of, name),
+                repeated=self.repeated,
+            )
+            if self.repeated:
+                self._curvatures[name] = known
+        known.domains = {d: partial(self.domains[d].__getitem__, name) for d in active}
+        known.domain_moments = {d: partial(self._domain_moments_of, d, name) for d in active}
+        return known
+
+    def _moments_of(self, name: str) -> Tensor | None:
+        if self.moments is None and isinstance(self.factors, FactorFolder):
+            return load_moments(self.factors.path, self.factors, self.bases, name)
+        return (self.moments or {}).get(name)
+
+    def _domain_moments_of(self, domain: str, name: str) -> Tensor | None:
+        factors = self.domains[domain]
+        if domain not in self.domain_moments and isinstance(factors, FactorFolder):
+            return load_moments(factors.path, self.factors, self.bases, name)
+        return self.domain_moments.get(domain, {}).get(name)
+
+    def _check_fingerprint(self, factors: Factors, force: bool) -> None:
+        """Factors of other weights are refused, or noted."""
+        if not isinstance(factors, FactorFolder) or not (known := factors.metadata.get("fingerprint")):
+            return
+        found = weights_fingerprint(self.model, factors)
+        if found == known:
+            return
+        if not force:
+            raise InputError(
+                f"{factors.path}: these factors belong to other weights (fingerprint {known[:8]}, the model has "
+                f"{found[:8]}): they were collected on {factors.metadata.get('model')}; --force (force=True) edits "
+                "all the same"
+            )
+        self.forced = True
+
+
+def _norm(matrix: Tensor) -> float:
+    """Frobenius norm, summed in float64."""
+    return torch.linalg.vector_norm(matrix, dtype=torch.float64).item()

@@ -1,0 +1,1 @@
+"""Measuring a model: recitation, losses, rankings, and one evaluation of them all."""

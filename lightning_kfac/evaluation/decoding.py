@@ -1,0 +1,59 @@
+"""Rows of tokens that a model reads piece by piece, and their greedy continuations."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_kfac.models.cached_rows import CachedRows
+from lightning_kfac.models.tokens import left_padded
+
+
+@torch.no_grad()
+def greedy_continuations(
+    model: nn.Module,
+    prefixes: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    end_of_text: Collection[int] = frozenset(),
+) -> list[list[int]]:
+    """Continues every prefix greedily by its own number of tokens.
+
+    Prefixes are padded on the left, so all of them decode from their last real token. The argmax is
+    taken over float32 logits, ties to the lowest id. No generation setting of the checkpoint applies.
+
+    Args:
+        prefixes: B non-empty lists of token ids.
+        lengths: B numbers of tokens to generate.
+        end_of_text: A row stops after one of these.
+
+    Returns:
+        B lists; shorter than asked for where the text ended.
+    """
+    if not prefixes or not any(lengths):
+        return [[] for _ in prefixes]
+    rows = CachedRows(model, len(prefixes))
+    ids, real = left_padded(prefixes, rows.attend.device)
+    first = rows.read(ids, real)[:, -1].float().argmax(-1)
+    return continue_greedily(rows, first, torch.tensor(list(lengths)), end_of_text)
+
+
+def continue_greedily(
+    rows: CachedRows, first: Tensor, lengths: Tensor, end_of_text: Collection[int] = frozenset()
+) -> list[list[int]]:
+    """Decodes rows from their first generated token on, which the model has not read yet.
+
+    Args:
+        first: int64 [B].
+        lengths: int64 [B], tokens to generate, the first one included.
+        end_of_text: A row stops after one of these.
+    """
+    stop = torch.tensor(sorted(end_of_text), device=first.device, dtype=torch.long)
+    lengths, token = lengths.to(first.device), first
+    running, generated = lengths > 0, []
+    while True:
+        generated.append(torch.where(running, token, -1))
+        running = running & (lengths > len(generated)) & ~torch.isin(token, stop)
+        if not running.any():
+            return [[t for t in row if t >= 0] for row in torch.stack(generated, dim=1).tolist()]
+        # Rows that have ended read nothing: their positions must not grow beyond what the model takes.
+        token = rows.read(token[:, None], running[:, None])[:, -1].float().argmax(-1)

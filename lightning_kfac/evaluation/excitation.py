@@ -1,0 +1,123 @@
+"""Runs text through a model and measures how its activations excite each band of curvature."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.folder import FactorFolder
+from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.math.bands import band_forms, band_masks, energies
+from lightning_kfac.math.covariance import SecondMoment
+from lightning_kfac.math.importance import original
+from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.tokens import TokenBatch
+
+
+class Excitation(NamedTuple):
+    """What one text does to one layer.
+
+    Attributes:
+        energies: float64 [n_shards, n_bands + 1], sum over inputs of ||W_b x||^2, last of the whole weight.
+        counts: int64 [n_shards], number of inputs.
+    """
+
+    energies: np.ndarray
+    counts: np.ndarray
+
+
+def layer_forms(
+    model: nn.Module, factors: Mapping[str, KroneckerFactors], bases: BasisCache, n_bands: int
+) -> dict[str, Tensor]:
+    """The quadratic forms of every layer's bands, float32 [n_bands + 1, d_in, d_in], on the layer's device."""
+    forms = {}
+    for name in factors:
+        weight = weight_matrix(model.get_submodule(name))
+        G, A = bases.of(factors, name, weight.device)
+        C = G.vectors.T @ weight.detach().to(G.vectors.dtype) @ A.vectors
+        importance = original(G.values, A.values)
+        forms[name] = band_forms(C, A.vectors, band_masks(importance, n_bands))
+    return forms
+
+
+class InputSums:
+    """Sums x x^T of the inputs of some layers while a model runs; layers that share their input share the sum.
+
+    Args:
+        model: The model.
+        factors: Their layers are listened to.
+    """
+
+    def __init__(self, model: nn.Module, factors: Mapping[str, KroneckerFactors]):
+        self.model, self.place, self.valid = model, {}, None
+        first: dict[Any, str] = {}
+        for name in factors:
+            shared = factors.shared_A(name) if isinstance(factors, FactorFolder) else id(factors[name].A)
+            self.place[name] = first.setdefault(shared, name)
+        self.sums: dict[str, SecondMoment] = {}
+
+    def __enter__(self) -> "InputSums":
+        self._hooks = ExitStack()
+        for name in set(self.place.values()):
+            self._hooks.callback(self.model.get_submodule(name).register_forward_pre_hook(self._hook(name)).remove)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._hooks.close()
+
+    def take(self) -> dict[str, Tensor]:
+        """The sums since the last call, float32 [d_in, d_in] by layer."""
+        if unseen := [name for name, place in self.place.items() if place not in self.sums]:
+            raise InputError(f"{unseen[0]}: the text never reached this layer; leave it out of the factors")
+        sums, self.sums = {place: moment.sum() for place, moment in self.sums.items()}, {}
+        return {name: sums[place] for name, place in self.place.items()}
+
+    def _hook(self, name: str) -> Callable:
+        def hook(layer: nn.Module, args: tuple) -> None:
+            x = args[0].flatten(0, -2)
+            if self.valid is not None:
+                x = x * self.valid.flatten()[:, None].to(x)
+            if name not in self.sums:
+                self.sums[name] = SecondMoment(x.shape[1], x.device)
+            self.sums[name].add(x)
+
+        return hook
+
+
+@torch.no_grad()
+def excitation(
+    model: nn.Module,
+    factors: Mapping[str, KroneckerFactors],
+    forms: Mapping[str, Tensor],
+    shards: Iterable[Iterable[dict]],
+) -> dict[str, Excitation]:
+    """One forward pass over a text, in shards.
+
+    Args:
+        forms: As ``layer_forms`` gives them.
+        shards: Batches (as ``TokenBatch.from_dict`` reads them) of each part of the text.
+
+    Returns:
+        By layer.
+    """
+    found: dict[str, list[np.ndarray]] = {name: [] for name in factors}
+    counts, device = [], next(model.parameters()).device
+    decoder = {id(module) for module in model.base_model.modules()}
+    inside = all(id(model.get_submodule(name)) in decoder for name in factors)
+    run = model.base_model if inside else model
+    with InputSums(model, factors) as listening:
+        for shard in shards:
+            counts.append(0)
+            for batch in shard:
+                tokens = TokenBatch.from_dict(batch).to(device)
+                listening.valid = None if tokens.dense else tokens.valid
+                counts[-1] += int(tokens.valid.sum())
+                run(**tokens.model_inputs())
+            for name, A_sum in listening.take().items():
+                found[name].append(energies(forms[name], A_sum).cpu().numpy())
+    return {name: Excitation(np.stack(parts), np.array(counts)) for name, parts in found.items()}

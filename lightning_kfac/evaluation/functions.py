@@ -1,0 +1,204 @@
+"""The measurements as functions, for a notebook: recitation, perplexity and nDCG of a model in memory."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.recitation import recite
+from lightning_kfac.evaluation.scoring import next_token_scores
+from lightning_kfac.math.statistics import interval
+from lightning_kfac.metrics import NDCG, Memorization
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
+from lightning_kfac.metrics.perplexity import LossPerplexity
+from lightning_kfac.models.loading import end_of_text_ids
+from lightning_kfac.models.probes import is_plain_head
+from lightning_kfac.models.tokens import TokenBatch
+
+Texts = Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class MemorizationScore:
+    """How much of some suffixes a model recites.
+
+    Example:
+        >>> MemorizationScore(0.5, 1.0, 0.1, {}, [[4, 5], [6]], 0).strict_accuracy
+        0.5
+
+    Attributes:
+        strict_accuracy: Share recited token by token.
+        loose_accuracy: Share whose similarity (1 - Levenshtein / length) reaches the threshold.
+        avg_levenshtein_norm: Mean of Levenshtein / length, in tokens.
+        intervals: 95 % interval of each figure (Wilson's for the rates, a bootstrap for the mean).
+        continuations: Token ids of each greedy continuation.
+        n_near_ties: Verdicts that hang on logits which are equal within the model's precision.
+    """
+
+    strict_accuracy: float
+    loose_accuracy: float
+    avg_levenshtein_norm: float
+    intervals: dict[str, tuple[float, float]]
+    continuations: list[list[int]]
+    n_near_ties: int
+
+
+def memorization_score(
+    model: nn.Module,
+    tokenizer,
+    prefixes: Texts,
+    suffixes: Texts,
+    *,
+    batch_size: int = 64,
+    loose_similarity: float = LOOSE_SIMILARITY,
+) -> MemorizationScore:
+    """Measures whether a model continues prefixes greedily with their suffixes.
+
+    Args:
+        tokenizer: Needed where texts are given: prefixes get its special tokens (BOS), suffixes do not.
+        prefixes, suffixes: As many texts, or lists of token ids; suffixes may differ in length.
+        batch_size: Sequences at once.
+        loose_similarity: Threshold of the loose accuracy.
+
+    Raises:
+        ValueError: Not as many prefixes as suffixes, none at all, an empty one, or ids outside the vocabulary.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model, load_tokenizer
+        >>> model, tokenizer = load_model("demo"), load_tokenizer("demo")
+        >>> memorization_score(model, tokenizer, ["Return the"], [" answer of life"]).strict_accuracy
+        0.0
+    """
+    if isinstance(prefixes, str) or isinstance(suffixes, str):
+        raise InputError("give lists of prefixes and suffixes, not one text")
+    if batch_size < 1 or not 0 <= loose_similarity <= 1:
+        raise InputError(f"batch_size is {batch_size}, loose_similarity {loose_similarity}: at least 1, and 0 to 1")
+    if len(prefixes) != len(suffixes) or not len(prefixes):
+        raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
+    vocabulary = model.get_input_embeddings().num_embeddings
+    starts = _ids(prefixes, tokenizer, vocabulary, "prefix", special=True)
+    golds = _ids(suffixes, tokenizer, vocabulary, "suffix", special=False)
+    longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
+    _check_length(model, longest, "a sequence")
+    end_of_text = end_of_text_ids(model)
+    metric = Memorization(end_of_text, loose_similarity)
+    continuations = []
+    with _in_eval(model):
+        for i in range(0, len(starts), batch_size):
+            part = slice(i, i + batch_size)
+            recitals = recite(model, starts[part], golds[part], end_of_text)
+            continuations += [recital.continuation for recital in recitals]
+            metric.update(continuations[i:], golds[part], near_ties=[recital.near_tie for recital in recitals])
+    figures = {name: value.item() for name, value in metric.compute().items()}
+    names = {"strict_acc": "strict_accuracy", "loose_acc": "loose_accuracy"}
+    return MemorizationScore(
+        figures["strict_acc"],
+        figures["loose_acc"],
+        figures["avg_levenshtein_norm"],
+        {names.get(name, name): interval(figure) for name, figure in metric.figures.items()},
+        continuations,
+        figures["n_near_ties"],
+    )
+
+
+def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512, batch_size: int = 8) -> float:
+    """exp(sum of NLL / number of predicted tokens) over texts, each by itself.
+
+    Args:
+        texts: Texts (tokenized with special tokens) or lists of token ids. Longer ones are cut into rows of
+            ``seq_len``; the first token of a row is predicted by nothing and does not count.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model, load_tokenizer
+        >>> model, tokenizer = load_model("demo"), load_tokenizer("demo")
+        >>> 1 < perplexity(model, tokenizer, ["Return the value for key if key is in the dictionary."]) < 2048
+        True
+    """
+    metric = LossPerplexity()
+    with _in_eval(model):
+        for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
+            losses, _ = next_token_scores(model, batch, k=1, head_alone=is_plain_head(model))
+            metric.update(losses.cpu(), batch.valid.cpu())
+    return metric.compute().item()
+
+
+def ndcg(
+    model: nn.Module, baseline: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512, batch_size: int = 8
+) -> float:
+    """nDCG@10 of a model's next-token rankings against those of the unedited model; rows as in ``perplexity``.
+
+    Args:
+        baseline: The unedited model; its ten likeliest tokens have relevance 10 to 1.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model, load_tokenizer
+        >>> model, tokenizer = load_model("demo"), load_tokenizer("demo")
+        >>> ndcg(model, model, tokenizer, ["Return the value for key."])
+        1.0
+    """
+    metric = NDCG()
+    with _in_eval(model), _in_eval(baseline):
+        if model.get_input_embeddings().num_embeddings != baseline.get_input_embeddings().num_embeddings:
+            raise InputError("the two models have vocabularies of different sizes")
+        for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
+            _, ranking = next_token_scores(model, batch, head_alone=is_plain_head(model))
+            there = batch.to(next(baseline.parameters()).device)
+            _, reference = next_token_scores(baseline, there, head_alone=is_plain_head(baseline))
+            metric.update(ranking.cpu(), reference.cpu(), batch.valid.cpu())
+    return metric.compute().item()
+
+
+def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str, special: bool) -> list[list[int]]:
+    rows = []
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            if tokenizer is None:
+                raise InputError(f"{kind} {number} is a text: give a tokenizer")
+            text = tokenizer(text, add_special_tokens=special)["input_ids"]
+        ids = text.tolist() if isinstance(text, Tensor) else [int(token) for token in text]
+        if not ids:
+            raise InputError(f"{kind} {number} is empty")
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise InputError(f"{kind} {number} has ids outside the model's vocabulary (0 to {vocabulary - 1})")
+        rows.append(ids)
+    return rows
+
+
+def _batches(model: nn.Module, tokenizer, texts: Texts, seq_len: int, batch_size: int) -> Iterator[TokenBatch]:
+    if seq_len < 2 or batch_size < 1:
+        raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}: at least 2 and 1")
+    if isinstance(texts, str):
+        raise InputError("give a list of texts, not one text")
+    device = next(model.parameters()).device
+    whole = _ids(texts, tokenizer, model.get_input_embeddings().num_embeddings, "text", special=True)
+    rows = [torch.tensor(ids[i : i + seq_len]) for ids in whole for i in range(0, len(ids), seq_len)]
+    longest = max(map(len, rows), default=0)
+    if longest < 2:
+        raise InputError("no text has two tokens, so there is nothing to predict")
+    _check_length(model, longest, "a row; lower seq_len:")
+    for i in range(0, len(rows), batch_size):
+        part = rows[i : i + batch_size]
+        mask = pad_sequence([torch.ones_like(row) for row in part], batch_first=True)
+        ids = pad_sequence(part, batch_first=True)
+        yield TokenBatch.from_dict({"input_ids": ids, "attention_mask": mask}, i).to(device)
+
+
+def _check_length(model: nn.Module, length: int, what: str) -> None:
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise InputError(f"{what} of {length} tokens, but the model takes at most {most} positions")
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """Dropout would change every figure."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,125 @@
+"""What a model says of text: losses and rankings of next tokens, and recitation under shifted prompts."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_kfac.evaluation.recitation import gold_hits, recite
+from lightning_kfac.metrics.functional import stress_length, token_losses, top_tokens
+from lightning_kfac.models.probes import banded_mask, takes_own_mask
+from lightning_kfac.models.tokens import TokenBatch
+
+# Logits exist for a slice of positions at a time: 256 MB in float32, whatever the vocabulary and the text.
+LOGITS_AT_ONCE = 1 << 26
+
+
+@torch.no_grad()
+def next_token_scores(
+    model: nn.Module, batch: TokenBatch, k: int = 10, head_alone: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Loss of each target and the k likeliest tokens at each position.
+
+    Args:
+        head_alone: ``is_plain_head`` of the model: its logits then exist for a slice of positions at a time.
+
+    Returns:
+        float64 [B, T] (of positions that do not count: of token 0), int64 [B, T, k].
+    """
+    targets = batch.targets.clamp(min=0).flatten()
+    losses, rankings = [], []
+    for part, logits in _logits_in_slices(model, batch, head_alone):
+        losses.append(token_losses(logits, targets[part]))
+        rankings.append(top_tokens(logits, k))
+    shape = batch.targets.shape
+    return torch.cat(losses).view(shape), torch.cat(rankings).view(*shape, -1)
+
+
+@torch.no_grad()
+def target_losses(model: nn.Module, batch: TokenBatch, head_alone: bool = False) -> Tensor:
+    """Loss of each target, 0 at positions that do not count. float64 [B, T]."""
+    targets = batch.targets.clamp(min=0).flatten()
+    losses = [token_losses(logits, targets[part]) for part, logits in _logits_in_slices(model, batch, head_alone)]
+    return torch.cat(losses).view(batch.targets.shape).masked_fill(~batch.valid, 0)
+
+
+@torch.no_grad()
+def most_likely(model: nn.Module, batch: TokenBatch, head_alone: bool = False, context: int | None = None) -> Tensor:
+    """The likeliest token after each position, ties by the lowest id. int64 [B, T].
+
+    Args:
+        context: Each token attends to itself and the tokens before it, so many in all, where the model takes a mask
+            of its own (``takes_own_mask``). Padding must then be on the right.
+    """
+    masked = context is not None and takes_own_mask(model)
+    mask = banded_mask(model, batch.input_ids.shape[1], context) if masked else None
+    tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, head_alone, mask)]
+    return torch.cat(tokens).view(batch.input_ids.shape)
+
+
+def _logits_in_slices(
+    model: nn.Module, batch: TokenBatch, head_alone: bool, mask: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of all positions [B T] with their logits [n, V]."""
+    own = {} if mask is None else {"attention_mask": mask}
+    if head_alone:
+        hidden = model.base_model(**(batch.model_inputs() | own)).last_hidden_state.flatten(0, 1)
+        head = model.get_output_embeddings()
+        step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            yield part, F.linear(hidden[part], head.weight, head.bias)
+    else:
+        length = batch.input_ids.shape[1]
+        rows = max(1, LOGITS_AT_ONCE // (length * model.get_input_embeddings().num_embeddings))
+        for number, part in enumerate(batch.split(rows)):
+            logits = model(**(part.model_inputs() | own)).logits.flatten(0, 1)
+            start = number * rows * length
+            yield slice(start, start + len(logits)), logits
+
+
+def position_stress(
+    model: nn.Module,
+    prefixes: Sequence[Sequence[int]],
+    golds: Sequence[Sequence[int]],
+    t: int = 20,
+    include_unperturbed: bool = False,
+) -> list[tuple[int, int]]:
+    """Recited lengths of each sequence: by its prefix, and by the best perturbation of its prompt.
+
+    One forward over prefix and gold decides every prompt that is extended to the left of the suffix; a prompt that
+    starts later needs a forward of its own. Nothing is generated.
+
+    Args:
+        prefixes: B lists of token ids.
+        golds: B lists, cut after their end of text.
+        t: Most gold tokens added to a prompt; prompts that start later keep at least the last t + 1 tokens.
+        include_unperturbed: Let the prefix itself count among the perturbations.
+    """
+    hits = gold_hits(model, prefixes, golds).tolist()
+    shifted: list[list[int]] = [[] for _ in prefixes]
+    for length in range(t + 1, max(map(len, prefixes), default=0)):
+        some = [i for i, prefix in enumerate(prefixes) if len(prefix) > length]
+        recitals = recite(model, [prefixes[i][-length:] for i in some], [golds[i] for i in some], decode=False)
+        for i, recital in zip(some, recitals, strict=True):
+            shifted[i].append(recital.matched)
+    lengths = []
+    for own, gold, others in zip(hits, golds, shifted, strict=True):
+        own = own[: len(gold)]
+        original = stress_length(own, [], 0, include_unperturbed=True)
+        lengths.append((original, stress_length(own, others, t, include_unperturbed)))
+    return lengths
+
+
+@torch.no_grad()
+def row_losses(model: nn.Module, batches: Iterable[TokenBatch]) -> dict[int, tuple[float, int]]:
+    """Summed next-token loss and number of targets of each row that has any, by row number (``sample_index``)."""
+    rows = {}
+    for tokens in batches:
+        losses = target_losses(model, tokens).sum(1)
+        counts = tokens.valid.sum(1)
+        for index, loss, count in zip(tokens.sample_index.tolist(), losses.tolist(), counts.tolist(), strict=True):
+            if count:
+                rows[index] = (loss, count)
+    return rows

@@ -1,0 +1,1 @@
+"""Kronecker factors on disk: folders, eigenbases, moments, other tools' files."""

@@ -1,0 +1,1 @@
+"""Factors of other tools, one module a tool."""

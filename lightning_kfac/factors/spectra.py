@@ -1,0 +1,112 @@
+"""The spectrum of a layer's curvature in numbers: what figures, tables and reports are made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_kfac.math.selection import select_products
+from lightning_kfac.math.spectrum import effective_rank
+from lightning_kfac.models.targets import block_of, projection_of
+
+# Shares of the mass at which the cumulative curve is computed; the selection is exact at each.
+CURVE = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """Eigenvalues of one layer's factors and what rho makes of their products.
+
+    Attributes:
+        lambdas: float64 [d_out], of G, descending.
+        mu: float64 [d_in], of A, descending.
+        curve: Shares of components kept, and the shares of the mass that they hold.
+        rho: Where an edit by ``original`` cuts; None where there is none.
+        kept: int64 [d_out], leading columns kept in each row at rho; None where nothing is cut.
+        trace_A, trace_G: Sums of the eigenvalues.
+        rank_A, rank_G: Effective ranks, exp of the entropy of the eigenvalues' shares.
+        condition_A, condition_G: Largest over smallest eigenvalue; inf where the smallest is 0.
+    """
+
+    lambdas: np.ndarray
+    mu: np.ndarray
+    curve: tuple[np.ndarray, np.ndarray]
+    rho: float | None
+    kept: np.ndarray | None
+    trace_A: float
+    trace_G: float
+    rank_A: float
+    rank_G: float
+    condition_A: float
+    condition_G: float
+
+    @property
+    def fraction_kept(self) -> float:
+        """Share of components kept at rho."""
+        return float(self.kept.sum()) / (len(self.lambdas) * len(self.mu))
+
+    def numbers(self) -> dict[str, Any]:
+        """For JSON: the figures without the eigenvalues."""
+        names = ("trace_A", "trace_G", "rank_A", "rank_G", "condition_A", "condition_G")
+        numbers = {name: getattr(self, name) if np.isfinite(getattr(self, name)) else None for name in names}
+        shares = {f"{mass:g}": float(kept) for kept, mass in zip(*self.curve, strict=True)}
+        return numbers | {"kept_for_mass": shares}
+
+
+def layer_spectrum(lambdas: Tensor, mu: Tensor, rho: float | None = None) -> LayerSpectrum:
+    """Summarises the product spectrum of a layer.
+
+    Args:
+        lambdas: [d_out], eigenvalues of G, descending.
+        mu: [d_in], eigenvalues of A, descending.
+        rho: Where an edit by ``original`` cuts.
+
+    Example:
+        >>> spectrum = layer_spectrum(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0, 0.0]), rho=0.7)
+        >>> spectrum.kept.tolist(), round(spectrum.fraction_kept, 3)
+        ([2, 0], 0.333)
+    """
+    lambdas, mu = lambdas.double().cpu(), mu.double().cpu()
+    total = len(lambdas) * len(mu)
+    if lambdas.any() and mu.any():
+        shares = [int(select_products(lambdas, mu, mass).sum()) / total for mass in CURVE]
+        kept = None if rho is None else select_products(lambdas, mu, rho).numpy()
+    else:
+        shares, kept = [0.0] * len(CURVE), None if rho is None else np.zeros(len(lambdas), dtype=np.int64)
+    return LayerSpectrum(
+        lambdas.numpy(),
+        mu.numpy(),
+        (np.array(shares), np.array(CURVE)),
+        rho,
+        kept,
+        mu.sum().item(),
+        lambdas.sum().item(),
+        effective_rank(mu),
+        effective_rank(lambdas),
+        _condition(mu),
+        _condition(lambdas),
+    )
+
+
+def by_projection(spectra: Mapping[str, LayerSpectrum]) -> dict[str, dict[int | None, LayerSpectrum]]:
+    """Layers by projection (or, where it has no such name, by their own), then by block."""
+    groups: dict[str, dict[int | None, LayerSpectrum]] = {}
+    for name, spectrum in spectra.items():
+        group = groups.setdefault(projection_of(name) or name, {})
+        # Of several layers of a kind in a block (experts, for one) the others stand by themselves.
+        (groups.setdefault(name, {}) if block_of(name) in group else group)[block_of(name)] = spectrum
+    return {
+        projection: dict(sorted(group.items(), key=lambda item: item[0] or 0)) for projection, group in groups.items()
+    }
+
+
+def log10_histogram(values: np.ndarray) -> Tensor:
+    """log10 of the positive eigenvalues, for a histogram. float32."""
+    return torch.from_numpy(np.log10(values[values > 0])).float()
+
+
+def _condition(values: Tensor) -> float:
+    return (values[0] / values[-1]).item() if values[-1] > 0 else float("inf")

@@ -1,1 +1,0 @@
-"""Figures for a person to look at."""

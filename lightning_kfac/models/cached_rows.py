@@ -1,0 +1,97 @@
+"""Rows of tokens that a model reads piece by piece, with its key-value cache."""
+
+import inspect
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.probes import agree
+
+_PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+class CachedRows:
+    """B rows of tokens, what a model remembers of them, and which of it counts.
+
+    What is read may hold places without a token, before or after the real ones; they take a place in the cache that
+    nothing attends to. Positions count real tokens only.
+
+    Attributes:
+        attend: bool [B, S], which places of the cache hold a token that counts.
+    """
+
+    def __init__(self, model: nn.Module, count: int):
+        self.model, self.cache = model, None
+        self.attend = torch.zeros(count, 0, dtype=torch.bool, device=next(model.parameters()).device)
+        takes = inspect.signature(model.forward).parameters
+        if "past_key_values" not in takes:
+            raise InputError(
+                f"{type(model).__name__} has no key-value cache (a recurrent state, say): its recitation cannot be "
+                "measured"
+            )
+        self._slices_head = "logits_to_keep" in takes
+
+    def read(self, ids: Tensor, real: Tensor, keep: int = 1) -> Tensor:
+        """Runs the next places through the model.
+
+        Args:
+            ids: int64 [B, n].
+            real: bool [B, n], False where there is no token.
+            keep: Of how many of the last places the logits are wanted.
+
+        Returns:
+            [B, keep, V] in the model's dtype.
+        """
+        positions = (self.attend.sum(1, keepdim=True) + real.long().cumsum(1) - 1).clamp(min=0)
+        self.attend = torch.cat([self.attend, real], dim=1)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.attend.long(),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **({"logits_to_keep": keep} if self._slices_head else {}),
+        )
+        self.cache = output.past_key_values
+        return output.logits[:, -keep:]
+
+    def take(self, rows: Tensor) -> "CachedRows":
+        """Some of the rows, by number, with a cache of their own. Needs ``has_plain_cache``."""
+        taken = CachedRows(self.model, len(rows))
+        taken.attend, taken.cache = self.attend[rows], DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            taken.cache.update(layer.keys[rows], layer.values[rows], number)
+        return taken
+
+    def forget_after(self, lengths: Tensor) -> None:
+        """Keeps of each row only the first so many tokens. int64 [B]."""
+        self.attend = self.attend & (self.attend.cumsum(1) <= lengths[:, None])
+
+
+@torch.no_grad()
+def has_plain_cache(model: nn.Module) -> bool:
+    """Whether places of the cache may be left out of account: no sliding windows, no distances counted in places.
+
+    What the config says is checked, and one gap is tried out (ALiBi, for one, counts places). Found out once a model.
+    """
+    if model not in _PLAIN:
+        windows = getattr(model.config, "window_size", None) is not None  # GPT-Neo has its own in the model
+        layers = DynamicCache(config=model.config).layers
+        _PLAIN[model] = not windows and all(type(layer) is DynamicLayer for layer in layers) and _bears_a_gap(model)
+    return _PLAIN[model]
+
+
+def _bears_a_gap(model: nn.Module) -> bool:
+    device, last = next(model.parameters()).device, []
+    for row, kept in (([0, 1] + 16 * [2], 2), ([0, 1], 2)):
+        rows = CachedRows(model, 1)
+        ids = torch.tensor([row], device=device)
+        rows.read(ids, torch.ones_like(ids, dtype=torch.bool))
+        rows.forget_after(torch.tensor([kept], device=device))
+        token = torch.tensor([[4]], device=device)
+        last.append(rows.read(token, torch.ones_like(token, dtype=torch.bool))[0, -1].double())
+    return agree(*last, next(model.parameters()).dtype)

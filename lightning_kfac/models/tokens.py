@@ -1,0 +1,130 @@
+"""A batch of token rows, with its two masks made explicit."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.math.loss import IGNORED, next_tokens, valid_positions
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of tokens for a causal language model.
+
+    Attributes:
+        input_ids: int64 [B, T].
+        attend: bool [B, T], True where the token is real. Never inferred from the pad id: a genuine
+            end-of-text token may share it.
+        targets: int64 [B, T], the label of each position (the next token), -100 where it has none that
+            counts: t or t + 1 is no real token, or its label is -100.
+        sample_index: int64 [B], global row numbers; they key the sampled labels.
+        dense: Every position counts, so masks can be left out.
+        uniforms: float64 [B, draws, T], what draws the sampled labels.
+    """
+
+    input_ids: Tensor
+    attend: Tensor
+    targets: Tensor
+    sample_index: Tensor
+    dense: bool = False
+    uniforms: Tensor | None = None
+
+    @classmethod
+    def from_dict(cls, batch: dict, first_index: int = 0) -> "TokenBatch":
+        """Reads ``input_ids`` and optionally ``attention_mask``, ``labels``, ``sample_index``, ``dense``.
+
+        Args:
+            batch: ``labels`` are in the Hugging Face convention (unshifted, -100 ignored). ``dense``
+                says that all tokens are real and all labels count; a batch with neither mask nor
+                labels is dense. The last token of dense rows, which has no next one, is then not run
+                through the model at all.
+            first_index: Number of the first row where the batch has no ``sample_index``.
+
+        Raises:
+            InputError: A field is missing or has another shape than ``input_ids``.
+        """
+        ids = batch.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            raise InputError("a batch needs `input_ids`, an integer tensor [rows, positions]")
+        mask, labels, index = batch.get("attention_mask"), batch.get("labels"), batch.get("sample_index")
+        for name, field in (("attention_mask", mask), ("labels", labels)):
+            if field is not None and field.shape != ids.shape:
+                raise InputError(f"batch: {name} has shape {list(field.shape)}, input_ids {list(ids.shape)}")
+        if index is None:
+            index = torch.arange(first_index, first_index + len(ids), device=ids.device)
+        attend = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if batch.get("dense", mask is None and labels is None) and ids.shape[1] > 1:
+            return cls(ids[:, :-1], attend[:, :-1], ids[:, 1:], index, dense=True)
+        labels = ids.masked_fill(~attend, IGNORED) if labels is None else labels
+        targets = next_tokens(labels).masked_fill(~valid_positions(attend, labels), IGNORED)
+        return cls(ids, attend, targets, index)
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B, T]: positions that count in the loss, in A, in G and in N."""
+        return self.targets != IGNORED
+
+    @property
+    def position_ids(self) -> Tensor:
+        """int64 [B, T]: index among the row's real tokens, so that left padding changes nothing."""
+        return (self.attend.long().cumsum(-1) - 1).clamp(min=0)
+
+    def model_inputs(self) -> dict:
+        """Arguments of the model's forward."""
+        inputs = {"input_ids": self.input_ids, "use_cache": False}
+        if not self.dense:
+            inputs |= {"attention_mask": self.attend.long(), "position_ids": self.position_ids}
+        return inputs
+
+    def logits(self, model: nn.Module) -> Tensor:
+        """Runs the model. [B, T, V] in the model's dtype."""
+        return model(**self.model_inputs()).logits
+
+    def gold_loss(self, model: nn.Module) -> Tensor:
+        """Summed cross-entropy against the next tokens, a scalar tensor with the whole graph behind it."""
+        logits = self.logits(model).float()
+        return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def split(self, rows: int) -> Iterator["TokenBatch"]:
+        """Parts of at most ``rows`` rows."""
+        for start in range(0, len(self.input_ids), rows):
+            part = slice(start, start + rows)
+            yield self._map(lambda tensor, part=part: tensor[part])
+
+    def by_length(self) -> Iterator["TokenBatch"]:
+        """Short rows and long ones apart, each part without the padding on the right that none of its rows needs."""
+        lengths = self.attend.shape[1] - self.attend.flip(1).long().argmax(1)
+        short = lengths <= lengths.max() // 2
+        for rows in (short, ~short):
+            if rows.any():
+                width = int(lengths[rows].max())
+                cut = {name: getattr(self, name)[rows, :width] for name in ("input_ids", "attend", "targets")}
+                yield replace(self, **cut, sample_index=self.sample_index[rows], uniforms=None)
+
+    def to(self, *args, **kwargs) -> "TokenBatch":
+        """The batch on another device, as ``Tensor.to``."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "TokenBatch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids int64 [B, width] and which of them are real, bool [B, width]."""
+    return _padded([[None] * (max(map(len, rows)) - len(row)) + list(row) for row in rows], device)
+
+
+def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same with the padding behind the tokens."""
+    return _padded([list(row) + [None] * (max(map(len, rows)) - len(row)) for row in rows], device)
+
+
+def _padded(rows: list[list[int | None]], device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([[-1 if token is None else token for token in row] for row in rows], device=device)
+    ids = ids.view(len(rows), -1).long()
+    return ids.clamp(min=0), ids >= 0

@@ -1,0 +1,55 @@
+"""ModelEvaluator: measures a model again and again, on data that are prepared once."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from torch import nn
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.loading import Dtype
+from lightning_kfac.modules import CausalLM
+from lightning_kfac.modules.text_data import TextData
+
+
+class ModelEvaluator:
+    """Recitation, perplexity and nDCG of a model as it is, by the validation loop of a Trainer.
+
+    The first evaluation is the reference of nDCG: begin with the unedited model.
+
+    Args:
+        model_name: Where the model came from.
+        dtype: Of its weights.
+        data: Memorized sets, held-out text, questions.
+        folder: For tokenized text.
+        accelerator: As for a Trainer.
+
+    Raises:
+        InputError: There is nothing to measure, or the data do not fit the model.
+    """
+
+    def __init__(self, model_name: str, dtype: Dtype, data: TextData, folder: Path, accelerator: str = "auto") -> None:
+        self.module, self.data = CausalLM(model_name, dtype=dtype), data
+        if data.tokenizer_name is None:
+            data.tokenizer_name = model_name
+        data.check(self.module.vocab_size, self.module.max_positions)
+        if not data.validation_names:
+            raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
+        self.trainer = Trainer(
+            default_root_dir=folder,
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+    def __call__(self, model: nn.Module) -> dict[str, Any]:
+        """All figures under the names of ``results.jsonl``, with intervals and differences from the first model."""
+        home = next(model.parameters()).device
+        self.module.model = model
+        self.trainer.validate(self.module, self.data, verbose=False)
+        model.to(home)
+        return self.module.record

@@ -1,0 +1,135 @@
+"""Architectures for plans on paper: read from a model's skeleton, and a few published ones that need no network."""
+
+import re
+
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.targets import FUSED, block_of, count_blocks, projection_of
+from lightning_kfac.planning.cost import DOWN, GATE_UP, OUT, QKV, Architecture, Product
+
+STAGES = {"q": QKV, "k": QKV, "v": QKV, "o": OUT, "gate": GATE_UP, "up": GATE_UP, "down": DOWN}
+GATED = ("gate_proj", "gate_up_proj", "w1")
+# By a short name: the model on the hub and what its config.json says.
+SHAPES: dict[str, tuple[str, dict]] = {
+    "olmo2-1b": (
+        "allenai/OLMo-2-0425-1B",
+        {"model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+         "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 100352},
+    ),
+    "olmo2-7b": (
+        "allenai/OLMo-2-1124-7B",
+        {"model_type": "olmo2", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 100352},
+    ),
+    "llama3-8b": (
+        "meta-llama/Llama-3.1-8B",
+        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+    ),
+    "qwen3-8b": (
+        "Qwen/Qwen3-8B-Base",
+        {"model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
+    ),
+    "llama3-70b": (
+        "meta-llama/Llama-3.1-70B",
+        {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+         "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256},
+    ),
+    "mixtral-8x7b": (
+        "mistralai/Mixtral-8x7B-v0.1",
+        {"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+         "num_experts_per_tok": 2},
+    ),
+    "olmoe-7b": (
+        "allenai/OLMoE-1B-7B-0924",
+        {"model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 16,
+         "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 50304, "num_experts": 64,
+         "num_experts_per_tok": 8},
+    ),
+}  # fmt: skip
+
+
+def published_config(shape: str) -> PretrainedConfig:
+    """The configuration of one of ``SHAPES``; raises ``InputError`` for another name."""
+    if shape not in SHAPES:
+        raise InputError(f"--shape {shape}: not known; choose from {', '.join(SHAPES)}, or give --model")
+    settings = dict(SHAPES[shape][1])
+    model_type = settings.pop("model_type")
+    tied = {"tie_word_embeddings": False}
+    return AutoConfig.for_model(model_type, **settings, **tied, pad_token_id=None)
+
+
+def read_architecture(model: nn.Module) -> Architecture:
+    """The matrix products of a model, from its modules; weights may be on the meta device.
+
+    Raises:
+        InputError: The model has no numbered blocks, attention heads or head, or weights of another kind.
+    """
+    config, blocks, head = model.config, count_blocks(model), model.get_output_embeddings()
+    if not blocks or head is None or not hasattr(config, "num_attention_heads"):
+        raise InputError(f"{type(model).__name__}: not a decoder of blocks with attention, which alone can be planned")
+    products, sizes, norms = [], {}, {}
+    for name, parameter in model.named_parameters():
+        block = block_of(name)
+        sizes[block] = sizes.get(block, 0) + parameter.numel()
+        if block is None or name.endswith("bias"):
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if parameter.ndim >= 2:
+            products.append(_product(name, parameter, owner, block, config))
+        elif "norm" in name or ".ln_" in name:
+            norms[block] = norms.get(block, 0) + _norm_width(name, parameter.numel(), products)
+    vocabulary, hidden = head.weight.shape
+    products.append(Product("head", vocabulary, hidden, blocks, QKV))
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    root = sizes.pop(None, 0)
+    return Architecture(
+        products=tuple(products),
+        blocks=blocks,
+        heads_width=width,
+        vocabulary=vocabulary,
+        gated=any(p.name.endswith(GATED) for p in products),
+        norm_width=max(norms.values(), default=0),
+        parameters=sum(sizes.values()) + root,
+        block_parameters=max(sizes.values()),
+        root_parameters=root,
+    )
+
+
+def _product(name: str, parameter: nn.Parameter, owner: nn.Module, block: int, config: PretrainedConfig) -> Product:
+    if parameter.ndim == 2:
+        module = name.removesuffix(".weight")
+        d_out, d_in = reversed(parameter.shape) if isinstance(owner, Conv1D) else parameter.shape
+        return Product(module, d_out, d_in, block, _stage(module))
+    if parameter.ndim != 3 or "expert" not in name or not hasattr(config, "num_experts_per_tok"):
+        raise InputError(f"{name} is {list(parameter.shape)}: neither a projection nor experts; it cannot be planned")
+    experts, d_out, d_in = parameter.shape
+    stage = _stage(name)
+    inner, outer = (d_in, d_out) if stage == GATE_UP else (d_out, d_in)
+    if inner != config.hidden_size == outer:  # some families store experts transposed
+        d_out, d_in = d_in, d_out
+    return Product(name, d_out, d_in, block, stage, experts, config.num_experts_per_tok)
+
+
+def _stage(name: str) -> int:
+    if (projection := projection_of(name)) is not None:
+        return STAGES[projection]
+    if (fused := FUSED.get(name.rpartition(".")[2])) is not None:
+        return STAGES[fused.partition(",")[0].split()[0]]
+    if not re.search(r"\battn|attention|self_attn", name):
+        return GATE_UP  # a router reads what the experts read
+    return OUT if name.endswith((".out_proj", ".dense")) else QKV
+
+
+def _norm_width(name: str, width: int, products: list[Product]) -> int:
+    """Numbers that a norm reads for one token; a norm of heads has the width of one of them."""
+    of = re.search(r"\.([qk])_norm\.", name)
+    if of is None:
+        return width
+    return next(p.d_out for p in reversed(products) if projection_of(p.name) == of[1])

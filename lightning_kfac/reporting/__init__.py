@@ -1,0 +1,1 @@
+"""Results as tables, figures, TensorBoard and one HTML page."""

@@ -1,0 +1,76 @@
+"""Before and after an edit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lightning_kfac.reporting.figures.style import COLOURS, MARKERS, new_figure
+
+RATES = {"strict_acc": "strict accuracy", "loose_acc": "loose accuracy", "avg_levenshtein_norm": "norm. Levenshtein"}
+OTHERS = {"perplexity": "perplexity", "ndcg@10": "nDCG@10"}
+
+
+def metrics_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Every stage's figures side by side with their 95 % intervals.
+
+    Args:
+        records: Stage to record: figures, and ``intervals`` by the name of the figure.
+    """
+    every = dict.fromkeys(key for record in records.values() for key in record)
+    rates = [key for key in every if key.rpartition("/")[2] in (*RATES, "exact_acc")]
+    others = [key for key in OTHERS if any(record.get(key) is not None for record in records.values())]
+    figure = new_figure(9, max(3.0, 0.9 + 0.34 * len(rates)))
+    widths = [3] * bool(rates) + [1.4] * len(others)
+    panels = list(figure.subplots(1, max(1, len(widths)), width_ratios=widths or None, squeeze=False)[0])
+    if rates:
+        _points(panels[0], rates, records, [_rate_name(key) for key in rates])
+        panels[0].set_xlim(-0.04, 1.04)
+        panels[0].set_title("rates and distances, with 95 % intervals", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
+    for axes, key in zip(panels[bool(rates) :], others, strict=True):
+        _points(axes, [key], records, [""])
+        axes.set_title(OTHERS[key], fontsize=9)
+    return figure
+
+
+def loss_change_figure(edges: Sequence[float], counts: Sequence[int]) -> Figure:
+    """Histogram of what an edit did to the loss of each token of the held-out text; the counts are logarithmic."""
+    edges, counts = np.asarray(edges), np.asarray(counts)
+    figure = new_figure(7.5, 3.8)
+    axes = figure.add_subplot()
+    middle = (edges[:-1] + edges[1:]) / 2
+    colours = np.where(middle > 0, COLOURS[4], COLOURS[0])
+    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colours)
+    axes.set_yscale("log")
+    total = max(1, counts.sum())
+    worse, better = counts[middle > 0.1].sum() / total, counts[middle < -0.1].sum() / total
+    axes.set_xlabel("loss after - loss before, in nats (the outermost bins hold what lies beyond)")
+    axes.set_ylabel("tokens (log scale)")
+    axes.set_title(
+        f"Held-out tokens: the loss of {worse:.0%} rises, of {better:.0%} falls by more than 0.1 nats", fontsize=10
+    )
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def _points(axes, keys: Sequence[str], records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> None:
+    for number, (stage, record) in enumerate(records.items()):
+        place = np.arange(len(keys)) + min(0.16, 0.7 / len(records)) * (number - (len(records) - 1) / 2)
+        values = np.array([np.nan if record.get(key) is None else record[key] for key in keys], dtype=float)
+        bounds = [
+            record.get("intervals", {}).get(key) or (value, value) for key, value in zip(keys, values, strict=True)
+        ]
+        bounds = np.array([[v if b is None else b for b in pair] for pair, v in zip(bounds, values, strict=True)])
+        errors = np.abs(bounds.T - values)
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.errorbar(values, place, xerr=errors, label=stage, linestyle="", markersize=5, capsize=3, **style)
+    axes.set_yticks(range(len(keys)), names, fontsize=8)
+    axes.set_ylim(len(keys) - 0.5, -0.5)
+    axes.grid(alpha=0.25)
+
+
+def _rate_name(key: str) -> str:
+    prefix, _, name = key.rpartition("/")
+    return f"{prefix or 'memorized'}: {RATES.get(name, 'answers right')}"

@@ -1,0 +1,86 @@
+"""What a layer's curvature looks like: spectra, mass, and the set of components that an edit keeps."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lightning_kfac.factors.spectra import LayerSpectrum
+from lightning_kfac.reporting.figures.style import COLOURS, depth_colours, name_blocks, new_figure
+
+POINTS = 200
+
+
+def spectra_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> Figure:
+    """Eigenvalues of A and G of one projection in every block, largest first, both axes logarithmic."""
+    figure = new_figure()
+    for axes, side, name in zip(figure.subplots(1, 2), ("mu", "lambdas"), ("A (inputs)", "G (gradients)"), strict=True):
+        for colour, (block, layer) in zip(depth_colours(list(layers)), layers.items(), strict=True):
+            values = getattr(layer, side)
+            values = values[values > 0]
+            ranks = _log_ranks(len(values))
+            axes.loglog(ranks + 1, values[ranks], color=colour, label=_block(block), linewidth=1.2)
+        axes.set_xlabel("rank of the eigenvalue")
+        axes.set_ylabel("eigenvalue")
+        axes.set_title(f"{projection}: eigenvalues of {name}", fontsize=10)
+        axes.grid(alpha=0.25)
+    name_blocks(axes, list(layers))
+    return figure
+
+
+def mass_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> Figure:
+    """Share of the curvature mass in the most important components, and where rho cuts."""
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    for colour, (block, layer) in zip(depth_colours(list(layers)), layers.items(), strict=True):
+        kept, mass = layer.curve
+        axes.semilogx(100 * kept, 100 * mass, color=colour, label=_block(block), linewidth=1.2)
+        if layer.rho is not None:
+            axes.plot(100 * layer.fraction_kept, 100 * layer.rho, "o", color=colour, markersize=4)
+    rhos = sorted({layer.rho for layer in layers.values() if layer.rho is not None})
+    for rho in rhos:
+        axes.axhline(100 * rho, color=COLOURS[4], linestyle="--", linewidth=0.9, label=f"rho {rho:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("components kept, most important first (% of all, log scale)")
+    axes.set_ylabel("share of the curvature mass (%)")
+    axes.set_title(f"{projection}: how few components hold the curvature", fontsize=10)
+    axes.grid(alpha=0.25)
+    name_blocks(axes, [*layers, *rhos])
+    return figure
+
+
+def kept_figure(name: str, layer: LayerSpectrum) -> Figure:
+    """Heat map of log10 importance over both ranks (log scales), with the staircase that rho keeps."""
+    figure = new_figure(5.6, 4.4)
+    axes = figure.add_subplot()
+    rows, columns = _log_ranks(len(layer.lambdas), 80), _log_ranks(len(layer.mu), 80)
+    importance = np.outer(layer.lambdas[rows], layer.mu[columns])
+    floor = importance.max() * 1e-12
+    mesh = axes.pcolormesh(
+        columns + 1, rows + 1, np.log10(np.maximum(importance, floor)), cmap="cividis", shading="nearest"
+    )
+    figure.colorbar(mesh, label="log10 importance (eigenvalue of G x eigenvalue of A)")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_yaxis()
+    # The end of each row's kept columns; rows that keep none lie below the staircase.
+    some = layer.kept[rows] > 0
+    label = f"kept at rho {layer.rho:g}: {layer.fraction_kept:.1%}"
+    axes.step(layer.kept[rows][some] + 0.5, rows[some] + 1, where="mid", color="white", linewidth=2.4)
+    axes.step(layer.kept[rows][some] + 0.5, rows[some] + 1, where="mid", color=COLOURS[4], linewidth=1.4, label=label)
+    axes.set_xlabel("rank in the spectrum of A")
+    axes.set_ylabel("rank in the spectrum of G")
+    axes.set_title(f"{name}: importance, and what an edit keeps (left above the line)", fontsize=9)
+    axes.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def _block(block: int | None) -> str:
+    return "" if block is None else f"block {block}"
+
+
+def _log_ranks(count: int, points: int = POINTS) -> np.ndarray:
+    """Ranks from 0 to count - 1, evenly spread on a logarithmic scale, each once."""
+    if count == 0:
+        return np.empty(0, dtype=int)
+    return np.unique(np.geomspace(1, count, min(points, count)).round().astype(int)) - 1

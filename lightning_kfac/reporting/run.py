@@ -1,0 +1,85 @@
+"""What a run folder holds, read for a report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_kfac.editing.report import EDIT_FILE
+from lightning_kfac.errors import InputError
+from lightning_kfac.factors.folder import FactorFolder, load_factors
+from lightning_kfac.storage.json_files import read_json
+from lightning_kfac.storage.results import read_results
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: The folder.
+        status: ``run.json``: command, times, version; empty for a sweep, a scan or a search.
+        config: ``config.yaml``; empty where there is none.
+        results: Rows of ``results.jsonl``, of each edit the latest.
+        edit: ``edit.json`` of the edited model.
+        comparison: ``comparison.json``: examples, changes of token losses.
+        findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, ``bands.json``, if they are there.
+        factors: The collected factors, if any.
+    """
+
+    path: Path
+    status: dict[str, Any]
+    config: str
+    results: list[dict[str, Any]]
+    edit: dict[str, Any]
+    comparison: dict[str, Any]
+    findings: dict[str, dict[str, Any]]
+    factors: FactorFolder | None
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the results are those of many edits."""
+        return any("point" in row for row in self.results)
+
+    @property
+    def scan(self) -> Path:
+        """The figure of a scan; only a scan has one."""
+        return self.path / "scan.png"
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The latest result of each stage; those of a rank, in a study of attention, are in its own table."""
+        return {row["stage"]: row for row in self.results if row.get("rank") is None}
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        InputError: There is no such folder, or no run wrote it.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run folder")
+    names = ("mining", "recommended", "crystallization", "bands")
+    findings = {name: found for name in names if (found := _json(path / f"{name}.json"))}
+    results = read_results(path / "results.jsonl")
+    if results and "context" in results[-1]:  # what was measured on other text, or in another dtype, is no part of it
+        results = [row for row in results if row.get("context") == results[-1]["context"]]
+    if not (results or findings or (path / "run.json").is_file()):
+        raise InputError(f"{path}: holds no results.jsonl and no run.json; name the folder of a run")
+    edits = [_json(path / place / EDIT_FILE) for place in ("edited", "patch")]
+    factors = load_factors(path / "factors") if (path / "factors" / "metadata.json").is_file() else None
+    config = path / "config.yaml"
+    return Run(
+        path,
+        _json(path / "run.json"),
+        config.read_text("utf-8", errors="replace") if config.is_file() else "",
+        list({row.get("point", number): row for number, row in enumerate(results)}.values()),
+        next(filter(None, edits), {}),
+        _json(path / "comparison.json"),
+        findings,
+        factors,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path, "remove the file") if path.is_file() else {}

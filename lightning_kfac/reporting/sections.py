@@ -1,0 +1,283 @@
+"""The sections of a report, each from what the run folder holds."""
+
+import shlex
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from lightning_kfac.editing import sweep
+from lightning_kfac.editing.report import edit_label, edit_place
+from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.spectra import layer_spectrum
+from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.figures.comparison import loss_change_figure, metrics_figure
+from lightning_kfac.reporting.figures.pareto import pareto_figure
+from lightning_kfac.reporting.labels import METRICS, SWEEP_COLUMNS, is_telling
+from lightning_kfac.reporting.page import Html, bullets, figure, image, paragraph, preformatted, section, table
+from lightning_kfac.reporting.run import Run
+from lightning_kfac.reporting.spectra_board import spectrum_figures
+
+
+def summary(run: Run) -> str:
+    """What this is, in a few lines."""
+    model = next((row["model"] for row in run.results if row.get("model")), None)
+    facts = [
+        f"Folder: {run.path}",
+        f"Model: {model}" if model else "",
+        f"Command: {run.status['command']}" if run.status.get("command") else "",
+        f"Begun {run.status.get('started')}, {_end(run)}" if run.status else "",
+        f"lightning_kfac {run.status.get('version') or _first(run, 'version')}",
+    ]
+    return section("Run", bullets([fact for fact in facts if fact]))
+
+
+def data(run: Run) -> str:
+    """Which text was collected and measured."""
+    facts = []
+    if run.factors is not None:
+        about = run.factors.metadata
+        facts.append(
+            f"Curvature: {about.get('n_tokens', 0):,} token positions of {about.get('corpus')}; "
+            + ", ".join(f"{key} {about[key]}" for key in ("labels", "precision", "seed", "world_size") if key in about)
+        )
+    for row in list(run.results)[-1:]:
+        measured = row.get("measured") or {}
+        if measured.get("heldout"):
+            facts.append(
+                f"Perplexity and nDCG: {measured['heldout_tokens']:,} tokens of {measured['heldout']}, in rows of "
+                f"{measured['seq_len']} tokens (another packing gives another value)"
+            )
+        facts += [
+            f"{key[: -len('n_sequences')].rstrip('/') or 'memorized'}: {value} sequences"
+            for key, value in row.items()
+            if key.endswith("n_sequences")
+        ]
+    return section("Data", bullets(facts))
+
+
+def comparison(run: Run) -> str:
+    """Figures of every stage with intervals and changes."""
+    stages = {} if run.is_grid else run.stages
+    if not stages:
+        return ""
+    keys = [
+        key for key in dict.fromkeys(k for row in stages.values() for k in row) if key.rpartition("/")[2] in METRICS
+    ]
+    rows = [[_name(key), *(_figure(row, key) for row in stages.values())] for key in keys]
+    changes = [stage for stage, row in stages.items() if row.get("differences")]
+    header = ["with 95 % intervals", *stages]
+    if changes:
+        header += [f"change, {stage}" if len(changes) > 1 else "change" for stage in changes]
+        for key, row in zip(keys, rows, strict=True):
+            row += [_change(stages[stage], key) for stage in changes]
+    parts = [table(header, rows)]
+    if len(stages) > 1:
+        parts.append(paragraph("Rates: Wilson; other figures: bootstrap; changes: paired bootstrap.", note=True))
+        parts.append(figure(metrics_figure(stages), "figures of every stage with their intervals"))
+    if counts := run.comparison.get("loss_change"):
+        parts.append(figure(loss_change_figure(run.comparison["edges"], counts), "changes of token losses"))
+    return section("Before and after" if len(stages) > 1 else "Results", *parts)
+
+
+def edit(run: Run) -> str:
+    """What the edit did to each layer."""
+    layers = run.edit.get("layers", [])
+    header = ["layer", "formula", "rho", "kept", "of", "share", "norm before", "after", "relative change"]
+    rows = [
+        [
+            layer_label(x["name"]),
+            x["formula"],
+            f"{x['rho']:g}",
+            f"{x['n_kept']:,}",
+            f"{x['n_total']:,}",
+            f"{x['fraction_kept']:.1%}",
+            f"{x['norm_before']:.4g}",
+            f"{x['norm_after']:.4g}",
+            f"{x['relative_change']:.3f}",
+        ]
+        for x in layers
+    ]
+    return section("Edit", table(header, rows) if rows else "")
+
+
+def examples(run: Run) -> str:
+    """Continuations before and after; what diverges is marked."""
+    parts = []
+    for number, example in enumerate(run.comparison.get("examples", []), start=1):
+        after, rest = example["after"], example.get("diverging", "")
+        same = after[: len(after) - len(rest)] if rest and after.endswith(rest) else after
+        marked = f"{escape(same)}<mark>{escape(rest)}</mark>" if same != after else escape(after)
+        lines = [f"<b>{name}</b> {escape(example[name])}" for name in ("prefix", "gold", "before")]
+        parts.append(
+            f"<h3>{number}</h3><blockquote>" + "<br>".join([*lines, f"<b>after</b> {marked}"]) + "</blockquote>"
+        )
+    return section("Continuations", *parts)
+
+
+def grid(run: Run) -> str:
+    """All edits of a sweep or a scan."""
+    if not run.is_grid:
+        return ""
+    rows = sweep.average_seeds(run.results)
+    keys = [key for key in rows[0] if key.split("/")[-1] in SWEEP_COLUMNS and rows[0][key] is not None]
+    body = []
+    for row in sorted(rows, key=lambda row: (row["edit"] is not None, row.get("strict_acc") or 0)):
+        about = row["edit"]
+        cells = ["unedited", "", "", "", ""]
+        if about:
+            kept = [f"{about['fraction_kept']:.1%}", f"{about['relative_change']:.2f}"]
+            cells = [edit_label(about), edit_place(about), f"{about['rho']:g}", *kept]
+        body.append([*cells, *(_figure(row, key) for key in keys)])
+    header = ["edit", "where", "rho", "kept", "change", *(_name(key) for key in keys)]
+    if run.scan.is_file():
+        drawn = image(run.scan.read_bytes(), "scan of blocks and projections")
+    else:
+        drawn = figure(pareto_figure(rows, "what each edit costs, and what it suppresses"), "Pareto figure")
+    return section("Edits", drawn, table(header, body))
+
+
+def spectra(run: Run) -> str:
+    """Spectra of the collected factors, with the cut of the edit."""
+    if run.factors is None:
+        return ""
+    bases, config = BasisCache.beside(run.factors), run.edit.get("config", {})
+    # Elsewhere what is kept is no staircase in the spectra, or another one.
+    plain = config.get("mode") == "suppress" and config.get("budget") in (None, "mass") and not run.edit.get("domains")
+    cut = [layer for layer in run.edit.get("layers", []) if plain and layer["formula"] == "original"]
+    rhos = {layer["name"]: layer["rho"] for layer in cut}
+    found = {}
+    for name in run.factors:
+        G, A = bases.of(run.factors, name)
+        found[name] = layer_spectrum(G.values, A.values, rhos.get(name))
+    rows = [
+        [
+            layer_label(name),
+            f"{len(x.lambdas)} x {len(x.mu)}",
+            f"{x.rank_A:,.1f}",
+            f"{x.rank_G:,.1f}",
+            f"{x.condition_A:.1e}",
+            f"{x.condition_G:.1e}",
+        ]
+        for name, x in found.items()
+    ]
+    header = ["layer", "size", "effective rank A", "effective rank G", "condition A", "condition G"]
+    return section("Curvature", table(header, rows), *(figure(drawn, tag) for tag, drawn in spectrum_figures(found)))
+
+
+def findings(run: Run) -> str:
+    """What else the run found: mining, a recommendation, a study of attention."""
+    parts = []
+    if mined := run.findings.get("mining"):
+        parts.append(table(["search", ""], [[key, str(value)] for key, value in mined.items()]))
+    if advised := run.findings.get("recommended"):
+        setting = {key: advised[key] for key in ("blocks", "projections", "rho")}
+        parts.append(paragraph(f"Recommended (chosen on one half of the sequences): {setting}. On the other half:"))
+        stages = dict(zip(("baseline", "edited"), advised["reporting"], strict=True))
+        keys = [key for key in stages["edited"] if key in METRICS and is_telling(key, stages.values())]
+        rows = [[_name(key), *(_figure(row, key) for row in stages.values())] for key in keys]
+        parts.append(table(["", *stages], rows))
+    if study := run.findings.get("crystallization"):
+        parts += [paragraph(study["verdict"]), *_attention_tables(study)]
+    if profile := run.findings.get("bands"):
+        text = f"Band profile against {profile['against']}; {profile['statistic']}; positions: {profile['n_positions']}"
+        pngs = sorted(run.path.glob("ratios_*.png")) + sorted(run.path.glob("bands_*.png"))
+        parts += [paragraph(text), *(image(png.read_bytes(), png.stem) for png in pngs)]
+    return section("Findings", *parts)
+
+
+def _attention_tables(study: Mapping[str, Any]) -> list[str]:
+    """Costs of every mode and layer, and the heads, of a study of crystallized attention."""
+    recovered = study.get("recovered") or {}
+    modes = []
+    for name, cost in study["costs"].items():
+        share = recovered.get(name.removeprefix("lowrank ")) if name.startswith("lowrank") else None
+        change = _with_bounds(
+            f"{cost['change']['value']:+.2%}", "{:+.2%}", [cost["change"][k] for k in ("low", "high")]
+        )
+        back = "" if share is None else _with_bounds(f"{share['value']:.0%}", "{:.0%}", [share["low"], share["high"]])
+        modes.append([name, f"{cost['perplexity']:.3f}", change, back])
+    heads = [
+        [
+            f"layer {h['layer']} head {h['head']}",
+            str(h["effective_dimension"]),
+            f"{h['entropy']:.2f}",
+            f"{h['top1_mass']:.2f}",
+        ]
+        for h in study["heads"]
+    ]
+    return [
+        table(["attention", "perplexity", "change", "of the Top-1 loss recovered"], modes),
+        table(["head", "effective dimension at 90 %", "entropy, nats", "top-1 mass"], heads),
+    ]
+
+
+def not_measured(run: Run) -> str:
+    """What a reader must not take for granted."""
+    rows = run.results
+    has = lambda name: any(row.get(name) is not None for row in rows)  # noqa: E731
+    missing = [
+        (has("strict_acc"), "Recitation: no memorized set was given."),
+        (has("perplexity"), "General ability: no held-out text was given."),
+        (has("ndcg@10"), "nDCG@10: no unedited model to compare with."),
+        (any("differences" in row and row["differences"] for row in rows), "Changes: no baseline was evaluated."),
+        (has("stress/stress_len"), "Position stress: other prompts for the same suffixes were not tried."),
+        (any(key.endswith("exact_acc") for row in rows for key in row), "Answers to questions: no set was given."),
+        (any(key.endswith("unchanged") for row in rows for key in row), "Text that the model does not recite."),
+    ]
+    texts = [text for measured, text in missing if not measured] if rows else []
+    texts += [
+        "Whether the text can be extracted by other means (sampling, fine-tuning, paraphrase): not measured. The edit "
+        "disrupts greedy recall of these sequences; it is no proof of deletion.",
+        "Other seeds, other texts and other models: one run.",
+    ]
+    near = sum(row.get(key) or 0 for row in rows for key in row if key.endswith("n_near_ties"))
+    if near:
+        texts.append(f"{near} verdicts hang on logits that are equal within the model's precision.")
+    return section("Not measured", bullets(texts))
+
+
+def reproduce(run: Run) -> str:
+    """Commands and the full configuration."""
+    commands = []
+    if run.config and run.status:
+        program, kind = [*shlex.split(run.status.get("command", "")), "train.py", "fit"][:2]
+        commands.append(f"python {program} {kind} --config {run.path / 'config.yaml'}")
+    if run.status.get("command"):
+        commands.insert(0, f"python {run.status['command']}")
+    commands.append(f"python edit.py report {run.path}")
+    return section("Reproduce", preformatted("\n".join(commands)), preformatted(run.config) if run.config else "")
+
+
+def _end(run: Run) -> str:
+    return f"finished {run.status['finished']}" if run.status.get("finished") else "not finished"
+
+
+def _first(run: Run, key: str) -> Any:
+    return next((row[key] for row in run.results if row.get(key)), "")
+
+
+def _name(key: str) -> str:
+    prefix, _, name = key.rpartition("/")
+    return f"{prefix}: {METRICS[name][0]}" if prefix else METRICS[name][0]
+
+
+def _figure(row: Mapping[str, Any], key: str) -> str:
+    value, style = row.get(key), METRICS[key.rpartition("/")[2]][1]
+    return "n/a" if value is None else _with_bounds(style.format(value), style, (row.get("intervals") or {}).get(key))
+
+
+def _change(row: Mapping[str, Any], key: str) -> str:
+    value, *bounds = row["differences"].get(key) or [None]
+    style = METRICS[key.rpartition("/")[2]][1].replace(":", ":+")
+    return "" if value is None else _with_bounds(style.format(value), style, bounds)
+
+
+def _estimate(estimate: Mapping[str, float], style: str) -> str:
+    return _with_bounds(style.format(estimate["value"]), style, [estimate["low"], estimate["high"]])
+
+
+def _with_bounds(text: str, style: str, bounds: Any) -> str:
+    if not bounds or None in bounds or bounds[0] == bounds[1]:
+        return text
+    low, high = (style.format(bound) for bound in bounds)
+    return Html(f'{escape(text)} <span class="interval">[{escape(low)}, {escape(high)}]</span>')

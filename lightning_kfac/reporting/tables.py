@@ -1,0 +1,176 @@
+"""Results as a person reads them."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lightning_kfac.editing.report import EditReport, edit_label, edit_place
+from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.labels import METRICS, OF_A_SET, OF_STRESS, SWEEP_COLUMNS, is_telling
+
+
+class Example(NamedTuple):
+    """One sequence as text.
+
+    Attributes:
+        diverging: End of ``after``, from the first token that is not the gold one.
+    """
+
+    prefix: str
+    gold: str
+    before: str
+    after: str
+    diverging: str = ""
+
+
+def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures of each evaluated stage with 95 % intervals, and what changed since the first.
+
+    Args:
+        records: Stage to record: figures, and ``intervals`` and ``differences`` by the name of the figure.
+    """
+    table = Table(box=box.SIMPLE_HEAD, title="Before and after" if len(records) > 1 else None, title_justify="left")
+    table.add_column("[dim]with 95 % intervals[/]", overflow="fold")
+    for stage, record in records.items():
+        table.add_column(stage, justify="right")
+        if record.get("differences"):
+            table.add_column("change", justify="right")
+    first = next(iter(records.values()))
+    for prefix in _sets(first):
+        count = first.get(f"{prefix}n_sequences")
+        table.add_row(f"[bold]{prefix.rstrip('/') or 'memorized'}[/] ({count} sequences)")
+        _add(table, prefix, OF_A_SET, records)
+    if "stress/stress_len" in first:
+        table.add_row("[bold]memorized, position stress[/]")
+        _add(table, "stress/", OF_STRESS, records)
+    if "perplexity" in first:
+        table.add_row("[bold]general ability[/]")
+        _add(table, "", ("perplexity", "perplexity_batch_mean", "ndcg@10"), records)
+    for prefix in _sets(first, "n_questions"):
+        table.add_row(f"[bold]{prefix.rstrip('/')}[/] ({first[f'{prefix}n_questions']} questions)")
+        _add(table, prefix, ("exact_acc",), records)
+    return table
+
+
+def examples_table(examples: list[Example]) -> Table:
+    """Prefix, gold suffix and both continuations of some sequences; what diverges stands out."""
+    table = Table(box=box.SIMPLE_HEAD, title="Continuations of memorized sequences", title_justify="left")
+    for name in ("", "text"):
+        table.add_column(name, overflow="fold")
+    for example in examples:
+        for name in ("prefix", "gold", "before"):
+            table.add_row(name, Text(_one_line(getattr(example, name))))
+        same, rest = _split(example)
+        table.add_row("after", Text.assemble(same, (rest, "bold")))
+        table.add_section()
+    return table
+
+
+def examples_markdown(examples: list[Example]) -> str:
+    """The same for TensorBoard's text page: what diverges is bold."""
+    parts = []
+    for number, example in enumerate(examples, start=1):
+        same, rest = (_escaped(text) for text in _split(example))
+        parts.append(f"### {number}\n")
+        for name in ("prefix", "gold", "before"):
+            parts.append(f"**{name}**\n\n> {_escaped(_one_line(getattr(example, name)))}\n")
+        parts.append(f"**after**\n\n> {same}{f'**{rest}**' if rest else ''}\n")
+    return "\n".join(parts)
+
+
+def _split(example: Example) -> tuple[str, str]:
+    """``after`` up to where it diverges, and from there."""
+    line, rest = _one_line(example.after), _one_line(example.diverging)
+    if not rest or not line.endswith(rest):
+        return line, ""
+    return line[: len(line) - len(rest)], rest
+
+
+def _sets(results: Mapping[str, object], count: str = "n_sequences") -> list[str]:
+    return [key.removesuffix(count) for key in results if key.endswith(count)]
+
+
+def _add(table: Table, prefix: str, kinds: Sequence[str], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line for each figure that any stage has."""
+    for kind in kinds:
+        key, (title, style) = f"{prefix}{kind}", METRICS[kind]
+        if not is_telling(key, records.values()):
+            continue
+        cells = []
+        for record in records.values():
+            cells.append(_with_interval(style, record.get(key), record.get("intervals", {}).get(key)))
+            if changes := record.get("differences"):
+                change, *bounds = changes.get(key) or [None]
+                cells.append(_with_interval(style.replace(":", ":+"), change, bounds) if change is not None else "")
+        table.add_row(f"  {title}", *cells)
+
+
+def _with_interval(style: str, value: float | None, bounds: Sequence[float | None] | None) -> str:
+    if value is None:
+        return "n/a"
+    text = style.format(value)
+    if not bounds or None in bounds or bounds[0] == bounds[1] == value:
+        return text
+    return f"{text} [dim]\\[{style.format(bounds[0])}, {style.format(bounds[1])}][/]"
+
+
+def _escaped(text: str) -> str:
+    """As Markdown that shows the text itself."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def sweep_table(rows: Sequence[Mapping], title: str, front: Collection[int] = ()) -> Table:
+    """One line an edit: what it was, what it kept, and every figure.
+
+    Args:
+        rows: Results of a sweep.
+        title: Above the table.
+        front: Numbers of the rows on the Pareto front, which get a star.
+    """
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    places = len({edit_place(row["edit"]) for row in rows if row["edit"]}) > 1
+    first = next(iter(rows), {})
+    figures = [key for key in first if key.split("/")[-1] in SWEEP_COLUMNS and first[key] is not None]
+    for name in ("edit", *(["where"] if places else []), "rho", "kept", "change"):
+        table.add_column(name, justify="left" if name in ("edit", "where") else "right", no_wrap=True)
+    for key in figures:
+        prefix, _, name = key.rpartition("/")
+        table.add_column(f"{prefix} {SWEEP_COLUMNS[name][0]}".strip(), justify="right")
+    if front:
+        table.add_column("Pareto")
+    for number, row in enumerate(rows):
+        edit = row["edit"]
+        cells = ["unedited", *([""] if places else []), "", "", ""]
+        if edit:
+            seeds = f" ({row['n_seeds']} seeds)" if row.get("n_seeds", 1) > 1 else ""
+            numbers = [f"{edit['rho']:g}", f"{edit['fraction_kept']:.1%}", f"{edit['relative_change']:.2f}"]
+            cells = [edit_label(edit) + seeds, *([edit_place(edit)] if places else []), *numbers]
+        for key in figures:
+            value = row.get(key)
+            cells.append("n/a" if value is None else SWEEP_COLUMNS[key.split("/")[-1]][1].format(value))
+        table.add_row(*cells, *(["*" if number in front else ""] if front else []))
+    return table
+
+
+def report_table(report: EditReport, verb: str) -> Table:
+    """What an edit did (or would do), layer by layer, and on average."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{verb} layer by layer", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for name in ("formula", "rho", "kept", "of", "share", "mass", "norm", "after", "change"):
+        table.add_column(name, justify="left" if name == "formula" else "right", no_wrap=True)
+    for layer in report.layers:
+        numbers = [f"{layer.n_kept:,}", f"{layer.n_total:,}", f"{layer.fraction_kept:.1%}", f"{layer.mass_kept:.1%}"]
+        norms = [f"{layer.norm_before:.4g}", f"{layer.norm_after:.4g}", f"{layer.relative_change:.3f}"]
+        table.add_row(layer_label(layer.name), layer.formula, f"{layer.rho:g}", *numbers, *norms)
+    shares = [f"{report.fraction_kept:.1%}", f"{report.mass_kept:.1%}"]
+    table.add_section()
+    table.add_row("all", "", "", "", "", *shares, "", "", f"{report.relative_change:.3f}")
+    return table

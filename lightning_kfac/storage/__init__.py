@@ -1,0 +1,1 @@
+"""Files: atomic, checked, locked; the run's folder."""

@@ -1,0 +1,70 @@
+"""JSON files with a checksum of their own."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.storage.files import new_file
+
+CHECKSUM = "checksum"
+
+
+def write_json(path: str | Path, contents: Mapping[str, Any], checksum: bool = True) -> None:
+    """Writes an object; the file appears under its name when it is complete and on the disk.
+
+    Args:
+        checksum: Add a field with a checksum of all others, which ``read_json`` verifies.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/state.json"
+        >>> write_json(path, {"step": 7})
+        >>> read_json(path, "begin anew")
+        {'step': 7}
+    """
+    contents = {key: value for key, value in contents.items() if key != CHECKSUM}
+    if checksum:
+        contents[CHECKSUM] = _checksum(json.loads(json.dumps(contents)))
+    with new_file(path) as partial:
+        partial.write_text(json.dumps(contents, indent=2) + "\n", "utf-8")
+
+
+def read_json(path: str | Path, advice: str) -> dict[str, Any]:
+    """The object in a JSON file without its checksum, which is verified where there is one.
+
+    Args:
+        advice: What to do where the file is damaged, for the message.
+
+    Raises:
+        InputError: The file is missing, no JSON object, or has another checksum than it says.
+    """
+    try:
+        if not Path(path).is_file():  # opening a pipe would wait for ever
+            raise ValueError("there is no such file")
+        contents = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(contents, dict):
+            raise ValueError(f"it holds no object but a {type(contents).__name__}")
+        json.dumps(contents, ensure_ascii=False).encode("utf-8")  # halves of characters cannot be written again
+        known = contents.pop(CHECKSUM, None)
+        if known is not None and known != _checksum(contents):
+            raise ValueError("its contents do not have the checksum that it says")
+    except RecursionError:
+        raise InputError(f"{path}: damaged or incomplete: nested too deeply; {advice}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged or incomplete: {error}; {advice}") from None
+    return contents
+
+
+def file_name(name: Any) -> str:
+    """A name in the same folder, as metadata may give it; raises ``ValueError`` for a path that leads elsewhere."""
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{str(name)[:80]!r} is not the name of a file in the folder")
+    return name
+
+
+def _checksum(contents: Mapping[str, Any]) -> str:
+    """Does not depend on the order of fields or on spaces."""
+    return hashlib.sha256(json.dumps(contents, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
