@@ -16,6 +16,7 @@ test: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)

@@ -9,72 +9,40 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gzip
+import json
+import os
+
 import pytest
 import torch
+import zstandard
 from filelock import FileLock
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac import collect_factors, save_factors
+from lightning_kfac.assets import DEMO
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model
+from tests.common import (
+    ARCHITECTURES,
+    VOCAB,
+    build_model,
+    write_jsonl,
+)
 from tests.forks import Forks
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
-VOCAB = 61
-ARCHITECTURES = {
-    "olmo2": {
-        "model_type": "olmo2",
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-    },
-    "llama": {  # grouped-query attention
-        "model_type": "llama",
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "qwen3": {  # a head width of its own
-        "model_type": "qwen3",
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    },
-    "gpt2": {"model_type": "gpt2", "n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 64, "n_inner": 40},
-}
-COMMON = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
 
 
 # The files that take longest, first: of two workers none is left with one of them at the end.
-LONGEST = ("test_cli", "test_faults", "test_sharded", "test_domains", "test_crystallize", "test_mining", "test_ddp")
+LONGEST = ("test_train", "test_faults", "test_sharded", "test_domains", "test_crystallize", "test_mining", "test_ddp")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders files; tests of one file stay as they are."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
-def build_model(family: str, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
-    """A small model with weights large enough that its predictions are not uniform."""
-    settings = ARCHITECTURES[family] | COMMON | changes
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.15)
-    torch.set_rng_state(generator_state)
-    return model.to(dtype)
 
 
 _forks: list[Forks] = []
@@ -156,3 +124,26 @@ def quickstart(tmp_path_factory):
             assert done.returncode == 0, done.stdout
             log.write_text(done.stdout)
     return folder, log.read_text()
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Ten planted sequences."""
+    lines = (DEMO / "planted_report.jsonl").read_text().splitlines()[:10]
+    return write_jsonl(tmp_path / "few.jsonl", lines)
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Shards whose columns and types differ, as in the OLMo-2 mixes; gzip, zstandard and Parquet."""
+    folder = tmp_path / "mix"
+    (folder / "data" / "wiki").mkdir(parents=True)
+    (folder / "data" / "math").mkdir()
+    wiki = [{"id": str(i), "text": f"wiki {i}", "metadata": {"length": i}, "version": "v1"} for i in range(4)]
+    math = [{"id": i, "text": f"math {i}", "attributes": {"s": [[0, 1, 0.5]]}, "metadata": "none"} for i in range(3)]
+    math += [{"text": "math 3", "created": "2024-01-01", "metadata": {"other": True}}]
+    with gzip.open(folder / "data" / "wiki" / "shard-0.json.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in wiki)
+    packed = zstandard.compress("".join(json.dumps(row) + "\n" for row in math).encode())
+    (folder / "data" / "math" / "shard-0.jsonl.zst").write_bytes(packed)
+    return folder

@@ -1,7 +1,6 @@
 """Processes that compute together, for tests: each runs one function of a test module."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +8,12 @@ from pathlib import Path
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-ROOT = Path(__file__).parents[1]
+from tests.forks import ROOT, free_port
 
 
 def run_ranks(module: str, folder: Path, ranks: int, timeout: float = 240) -> None:
     """Runs ``python -m MODULE FOLDER`` in so many processes, as a launcher would; all must succeed."""
-    common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     logs = [open(folder / f"rank{rank}.log", "w+") for rank in range(ranks)]  # noqa: SIM115
     processes = [
@@ -46,10 +45,3 @@ def regroup(size: int, port: int) -> None:
         for name in ("LOCAL_RANK", "RANK", "NODE_RANK"):
             os.environ.pop(name, None)
         rank_zero_only.rank = 0
-
-
-def free_port() -> str:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])

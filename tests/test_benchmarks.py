@@ -6,8 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.conventional import conventional_factors
 from benchmarks.limits import least_flops_per_token
 from lightning_kfac import collect_factors
-from tests.conftest import build_model
-from tests.test_collect import relative_error
+from tests.common import build_model, relative_error
 
 
 def test_the_conventional_way_computes_the_same_factors():

@@ -1,6 +1,6 @@
 """What version 0.1 wrote still works: factors, an edited checkpoint, a patch, a finished run and an interrupted one.
 
-``tests/data/v0_1`` was made by the last commit before the modules moved. All of it is of one tiny model, with one
+``tests/v0_1`` was made by the last commit before the modules moved. All of it is of one tiny model, with one
 thread on an AMD EPYC; figures made here agree to rounding.
 """
 
@@ -17,7 +17,7 @@ from lightning_kfac import load_factors
 from lightning_kfac.cli.edit import main as edit
 from lightning_kfac.cli.train import main as train
 
-MADE = Path(__file__).parent / "data" / "v0_1"
+MADE = Path(__file__).parent / "v0_1"
 COLLECTION = {
     "model.model_name": "model",
     "model.dtype": "float32",

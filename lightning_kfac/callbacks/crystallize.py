@@ -42,7 +42,7 @@ class CrystallizationStudy(Callback):
     Example:
         >>> import tempfile, lightning
         >>> from lightning_kfac.callbacks import ResidualCollector
-        >>> from lightning_kfac.data.datamodule import TextData
+        >>> from lightning_kfac.modules.text_data import TextData
         >>> from lightning_kfac.modules import CausalLM
         >>> collector = ResidualCollector(layers=[5])
         >>> study = CrystallizationStudy(CrystallizeConfig(layers=[5], ranks=[4]), collector)

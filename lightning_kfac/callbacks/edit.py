@@ -34,7 +34,7 @@ class EditCallback(Callback):
     Example:
         >>> import tempfile, lightning
         >>> from lightning_kfac.callbacks import CurvatureCollector
-        >>> from lightning_kfac.data.datamodule import TextData
+        >>> from lightning_kfac.modules.text_data import TextData
         >>> from lightning_kfac.modules import CausalLM
         >>> collector = CurvatureCollector(blocks=[3], projections=["up"])
         >>> edit = EditCallback(EditConfig(rho=0.8))

@@ -29,7 +29,7 @@ class ResidualCollector(Callback):
 
     Example:
         >>> import tempfile, lightning
-        >>> from lightning_kfac.data.datamodule import TextData
+        >>> from lightning_kfac.modules.text_data import TextData
         >>> from lightning_kfac.modules import CausalLM
         >>> collector = ResidualCollector(layers=[5])
         >>> trainer = lightning.Trainer(

@@ -1,0 +1,193 @@
+"""A whole evaluation: the same figures for any batch size and number of ranks, intervals, and what they compare."""
+
+import json
+import math
+import os
+import sys
+import tracemalloc
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from lightning_kfac.data.loaders import TokenRows, row_loader, sequence_loader
+from lightning_kfac.data.memorized import MemorizedSequence
+from lightning_kfac.data.packing import row_offsets
+from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.evaluation import Evaluation, Measures
+from lightning_kfac.math.statistics import wilson
+from lightning_kfac.metrics.functional import top_tokens
+from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.storage.stored_batches import StoredBatches
+from tests.common import VOCAB, build_model, sequences
+
+COUNT, TOKENS = 13, 207
+MEASURES = Measures(position_stress=3, batch_mean_perplexity=True)
+
+
+def edited_model():
+    model = build_model("olmo2", torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        weight = model.get_submodule("model.layers.2.mlp.up_proj").weight
+        weight += 0.1 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+    return model
+
+
+def evaluate(batch_size, rank=0, world_size=1, tokens=TOKENS):
+    """Baseline and edited evaluation of this rank's share of the data."""
+    models = build_model("olmo2", torch.float64), edited_model()
+    rows = [MemorizedSequence(p, g) for p, g in zip(*sequences(models[0], COUNT), strict=True)]
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, VOCAB, (tokens,), generator=generator).int().numpy()
+    evaluation = "self"
+    for model in models:
+        evaluation = Evaluation(["memorized", "unseen"], [], {0}, evaluation, MEASURES)
+        for name in ("memorized", "unseen"):
+            for batch in sequence_loader(rows, batch_size, rank, world_size):
+                evaluation.add_sequences(name, model, batch)
+        for batch in row_loader(TokenRows(ids, row_offsets(tokens, 16)), batch_size, rank, world_size):
+            evaluation.add_text(model, TokenBatch.from_dict(batch))
+        evaluation.values = evaluation.results(), evaluation.intervals(), evaluation.differences()
+        evaluation.models = models
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def one():
+    return evaluate(4)
+
+
+def assert_same(found, expected, but=()):
+    """Rates, counts, lengths and their intervals exactly; perplexity of a float64 model to 1e-9."""
+    for figures, others in zip(found, expected, strict=True):
+        assert figures.keys() == others.keys()
+        for name, value in figures.items():
+            if name not in but:
+                exact = name.split("/")[-1] not in ("perplexity", "perplexity_batch_mean", "ndcg@10")
+                assert value == (others[name] if exact else pytest.approx(others[name], rel=1e-9)), name
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_any_batch_size_gives_the_same_figures(one, batch_size):
+    # The average of exp(batch loss) is there to show that it does not.
+    assert_same(evaluate(batch_size).values, one.values, but={"perplexity_batch_mean"})
+    other = evaluate(batch_size).values[0]["perplexity_batch_mean"]
+    assert other != pytest.approx(one.values[0]["perplexity_batch_mean"], rel=1e-6)
+
+
+def _on_rank(rank, world_size, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    values = evaluate(2, rank, world_size).values
+    (folder / f"{rank}.json").write_text(json.dumps(values))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_give_the_figures_of_one(one, tmp_path):
+    """13 sequences and 13 rows: seven and six, in batches of two."""
+    torch.multiprocessing.spawn(_on_rank, (2, tmp_path), nprocs=2)
+    for rank in range(2):
+        values = json.loads((tmp_path / f"{rank}.json").read_text())
+        expected = json.loads(json.dumps(one.values))
+        assert_same(values, expected, but={"perplexity_batch_mean"})
+
+
+def test_figures_intervals_and_differences_belong_together(one):
+    results, intervals, differences = one.values
+    before = one.baseline
+    assert results["n_sequences"] == COUNT and results["ndcg@10"] < 1 == before.values[0]["ndcg@10"]
+    assert before.values[2] == {} and set(differences) <= set(results)
+    strict = round(results["strict_acc"] * COUNT)
+    assert intervals["strict_acc"] == list(wilson(strict, COUNT))
+    for name, (low, high) in intervals.items():
+        assert low <= results[name] <= high
+    for name, (change, low, high) in differences.items():
+        assert change == pytest.approx(results[name] - before.values[0][name], abs=1e-12)
+        assert low <= change <= high
+
+
+def test_shift_of_what_the_unedited_model_does_not_recite(one):
+    before, after = one.baseline.continuations["unseen"], one.continuations["unseen"]
+    rest = [i for i in range(COUNT) if i not in one.baseline.recited["unseen"]]
+    results = one.values[0]
+    assert 0 < len(rest) < COUNT and results["unseen/n_not_recited"] == len(rest)
+    assert results["unseen/unchanged"] == pytest.approx(sum(before[i] == after[i] for i in rest) / len(rest), abs=1e-15)
+    assert "unseen/unchanged" not in one.baseline.values[0]
+
+
+def test_perplexity_is_that_of_plain_logits(one):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, VOCAB, (TOKENS,), generator=generator)
+    losses, batches = [], []
+    for row in ids.split(16):
+        logits = one.models[1](row[None]).logits[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, row[1:], reduction="none"))
+    assert one.values[0]["perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-12)
+    for start in range(0, len(losses), 4):
+        batches.append(torch.cat(losses[start : start + 4]).mean().exp().item())
+    assert one.values[0]["perplexity_batch_mean"] == pytest.approx(sum(batches) / len(batches), rel=1e-12)
+
+
+def test_loss_change_is_a_histogram_by_hand(one):
+    before, after = one.baseline.losses, one.losses
+    counts = [0] * 80
+    for number in range(len(after)):
+        rows = before[number], after[number]
+        for a, b in zip(*(x.flatten().tolist() for x in rows), strict=True):
+            counts[min(79, max(0, math.floor((b - a + 4) / 0.1 + 1e-6)))] += 1
+    padding = sum(counts) - int(one.figures["perplexity"].weights.sum())
+    found = torch.tensor(one.change_counts)
+    assert found.sum() == one.figures["perplexity"].weights.sum()
+    assert (torch.tensor(counts) - found).abs().sum() <= padding + 4  # and a value or two on an edge
+
+
+def test_wrong_measures():
+    with pytest.raises(InputError, match=r"loose_similarity is 1\.2"):
+        Measures(loose_similarity=1.2)
+    with pytest.raises(InputError, match="position_stress is -1"):
+        Measures(position_stress=-1)
+
+
+def test_loose_similarity_is_an_option():
+    model = build_model("olmo2", torch.float64)
+    prefixes, golds = sequences(model, COUNT)
+    batch = {"index": list(range(COUNT)), "prefix": prefixes, "suffix": golds}
+    rates = []
+    for similarity in (0.0, 0.5, 0.75, 1.0):
+        evaluation = Evaluation(["memorized"], [], {0}, None, Measures(loose_similarity=similarity))
+        evaluation.add_sequences("memorized", model, batch)
+        results = evaluation.results()
+        rates.append(results["loose_acc"])
+    assert rates[0] == 1 and rates == sorted(rates, reverse=True) and rates[-1] == results["strict_acc"] < rates[1]
+
+
+# -- memory of nDCG ---------------------------------------------------------------------------------------------
+
+
+def test_stored_batches_come_back_and_take_no_memory():
+    kept = StoredBatches(torch.int32)
+    batches = [torch.randint(0, 100_000, (b, 50, 10)) for b in (3, 1, 4)]
+    for batch in batches:
+        kept.append(batch)
+    for number in (2, 0, 1):
+        assert torch.equal(kept[number], batches[number])
+    tracemalloc.start()
+    many = torch.zeros(8, 512, 10, dtype=torch.int64)
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(50):
+        kept.append(many)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 50_000  # bytes, for 8 MB of rankings
+
+
+def test_top_tokens_over_parts_of_the_vocabulary(monkeypatch):
+    module = sys.modules[top_tokens.__module__]
+    logits = torch.randint(-3, 4, (30, 200), generator=torch.Generator().manual_seed(0)).float()
+    whole = top_tokens(logits)
+    for size in (1, 7, 64, 199):
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", size)
+        assert torch.equal(top_tokens(logits), whole)

@@ -1,0 +1,109 @@
+"""The notebook's functions against plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_kfac import memorization_score, ndcg, perplexity
+from tests.common import VOCAB, build_model, generated, sequences
+from tests.oracle import edit_distance
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model("llama", torch.float64)
+
+
+def test_memorization_score_is_a_loop_over_generate(model):
+    prefixes, golds = sequences(model, count=11)
+    model.train()  # it measures in eval mode and puts things back
+    for size in (1, 3, 64):
+        score = memorization_score(model, None, prefixes, golds, batch_size=size)
+        assert model.training
+        model.eval()
+        # The model's end-of-text token is 0; nothing here generates it before the gold's end.
+        alone = [generated(model, p, len(g), {0}) for p, g in zip(prefixes, golds, strict=True)]
+        golds_cut = [g[: g.index(0) + 1] if 0 in g else g for g in golds]
+        alone = [c[: len(g)] for c, g in zip(alone, golds_cut, strict=True)]
+        distances = [edit_distance(c, g) / len(g) for c, g in zip(alone, golds_cut, strict=True)]
+        assert score.continuations == alone
+        assert score.strict_accuracy == sum(d == 0 for d in distances) / 11
+        assert score.loose_accuracy == sum(d <= 0.25 for d in distances) / 11
+        assert score.avg_levenshtein_norm == pytest.approx(sum(distances) / 11, abs=1e-15)
+        low, high = score.intervals["strict_accuracy"]
+        assert low < score.strict_accuracy < high
+        model.train()
+    model.eval()
+
+
+def test_texts_are_tokenized_as_memorized_sets_are(demo_model):
+    from lightning_kfac.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer("demo")
+    prefix, suffix = "Return the value", " for key if key is in the dictionary"
+    ids = tokenizer(prefix)["input_ids"], tokenizer(suffix, add_special_tokens=False)["input_ids"]
+    by_text = memorization_score(demo_model, tokenizer, [prefix], [suffix])
+    assert by_text == memorization_score(demo_model, None, [ids[0]], [ids[1]])
+
+
+def test_perplexity_and_ndcg_are_loops(model):
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in (9, 2, 25, 1, 14)]
+    other = build_model("llama", torch.float64)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    nll, count, gains = 0.0, 0, []
+    ideal = sum((10 - r) / math.log2(r + 2) for r in range(10))
+    for text in texts:
+        for start in range(0, len(text), 10):
+            row = torch.tensor([text[start : start + 10]])
+            with torch.no_grad():
+                logits, reference = model(row).logits[0], other(row).logits[0]
+            for t in range(row.shape[1] - 1):
+                nll -= torch.log_softmax(logits[t], -1)[row[0, t + 1]].item()
+                count += 1
+                order = [
+                    x.float().sort(descending=True, stable=True).indices[:10].tolist()
+                    for x in (logits[t], reference[t])
+                ]
+                gained = [(10 - order[1].index(v)) / math.log2(r + 2) for r, v in enumerate(order[0]) if v in order[1]]
+                gains.append(sum(gained) / ideal)
+    for size in (1, 2, 100):
+        options = {"seq_len": 10, "batch_size": size}
+        assert perplexity(model, None, texts, **options) == pytest.approx(math.exp(nll / count), rel=1e-9)
+        assert ndcg(model, other, None, texts, **options) == pytest.approx(sum(gains) / len(gains), rel=1e-9)
+        assert ndcg(model, model, None, texts, **options) == 1
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "suffixes", "message"),
+    [
+        ([[1]], [], "1 prefixes and 0 suffixes"),
+        ([], [], "at least one"),
+        ([[1], []], [[2], [3]], "prefix 1 is empty"),
+        ([[1]], [[VOCAB]], "suffix 0 has ids outside the model's vocabulary"),
+        (["text"], [[1]], "prefix 0 is a text: give a tokenizer"),
+    ],
+)
+def test_wrong_sequences(model, prefixes, suffixes, message):
+    with pytest.raises(ValueError, match=message):
+        memorization_score(model, None, prefixes, suffixes)
+
+
+def test_wrong_rows(model):
+    for wrong, message in (("a text", "not one text"), ([[1]], "no text has two tokens"), ([], "no text has two")):
+        with pytest.raises(ValueError, match=message):
+            perplexity(model, None, wrong)
+    with pytest.raises(ValueError, match="vocabularies of different sizes"):
+        ndcg(model, build_model("llama", vocab_size=VOCAB + 1), None, [[1, 2]])
+    with pytest.raises(ValueError, match="not one text"):
+        memorization_score(model, None, "abc", "def")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        memorization_score(model, None, [[1]], [[2]], batch_size=0)
+    short = build_model("gpt2")
+    with pytest.raises(ValueError, match="a sequence of 70 tokens, but the model takes at most 64"):
+        memorization_score(short, None, [[1] * 60], [[2] * 10])
+    with pytest.raises(ValueError, match="seq_len is 1"):
+        perplexity(model, None, [[1, 2]], seq_len=1)

@@ -1,0 +1,171 @@
+"""Metrics against straightforward loops, and decoding against the library's own."""
+
+import math
+
+import pytest
+import torch
+from torchmetrics.retrieval import RetrievalNormalizedDCG
+
+from lightning_kfac.evaluation.decoding import greedy_continuations
+from lightning_kfac.metrics import NDCG, Memorization, Perplexity
+from lightning_kfac.metrics.functional import ndcg, recitation, top_tokens
+from tests.common import VOCAB, build_model
+from tests.oracle import edit_distance
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# -- memorization ----------------------------------------------------------------------------------------
+
+
+def test_recitation_against_the_textbook_table():
+    numbers = generator()
+    for _ in range(200):
+        length = int(torch.randint(1, 12, (), generator=numbers))
+        gold = torch.randint(0, 4, (length,), generator=numbers).tolist()
+        continuation = torch.randint(0, 4, (int(torch.randint(0, 12, (), generator=numbers)),), generator=numbers)
+        continuation = continuation.tolist()
+        found = recitation(continuation, gold)
+        distance = edit_distance(continuation[:length], gold)
+        assert found.strict == (continuation[:length] == gold)
+        assert found.loose == (1 - distance / length >= 0.75)
+        assert found.levenshtein_norm == distance / length
+
+
+def test_loose_threshold_is_exact():
+    gold = list(range(48))
+    assert recitation([-1] * 12 + gold[12:], gold).loose  # 12 / 48 = 0.25
+    assert not recitation([-1] * 13 + gold[13:], gold).loose
+
+
+def test_gold_is_cut_after_its_first_end_of_text():
+    found = recitation([5, 0, 9, 9], [5, 0, 7, 7], end_of_text={0})
+    assert found == (True, True, 0.0)
+    # An early end in the continuation leaves the rest of the gold unrecited.
+    assert recitation([5, 0], [5, 6, 7, 8], end_of_text={0}) == (False, False, 0.75)
+
+
+def test_wrong_empty_gold():
+    with pytest.raises(ValueError, match="empty"):
+        recitation([1], [])
+
+
+def test_memorization_averages_over_sequences():
+    golds = [[1, 2, 3, 4], [1, 2], [7] * 8]
+    continuations = [[1, 2, 3, 4], [3, 4], [7] * 7 + [1]]
+    metric = Memorization()
+    metric.update(continuations[:1], golds[:1])
+    metric.update(continuations[1:], golds[1:])
+    result = {k: v.item() for k, v in metric.compute().items()}
+    assert result == {
+        "strict_acc": 1 / 3,
+        "loose_acc": 2 / 3,
+        "avg_levenshtein_norm": pytest.approx((0 + 1 + 1 / 8) / 3, abs=1e-15),
+        "n_sequences": 3,
+        "n_near_ties": 0,
+    }
+
+
+# -- decoding --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["olmo2", "llama", "gpt2"])
+def test_greedy_continuations_equal_generate(family):
+    model = build_model(family)
+    prefixes = [torch.randint(1, VOCAB, (n,), generator=generator(n)).tolist() for n in (9, 3, 6, 1, 9)]
+    lengths = [7, 12, 1, 5, 9]
+    found = greedy_continuations(model, prefixes, lengths)
+    for prefix, length, ids in zip(prefixes, lengths, found, strict=True):
+        alone = model.generate(
+            torch.tensor([prefix]),
+            attention_mask=torch.ones(1, len(prefix), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=length,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert ids == alone[0, len(prefix) :].tolist()
+
+
+def test_decoding_stops_at_end_of_text():
+    model = build_model("olmo2")
+    prefixes = [[5, 9, 2], [7, 7]]
+    free = greedy_continuations(model, prefixes, [12, 12])
+    stop = free[0][3]
+    stopped = greedy_continuations(model, prefixes, [12, 12], end_of_text={stop})
+    assert stopped[0] == free[0][: free[0].index(stop) + 1]
+    other = free[1].index(stop) + 1 if stop in free[1] else 12
+    assert stopped[1] == free[1][:other]
+
+
+def test_decoding_nothing():
+    model = build_model("olmo2")
+    assert greedy_continuations(model, [], []) == []
+    assert greedy_continuations(model, [[1, 2]], [0]) == [[]]
+
+
+# -- perplexity --------------------------------------------------------------------------------------------
+
+
+def test_perplexity_is_a_loop_and_ignores_batching():
+    logits = torch.randn(5, 6, 11, generator=generator(), dtype=torch.float64)
+    targets = torch.randint(0, 11, (5, 6), generator=generator(1))
+    valid = torch.rand(5, 6, generator=generator(2)) > 0.3
+    nll, count = 0.0, 0
+    for b in range(5):
+        for t in range(6):
+            if valid[b, t]:
+                row = logits[b, t].tolist()
+                nll -= row[targets[b, t]] - math.log(sum(map(math.exp, row)))
+                count += 1
+    for size in (1, 2, 5):
+        metric = Perplexity()
+        for start in range(0, 5, size):
+            part = slice(start, start + size)
+            metric.update(logits[part], targets[part], valid[part])
+        assert metric.compute().item() == pytest.approx(math.exp(nll / count), rel=1e-12)
+
+
+# -- nDCG ------------------------------------------------------------------------------------------------
+
+
+def test_top_tokens_break_ties_by_the_lowest_id():
+    logits = torch.tensor([[1.0, 3.0, 3.0, -1.0, 3.0, 0.0, -0.0, -2.0]])
+    assert top_tokens(logits, 8).tolist() == [[1, 2, 4, 0, 5, 6, 3, 7]]
+    many = torch.randint(-3, 4, (30, 200), generator=generator()).float()
+    expected = [sorted(range(200), key=lambda v: (-row[v], v))[:10] for row in many.tolist()]
+    assert top_tokens(many).tolist() == expected
+
+
+def test_ndcg_equals_torchmetrics():
+    edited, baseline = (torch.randn(40, 50, generator=generator(s)) for s in (1, 2))
+    edited = edited + baseline
+    found = ndcg(top_tokens(edited), top_tokens(baseline))
+    oracle = RetrievalNormalizedDCG(top_k=10)
+    for n in range(40):
+        relevance = torch.zeros(50, dtype=torch.long)
+        relevance[baseline[n].topk(10).indices] = torch.arange(10, 0, -1)
+        value = oracle(edited[n].double(), relevance, indexes=torch.zeros(50, dtype=torch.long))
+        assert found[n].item() == pytest.approx(value.item(), abs=1e-6)  # theirs is float32
+
+
+def test_ndcg_is_a_loop_and_exactly_one_against_itself():
+    rankings = top_tokens(torch.randn(30, 40, generator=generator()))
+    others = top_tokens(torch.randn(30, 40, generator=generator(7)))
+    assert (ndcg(rankings, rankings) == 1).all()
+    ideal = sum((10 - r) / math.log2(r + 2) for r in range(10))
+    for ranking, reference, value in zip(others.tolist(), rankings.tolist(), ndcg(others, rankings), strict=True):
+        gained = sum(
+            (10 - reference.index(token)) / math.log2(r + 2) for r, token in enumerate(ranking) if token in reference
+        )
+        assert value.item() == pytest.approx(gained / ideal, rel=1e-14)
+
+
+def test_ndcg_metric_averages_over_valid_positions():
+    a, b = (top_tokens(torch.randn(2, 5, 30, generator=generator(s))) for s in (1, 2))
+    valid = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]]).bool()
+    metric = NDCG()
+    metric.update(a, b, valid)
+    assert metric.compute().item() == pytest.approx(ndcg(a, b)[valid].mean().item(), rel=1e-14)
