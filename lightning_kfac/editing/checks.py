@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import layer_shape
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.math.importance import MEASURED
 from lightning_kfac.models.layers import weight_matrix
 from lightning_kfac.models.targets import block_of, count_blocks, narrow, projection_of
 
@@ -71,7 +71,7 @@ def check_formula(config: EditConfig, mixing: bool, measured: bool) -> None:
     """Raises ``InputError`` where a layer's formula cannot be used with domains, or lacks moments."""
     if mixing:
         config.check_mixing()
-    if config.formula in MEASURED and not measured:
+    if "moments" in FORMULAS[config.formula].needs and not measured:
         raise InputError(
             f"formula {config.formula} needs moments measured in the basis of the factors: collect with "
             "--collect.moments token (or sequence), or from Python with collect_moments"

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from lightning_kfac.editing import sweep
+from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
@@ -143,7 +144,7 @@ def spectra(run: Run) -> str:
     bases, config = BasisCache.beside(run.factors), run.edit.get("config", {})
     # Elsewhere what is kept is no staircase in the spectra, or another one.
     plain = config.get("mode") == "suppress" and config.get("budget") in (None, "mass") and not run.edit.get("domains")
-    cut = [layer for layer in run.edit.get("layers", []) if plain and layer["formula"] == "original"]
+    cut = [layer for layer in run.edit.get("layers", []) if plain and is_product(layer["formula"])]
     rhos = {layer["name"]: layer["rho"] for layer in cut}
     found = {}
     for name in run.factors:

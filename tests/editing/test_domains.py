@@ -18,10 +18,10 @@ from lightning_kfac import (
 )
 from lightning_kfac.cli.train import main
 from lightning_kfac.data.questions import QuestionSet
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.editing.sweep import average_seeds, compare_formulas, grid, pareto_front, weakest_settings
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.moments import load_moments
-from lightning_kfac.math.importance import FORMULAS
 from lightning_kfac.models.loading import load_model, load_tokenizer
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.tensor_files import read_header, save_tensors

@@ -5,9 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editing.sweep import pareto_front
-from lightning_kfac.math.importance import FORMULAS
 from lightning_kfac.reporting.figures.style import COLOURS, MARKERS, new_figure
 
 
