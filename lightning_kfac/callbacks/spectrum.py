@@ -35,8 +35,8 @@ class SpectrumLogger(Callback):
         self.spectra: dict[str, LayerSpectrum] = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        collector = find_collector(trainer)
-        if collector is None or not isinstance(trainer.logger, TensorBoardLogger):
+        collector = find_collector(trainer, self)
+        if not isinstance(trainer.logger, TensorBoardLogger):
             return
         ranks = current_ranks()
         device = next(pl_module.model.parameters()).device

@@ -195,7 +195,7 @@ class TrainCLI(LightningCLI):
         if edit is not None:
             if collector is None:
                 raise InputError("an edit needs a collection: leave model.training and crystallize out")
-            check_untied(model, targets)
+            check_untied(model, targets.values())
             chosen = narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
             edit.check(chosen, list(self.datamodule.domains), collector)
         if collector is not None:

@@ -48,6 +48,11 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
+def is_spread(tensor: Tensor) -> bool:
+    """Whether each rank holds only its part of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor, put together from its parts on all ranks where it is sharded; all ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -6,11 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lightning_kfac.console import track_count
 from lightning_kfac.distributed.ranks import Ranks, rounds
-from lightning_kfac.distributed.sharding import assign, whole
+from lightning_kfac.distributed.sharding import assign, is_spread, whole
 from lightning_kfac.editing.checks import Factors, check_alpha, check_device, check_domain, check_formula, edited_layers
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.curvature import LayerCurvature
@@ -21,6 +20,7 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.factors.moments import has_moments, load_moments
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.layers import Layer
 
 Moments = Mapping[str, Tensor]
 
@@ -91,7 +91,7 @@ class KFACEditor:
         self.layers = self.check(self.config)
         for folder in (factors, *self.domains.values()):
             self._check_fingerprint(folder, force)
-        self._originals: dict[str, Tensor] = {}
+        self._originals: list[tuple[Layer, Tensor]] = []
         self._curvatures: dict[str, LayerCurvature] = {}
 
     def apply(self, config: EditConfig | None = None, *, dry_run: bool = False) -> EditReport:
@@ -106,8 +106,9 @@ class KFACEditor:
         """
         if self._originals:
             raise InputError("this editor has already edited the model; call restore() first")
+        layers = self.layers if config is None else self.check(config)
         config = config or self.config
-        layers, active = self.check(config), self._active(config)
+        active = self._active(config)
         reports: dict[str, LayerReport] = {}
         owners = self.owners or self.bases.owners(self.factors, layers, self.ranks.size)
         try:
@@ -122,7 +123,7 @@ class KFACEditor:
         alphas = {d: 1.0 if config.mix == "union" else config.alpha_of(d) for d in active}
         return EditReport(config, [reports[name] for name in layers], alphas or None, self.forced)
 
-    def check(self, config: EditConfig) -> dict[str, nn.Module]:
+    def check(self, config: EditConfig) -> dict[str, Layer]:
         """The layers that an edit would change, by name.
 
         Raises:
@@ -144,14 +145,14 @@ class KFACEditor:
 
     def restore(self) -> None:
         """Gives every edited weight its old bits back; does nothing if there was no edit."""
-        for name, weight in self._originals.items():
-            self.model.get_submodule(name).weight.data.copy_(weight)
+        for layer, stored in self._originals:
+            layer.parameter.data.copy_(stored)
         self._originals.clear()
 
     @torch.no_grad()
     def _edit_round(
         self,
-        layers: Mapping[str, nn.Module],
+        layers: Mapping[str, Layer],
         owners: Mapping[str, int],
         config: EditConfig,
         active: list[str],
@@ -160,9 +161,9 @@ class KFACEditor:
         """Edits at most one layer of each rank at the same time."""
         mine, edited, report = None, None, None
         for name, layer in layers.items():
-            weight = whole(layer.weight.detach())
+            stored = whole(layer.parameter.detach())
             if owners[name] == self.ranks.rank:
-                mine = name, weight.T if isinstance(layer, Conv1D) else weight
+                mine = name, layer.matrix(stored)
         with self.ranks.together():
             if mine is not None:
                 edited, report = self._edit(*mine, config.for_layer(mine[0]), active)
@@ -171,19 +172,22 @@ class KFACEditor:
         for report, changed in done:
             if not dry_run:
                 own = edited if mine is not None and report.name == mine[0] else None
-                self._write(layers[report.name], report.name, own if changed else None, changed, owners[report.name])
+                self._write(layers[report.name], own if changed else None, changed, owners[report.name])
         return {report.name: report for report, _ in done}
 
-    def _write(self, layer: nn.Module, name: str, edited: Tensor | None, changed: bool, owner: int) -> None:
+    def _write(self, layer: Layer, edited: Tensor | None, changed: bool, owner: int) -> None:
         """Gives a layer the weight that its owner has computed."""
-        self._originals[name] = layer.weight.detach().clone()
-        if changed:
-            weight = layer.weight
-            if edited is None:  # another rank has it
-                edited = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-            elif isinstance(layer, Conv1D):
-                edited = edited.T
-            assign(weight.detach(), self.ranks.broadcast(edited.to(weight.device).contiguous(), owner))
+        parameter = layer.parameter.detach()
+        self._originals.append((layer, parameter.clone()))
+        if not changed:
+            return
+        if edited is None:  # another rank has it
+            edited = torch.empty(layer.shape, dtype=parameter.dtype, device=parameter.device)
+        edited = self.ranks.broadcast(edited.to(parameter.device).contiguous(), owner)
+        stored = whole(parameter).clone() if is_spread(parameter) else parameter
+        layer.matrix(stored).copy_(edited)
+        if is_spread(parameter):
+            assign(parameter, stored)
 
     def _edit(
         self, name: str, weight: Tensor, config: EditConfig, active: list[str]

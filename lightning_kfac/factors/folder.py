@@ -218,3 +218,17 @@ def _short(value: object) -> str:
 def layer_shape(factors: Mapping[str, KroneckerFactors], name: str) -> tuple[int, int]:
     """(d_out, d_in) of a layer, without reading a tensor from the disk."""
     return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
+
+
+def input_leaders(factors: Mapping[str, KroneckerFactors]) -> dict[str, str]:
+    """For each layer the first one that shares its A: the same tensor, or the same place on disk.
+
+    Example:
+        >>> import torch
+        >>> A, G = torch.eye(2), torch.eye(3)
+        >>> input_leaders({"gate": KroneckerFactors(A, G, 1), "up": KroneckerFactors(A, G, 1)})
+        {'gate': 'gate', 'up': 'gate'}
+    """
+    first: dict[object, str] = {}
+    place = factors.shared_A if isinstance(factors, FactorFolder) else lambda name: id(factors[name].A)
+    return {name: first.setdefault(place(name), name) for name in factors}

@@ -12,8 +12,8 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lightning_kfac.collection.engine import CurvatureEngine
 from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.collection.objective import Runs
 from lightning_kfac.data.names import HELDOUT
 from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.distributed.lockstep import Lockstep
@@ -71,8 +71,7 @@ class CausalLM(LightningModule):
         evaluation_folder: Where to keep what an interrupted evaluation goes on from; None keeps nothing.
         evaluation: The latest evaluation; ``baseline`` is that of the unedited model.
         results: Figures of the latest evaluation, and ``record`` the same with intervals and differences.
-        engine: What runs a batch of a collection; set by ``CurvatureCollector``.
-        batch_loss: Summed loss of the latest batch of a collection.
+        collection: What runs a batch of a collection; set by ``CurvatureCollector``.
         lockstep: Keeps ranks together that run a sharded model unequally often; None where the model is whole.
     """
 
@@ -95,12 +94,11 @@ class CausalLM(LightningModule):
             raise InputError(f"the seed must not be negative, got {seed}")
         self.model_name, self.architecture, self.dtype_name = model_name, architecture, dtype
         self.labels, self.seed, self.training_settings = labels, seed, training
-        self.fisher_loss = FisherLoss(labels, seed, mc_samples)
+        self.objective = FisherLoss(labels, seed, mc_samples)
         self.trust_remote_code = trust_remote_code
         self.config = load_config(model_name, architecture, trust_remote_code)
         self.model: nn.Module | None = None
-        self.engine: CurvatureEngine | None = None
-        self.batch_loss: Tensor | None = None
+        self.collection: Runs | None = None
         self.lockstep: Lockstep | None = None
         self.stage = "baseline"
         self.reference, self.skip_baseline, self.measures = reference, skip_baseline, measures
@@ -160,6 +158,10 @@ class CausalLM(LightningModule):
             self.model.eval()
         return self
 
+    def about(self) -> dict[str, Any]:
+        """What metadata of factors says of the objective."""
+        return {"labels": self.labels, "seed": self.seed}
+
     # -- fit -----------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -167,14 +169,14 @@ class CausalLM(LightningModule):
         if not isinstance(batch, dict) or "input_ids" not in batch:
             return batch
         collecting = self.frozen and self.trainer.training
-        return self.fisher_loss.prepare(batch) if collecting else TokenBatch.from_dict(batch)
+        return self.objective.prepare(batch) if collecting else TokenBatch.from_dict(batch)
 
     def training_step(self, tokens: TokenBatch, batch_idx: int) -> Tensor:
         """One batch: of a collection, up to its last backward; or of a training, the mean loss."""
         n_tokens = tokens.valid.sum().clamp(min=1)
         if self.frozen:
-            loss, self.batch_loss = self.engine.run(tokens)
-            self.log("collect/loss_per_token", self.batch_loss / n_tokens)
+            loss = self.collection.run(tokens)
+            self.log("collect/loss_per_token", self.collection.loss / n_tokens)
             return loss
         loss = torch.stack([part.gold_loss(self.model) for part in tokens.by_length()]).sum() / n_tokens
         self.log("train/loss", loss.detach())

@@ -194,10 +194,25 @@ class TextData(LightningDataModule):
 
     def rows_identity(self, name: str) -> str:
         """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
-        corpus, budget = (self.corpus, self.max_tokens) if name == CORPUS else (self.domains[name], self.domain_tokens)
+        corpus, budget = self._source(name)
         planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
         how = self.seq_len, self.skip_bad_rows, self.shuffle, self.exposures, tokenizer_key(self.tokenizer)
         return hashlib.sha256(repr((corpus.identity(), budget, planted, how)).encode()).hexdigest()[:16]
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What metadata of factors says of the corpus or of a domain."""
+        corpus, budget = self._source(name)
+        return {
+            "tokenizer": self.tokenizer_name,
+            "corpus": corpus.label,
+            "text": corpus.identity(),
+            "max_tokens": budget,
+            "seq_len": self.seq_len,
+        }
+
+    def _source(self, name: str) -> tuple[Corpus, int | None]:
+        """Source and token budget of the corpus or of a domain."""
+        return (self.corpus, self.max_tokens) if name == CORPUS else (self.domains[name], self.domain_tokens)
 
     def described(self) -> dict[str, Any]:
         """What a figure depends on beside the model: held-out text and how it is packed, and how sets are cut."""

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_kfac.collection.fisher import slice_of_logits
 from lightning_kfac.collection.memory import (
-    BYTES_PER_LOGIT,
-    HEAD_BYTES,
     TOKENS_AT_ONCE,
     USABLE,
     WIDEST_AT_ONCE,
@@ -150,8 +149,7 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
     memory = _weights(model, job, ranks, sharded)
     batch = min(job.rows, math.ceil(job.tokens / (ranks * job.seq_len)))  # the text may have less for a rank
     resident, tokens = sum(memory.values()), batch * job.seq_len
-    chunk = max(1, min(tokens, HEAD_BYTES[hardware.kind] // (model.vocabulary * BYTES_PER_LOGIT)))
-    memory["logits"] = chunk * model.vocabulary * BYTES_PER_LOGIT
+    _, memory["logits"] = slice_of_logits(hardware.kind, model.vocabulary, tokens)
     usable = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
     capacity = usable if job.most_memory is None else min(resident + job.most_memory, hardware.memory)
     widest = max(max(p.d_out, p.d_in) for p in job.tracked)

@@ -235,7 +235,7 @@ def test_sweep_measures_resumes_and_shows(tmp_path, demo_factors, few, capsys, m
     assert trial.Scalars("hp/strict_acc")[0].value == pytest.approx(steps[900])
 
     # Each point is what `apply` makes, and measured as `train.py validate` measures it.
-    monkeypatch.setattr("lightning_kfac.evaluator.ModelEvaluator.__call__", None)  # nothing is left to measure
+    monkeypatch.setattr("lightning_kfac.modules.evaluator.ModelEvaluator.__call__", None)  # nothing is left to measure
     edit("sweep", **options)
     assert len(read_results(folder / "results.jsonl")) == len(rows)
 
