@@ -23,7 +23,6 @@ from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.mining.search import Searched, search
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import Dtype, end_of_text_ids, load_config, load_model
-from lightning_kfac.models.probes import is_plain_head
 from lightning_kfac.models.sharded_loading import load_sharded
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
@@ -110,7 +109,6 @@ class CausalLM(LightningModule):
         self.evaluation: Evaluation | None = None
         self.baseline: Evaluation | None = None
         self.baseline_name: str | None = None
-        self._head_alone: bool | None = None
         self.strict_loading = training is not None  # the checkpoint of a collection has no weights
         if training is not None:
             self.stage = "trained"
@@ -258,7 +256,6 @@ class CausalLM(LightningModule):
         data = self.trainer.datamodule
         prefix_len, suffix_len = data.window
         with self.lockstep or nullcontext():
-            self._head_alone = is_plain_head(self.model) if self._head_alone is None else self._head_alone
             return search(
                 self.model,
                 batch["pieces"],
@@ -268,5 +265,4 @@ class CausalLM(LightningModule):
                 batch_size=data.eval_batch_size,
                 end_of_text=end_of_text_ids(self.model),
                 max_positions=self.max_positions,
-                head_alone=self._head_alone,
             )
