@@ -50,9 +50,11 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     if n == 0:
         return math.nan, math.nan
     rate = successes / n
-    middle, width = rate + z * z / (2 * n), z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low, high = (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
-    return max(0.0, low) if successes else 0.0, min(1.0, high) if successes < n else 1.0
+    middle = rate + z * z / (2 * n)
+    width = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low = max(0.0, (middle - width) / (1 + z * z / n)) if successes else 0.0
+    high = min(1.0, (middle + width) / (1 + z * z / n)) if successes < n else 1.0
+    return low, high
 
 
 def interval(figure: Figure) -> tuple[float, float]:
@@ -85,7 +87,8 @@ def resampled_sums(values: np.ndarray) -> np.ndarray:
     n = len(values)
     if n == 0:
         return np.full((RESAMPLES, values.shape[1]), np.nan)
-    rng, at_once = np.random.default_rng(0), max(1, RESAMPLED_VALUES_AT_ONCE // n)
+    rng = np.random.default_rng(0)
+    at_once = max(1, RESAMPLED_VALUES_AT_ONCE // n)
     counts = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
     return np.concatenate([values[rng.integers(0, n, (count, n))].sum(1) for count in counts])
 

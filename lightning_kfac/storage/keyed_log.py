@@ -24,7 +24,9 @@ class KeyedLog:
     """
 
     def __init__(self, path: Path, kind: str, key: str):
-        self.path, self.kind, self.key = path, kind, key
+        self.path = path
+        self.kind = kind
+        self.key = key
         self._begun = False
 
     @property
