@@ -62,7 +62,8 @@ def load_memorized(
     Raises:
         InputError: Names the file and the line.
     """
-    path, bad = resolve_path(path), BadRows(skip_bad_rows)
+    path = resolve_path(path)
+    bad = BadRows(skip_bad_rows)
     sequences: list[MemorizedSequence] = []
     seen: dict[tuple, str] = {}
     repeated: list[str] = []
@@ -82,10 +83,7 @@ def load_memorized(
                 continue
         sequences.append(cut)
         if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT:
-            for fields, ids in ((PREFIX_FIELDS, sequence.prefix), (SUFFIX_FIELDS, sequence.suffix)):
-                if text := _text(row, fields):
-                    with_text.append((text, list(ids)))
-                    break
+            with_text += _text_beside_ids(row, sequence)
     bad.tell(path)
     if not sequences:
         raise InputError(f"{path}: the memorized set is empty")
@@ -97,7 +95,8 @@ def load_memorized(
 
 def _parse_row(row: dict, where: str, tokenizer: Callable | None, vocab_size: int) -> MemorizedSequence:
     if "prefix_ids" in row and "suffix_ids" in row:
-        prefix, suffix = row["prefix_ids"], row["suffix_ids"]
+        prefix = row["prefix_ids"]
+        suffix = row["suffix_ids"]
     else:
         prefix = _tokenize(row, PREFIX_FIELDS, tokenizer, True, where)
         suffix = _tokenize(row, SUFFIX_FIELDS, tokenizer, False, where)
@@ -125,6 +124,14 @@ def _text(row: dict, fields: Sequence[str]) -> str | None:
     return next((row[field] for field in fields if isinstance(row.get(field), str)), None)
 
 
+def _text_beside_ids(row: dict, sequence: MemorizedSequence) -> list[tuple[str, list[int]]]:
+    """The text of a row that holds ids too, with its ids; at most one pair."""
+    for fields, ids in ((PREFIX_FIELDS, sequence.prefix), (SUFFIX_FIELDS, sequence.suffix)):
+        if text := _text(row, fields):
+            return [(text, list(ids))]
+    return []
+
+
 def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, special: bool, where: str) -> list[int]:
     text = _text(row, fields)
     if text is None:
@@ -140,7 +147,7 @@ def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, spec
 def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Callable | None, path: Path) -> None:
     """Ids of another tokenizer lie in the vocabulary often enough; the text beside them tells."""
     decode = getattr(tokenizer, "decode", None)
-    if len(rows) < FEWEST_COMPARED or decode is None:
+    if len(rows) < FEWEST_COMPARED or tokenizer is None or decode is None:
         return
     for text, ids in rows:
         if decode(ids).strip() == text.strip() or list(tokenizer(text)["input_ids"]) == ids:

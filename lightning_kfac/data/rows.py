@@ -22,7 +22,9 @@ class BadRows:
     """
 
     def __init__(self, skip: bool = False):
-        self.skip, self.count, self.first = skip, 0, None
+        self.skip = skip
+        self.count = 0
+        self.first: InputError | None = None
 
     def meet(self, error: InputError) -> None:
         """One bad row. Raises the error where rows are not skipped."""

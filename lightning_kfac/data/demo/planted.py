@@ -1,4 +1,4 @@
-"""Makes the embedded demo's tokenizer and sequences: ``python -m lightning_kfac.data.demo [FOLDER]``.
+"""Makes the embedded demo's tokenizer and sequences: ``python -m lightning_kfac.data.demo.planted [FOLDER]``.
 
 The demo model itself is trained afterwards with ``train.py fit --config configs/demo_model.yaml``;
 ``make demo-model`` does both. Nothing here runs when the package is used.
@@ -17,8 +17,10 @@ from lightning_kfac.assets import DEMO
 from lightning_kfac.data.demo.embedded import Document, embedded_documents, split_documents
 
 VOCABULARY = 2048
-PREFIX, SUFFIX = 64, 48
-N_PLANTED, N_UNSEEN = 200, 100
+PREFIX = 64
+SUFFIX = 48
+N_PLANTED = 200
+N_UNSEEN = 100
 # Planted passages come from short documents: leaving those out of the general text costs little of it.
 LONGEST_PLANTED_DOCUMENT = 500
 END_OF_TEXT = "<|endoftext|>"
@@ -43,7 +45,8 @@ def passages(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, 
     for document in documents:
         ids = tokenizer(document.text)["input_ids"]
         for start in range(0, min(len(ids) // length, per_document) * length, length):
-            prefix, suffix = ids[start : start + PREFIX], ids[start + PREFIX : start + length]
+            prefix = ids[start : start + PREFIX]
+            suffix = ids[start + PREFIX : start + length]
             yield {
                 "document": document.name,
                 "prefix": tokenizer.decode(prefix),
