@@ -13,9 +13,7 @@ from torch import Tensor
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.foreign import bergson, kronfluence, original
-from lightning_kfac.factors.foreign.checks import (
-    load_dict,
-)
+from lightning_kfac.factors.foreign.checks import load_dict
 from lightning_kfac.factors.kronecker import KroneckerFactors
 
 Kind = Literal["auto", "original", "replication", "kronfluence", "bergson"]
@@ -67,17 +65,17 @@ def read_foreign(
         raise InputError(f"layer_pattern: {layer_pattern!r} lacks {{block}} or {{projection}}")
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    kind = _recognise(path) if kind == "auto" else kind
-    notes = NOTES[kind](path)
+    found = _recognise(path) if kind == "auto" else kind
+    notes = NOTES[found](path)
     factors: dict[str, KroneckerFactors] = {}
     shared: dict[tuple, Tensor] = {}
-    for name, layer in READERS[kind](path, n_tokens, layer_pattern):
+    for name, layer in READERS[found](path, n_tokens, layer_pattern):
         if name in factors:
             raise InputError(f"{path}: {name} occurs twice; leave only one of the files in the folder")
         factors[name] = KroneckerFactors(_share(layer.A, shared), layer.G, layer.n_tokens)
     if not factors:
         raise InputError(f"{path}: holds no layer")
-    return factors, {"imported_from": kind, "source": str(path), "notes": notes}
+    return factors, {"imported_from": found, "source": str(path), "notes": notes}
 
 
 def _recognise(path: Path) -> str:
@@ -89,8 +87,8 @@ def _recognise(path: Path) -> str:
             return "bergson"
         if any(path.glob("activation_covariance_data_partition*")):
             raise InputError(f"{path}: kronfluence's partitions; join them first with aggregate_covariance_matrices")
-        for kind, pattern in (("original", "kfac_factors_blk_*.pt"), ("replication", "kfac_statistics.pt")):
-            if any(path.glob(pattern)):
+        for kind, files in (("original", "kfac_factors_blk_*.pt"), ("replication", "kfac_statistics.pt")):
+            if any(path.glob(files)):
                 return kind
     elif path.suffix in (".pt", ".pth"):
         keys = load_dict(path)

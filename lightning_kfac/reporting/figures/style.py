@@ -22,11 +22,11 @@ def depth_colours(blocks: Sequence[int | None]) -> list:
     return [shades(0.9 * i / max(1, len(blocks) - 1)) for i in range(len(blocks))]
 
 
-def name_blocks(axes: Axes, blocks: Sequence[int | None]) -> None:
+def name_blocks(axes: Axes, lines: int) -> None:
     """A legend of blocks; of many only some, evenly spread, with the colours in between left to the eye."""
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
-    step = max(1, -(-len(blocks) // 8))
+    step = max(1, -(-lines // 8))
     some = sorted({*range(0, len(labels), step), len(labels) - 1})
     axes.legend([handles[i] for i in some], [labels[i] for i in some], fontsize=7, loc="best")
