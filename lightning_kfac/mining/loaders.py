@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_kfac.mining.windows import MiningBatches, MiningPieces, Piece
 
 
-class _Pieces(Dataset):
+class _Pieces(Dataset[tuple[int, Piece]]):
     """Pieces of documents by number, each with its number."""
 
     def __init__(self, pieces: MiningPieces):

@@ -22,7 +22,8 @@ class MiningLog:
     """
 
     def __init__(self, folder: Path, key: str):
-        self.folder, self.key = folder, key
+        self.folder = folder
+        self.key = key
         self._own: KeyedLog | None = None
         if any(log.is_ours is False for log in self._logs()):
             raise InputError(

@@ -1,4 +1,4 @@
-"""A run on paper: does it fit, how long does it take, what does it write. The arithmetic is in math/cost.py."""
+"""A run on paper: does it fit, how long does it take, what does it write. The arithmetic is in cost.py."""
 
 import math
 from collections.abc import Sequence
@@ -138,7 +138,8 @@ def fewest_devices(model: Architecture, job: Job, hardware: Hardware) -> int | N
 
 
 def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_node: int, strategy: str) -> RunPlan:
-    sharded, by_name = strategy == "fsdp", {product.name: product for product in job.tracked}
+    sharded = strategy == "fsdp"
+    by_name = {product.name: product for product in job.tracked}
 
     def factor_bytes(names: Sequence[str]) -> float:
         chosen = [by_name[name] for name in names]
@@ -148,7 +149,8 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
     # Cut as plan_memory cuts it: as few passes as fit, then as many rows at once as fit beside them.
     memory = _weights(model, job, ranks, sharded)
     batch = min(job.rows, math.ceil(job.tokens / (ranks * job.seq_len)))  # the text may have less for a rank
-    resident, tokens = sum(memory.values()), batch * job.seq_len
+    resident = sum(memory.values())
+    tokens = batch * job.seq_len
     _, memory["logits"] = slice_of_logits(hardware.kind, model.vocabulary, tokens)
     usable = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
     capacity = usable if job.most_memory is None else min(resident + job.most_memory, hardware.memory)
@@ -157,7 +159,8 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
     left = capacity - sum(memory.values())
     passes = cut_passes(list(by_name), factor_bytes, left - row, job.layers_per_pass)
     memory["accumulators"] = max(map(factor_bytes, passes))
-    useful, fitting = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len), (left - memory["accumulators"]) // row
+    useful = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len)
+    fitting = (left - memory["accumulators"]) // row
     rows = int(max(1, min(batch, useful, fitting)))
     memory["activations"] = rows * row
     editing = memory["weights"] + max(map(cost.edit_bytes, job.tracked))
@@ -181,7 +184,7 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
         "eigenbases": cost.largest_share(map(cost.eigen_flops, groups), ranks) / hardware.eigen,
         "edit": cost.largest_share(map(cost.edit_flops, groups), ranks) / hardware.eigen,
     }
-    disk = {
+    disk: dict[str, float] = {
         "factors": cost.triangle_bytes(job.tracked),
         "eigenbases": cost.basis_bytes(job.tracked),
         "edited model": job.element * model.parameters,
@@ -195,7 +198,8 @@ def _weights(model: Architecture, job: Job, ranks: int, sharded: bool) -> dict[s
     """Bytes that are there before a collection begins, and what a sharded one has in hand beside them."""
     if not sharded:
         return {"weights": job.element * model.parameters}
-    blocks, largest = model.parameters - model.root_parameters, max(cost.matrix_sizes(job.tracked))
+    blocks = model.parameters - model.root_parameters
+    largest = max(cost.matrix_sizes(job.tracked))
     # Embedding and head are whole on every rank. A covariance is sent one panel of columns at a time.
     panel = 4 * largest * max(last - first for first, last in panel_edges(largest))
     return {
@@ -207,7 +211,8 @@ def _weights(model: Architecture, job: Job, ranks: int, sharded: bool) -> dict[s
 
 def _host_memory(model: Architecture, job: Job, ranks: int, on_node: int, sharded: bool) -> float:
     """Bytes of one node (fsdp: of the first). Each rank loads the checkpoint, and later keeps all factors."""
-    weights, factors = job.element * model.parameters, cost.square_bytes(job.tracked)
+    weights = job.element * model.parameters
+    factors = cost.square_bytes(job.tracked)
     if not sharded:
         return on_node * max(weights, factors)
     share = cost.largest_share(map(cost.square_bytes, cost.owner_groups(job.tracked)), ranks)

@@ -11,12 +11,22 @@ COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#8C510A", "#D55E00", "#E69F00", "#C
 MARKERS = "osD^vPX*<>"
 
 
+def colour(number: int) -> str:
+    """Of a line or a group; after the last of the palette they begin again."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def marker(number: int) -> str:
+    """The same for markers."""
+    return MARKERS[number % len(MARKERS)]
+
+
 def new_figure(width: float = 8.0, height: float = 4.2) -> Figure:
     """An empty figure, in inches; made without pyplot, so that nothing keeps it in memory."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def depth_colours(blocks: Sequence[int | None]) -> list:
+def depth_colours(blocks: Sequence[int | None]) -> list[tuple[float, float, float, float]]:
     """Colours from dark (first block) to light, in cividis, which is made for the colour-blind."""
     shades = matplotlib.colormaps["cividis"]
     return [shades(0.9 * i / max(1, len(blocks) - 1)) for i in range(len(blocks))]
