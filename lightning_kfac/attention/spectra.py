@@ -4,7 +4,7 @@ The second moment of a head's residuals is M = 1/N sum_t eps_t eps_t^T, uncentre
 singular vectors of the stacked residuals [N, d]; its eigenvalues are the squared singular values over N.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -81,7 +81,7 @@ class ResidualSpectra(Mapping[int, HeadSpectra]):
     def __getitem__(self, layer: int) -> HeadSpectra:
         return self.layers[layer]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         return iter(self.layers)
 
     def __len__(self) -> int:
