@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -115,7 +115,9 @@ class ResidualCapture:
         return listen
 
 
-def collect_residuals(model: "PreTrainedModel", batches: Iterable[dict], layers: Sequence[int]) -> ResidualSpectra:
+def collect_residuals(
+    model: "PreTrainedModel", batches: Iterable[dict[str, Any]], layers: Sequence[int]
+) -> ResidualSpectra:
     """Spectra of the attention residuals of some layers on some text.
 
     Args:

@@ -7,6 +7,7 @@ singular vectors of the stacked residuals [N, d]; its eigenvalues are the square
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class ResidualSpectra(Mapping[int, HeadSpectra]):
     """
 
     layers: dict[int, HeadSpectra]
-    metadata: dict = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, layer: int) -> HeadSpectra:
         return self.layers[layer]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from lightning_kfac.attention.comparison import BASELINE, TOP1, Comparison
 from lightning_kfac.attention.spectra import ResidualSpectra
@@ -76,7 +77,7 @@ class Study:
         """Over the heads of the studied layers."""
         return sum(head.effective_dimension for head in self.heads) / len(self.heads)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             **self.comparison.to_dict(),

@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from lightning_kfac.data.readers import (
     JSON_LINES,
@@ -46,7 +47,7 @@ class Corpus:
     text_field: str = "text"
 
     @classmethod
-    def parse(cls, value: "str | dict | Corpus", embedded_split: str = "train") -> "Corpus":
+    def parse(cls, value: "str | dict[str, Any] | Corpus", embedded_split: str = "train") -> "Corpus":
         """A checked corpus, also from a mapping or the short forms: ``embedded``, a path, or a hub name.
 
         Args:

@@ -145,7 +145,7 @@ class SequenceDataset(Dataset[tuple[int, T]], Generic[T]):
         return index, self.sequences[max(index, 0)]
 
 
-def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, list]:
+def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, list[int] | list[list[int]]]:
     """Token lists as they are (decoding pads them); filler rows are dropped."""
     kept = [(i, s) for i, s in rows if i != FILLER]
     return {
@@ -161,18 +161,22 @@ def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_
     return RowLoader(rows, batch_sampler=sampler, collate_fn=collate_rows)
 
 
-def sequence_loader(sequences: Sequence[MemorizedSequence], batch_size: int, rank: int, world: int) -> DataLoader:
+def sequence_loader(
+    sequences: Sequence[MemorizedSequence], batch_size: int, rank: int, world: int
+) -> DataLoader[tuple[int, MemorizedSequence]]:
     """Memorized sequences in batches for one rank."""
     sampler = ShardedBatches(len(sequences), batch_size, rank, world)
     return DataLoader(SequenceDataset(sequences), batch_sampler=sampler, collate_fn=collate_sequences)
 
 
-def question_loader(questions: Sequence[Question], batch_size: int, rank: int, world: int) -> DataLoader:
+def question_loader(
+    questions: Sequence[Question], batch_size: int, rank: int, world: int
+) -> DataLoader[tuple[int, Question]]:
     """Questions in batches for one rank."""
     sampler = ShardedBatches(len(questions), batch_size, rank, world)
     return DataLoader(SequenceDataset(questions), batch_sampler=sampler, collate_fn=collate_questions)
 
 
-def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list]:
+def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list[int]]:
     """Numbers of the questions; filler rows are dropped."""
     return {"index": [i for i, _ in rows if i != FILLER]}

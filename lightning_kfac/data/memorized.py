@@ -1,11 +1,13 @@
 """Memorized sets: JSONL files of prefixes and the suffixes that a model may recite."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
+from lightning_kfac.data.packing import Tokenize
 from lightning_kfac.data.rows import BadRows, read_objects
 from lightning_kfac.errors import InputError
 
@@ -38,7 +40,7 @@ class MemorizedSequence:
 
 def load_memorized(
     path: str | Path,
-    tokenizer: Callable | None,
+    tokenizer: Tokenize | None,
     vocab_size: int,
     *,
     prefix_len: int | None = None,
@@ -65,7 +67,7 @@ def load_memorized(
     path = resolve_path(path)
     bad = BadRows(skip_bad_rows)
     sequences: list[MemorizedSequence] = []
-    seen: dict[tuple, str] = {}
+    seen: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     repeated: list[str] = []
     with_text: list[tuple[str, list[int]]] = []
     for where, row in read_objects(path, bad):
@@ -93,7 +95,7 @@ def load_memorized(
     return sequences
 
 
-def _parse_row(row: dict, where: str, tokenizer: Callable | None, vocab_size: int) -> MemorizedSequence:
+def _parse_row(row: dict[str, Any], where: str, tokenizer: Tokenize | None, vocab_size: int) -> MemorizedSequence:
     if "prefix_ids" in row and "suffix_ids" in row:
         prefix = row["prefix_ids"]
         suffix = row["suffix_ids"]
@@ -120,11 +122,11 @@ def _cut(sequence: MemorizedSequence, where: str, prefix_len: int | None, suffix
         raise InputError(f"{where}: {error}") from None
 
 
-def _text(row: dict, fields: Sequence[str]) -> str | None:
+def _text(row: dict[str, Any], fields: Sequence[str]) -> str | None:
     return next((row[field] for field in fields if isinstance(row.get(field), str)), None)
 
 
-def _text_beside_ids(row: dict, sequence: MemorizedSequence) -> list[tuple[str, list[int]]]:
+def _text_beside_ids(row: dict[str, Any], sequence: MemorizedSequence) -> list[tuple[str, list[int]]]:
     """The text of a row that holds ids too, with its ids; at most one pair."""
     for fields, ids in ((PREFIX_FIELDS, sequence.prefix), (SUFFIX_FIELDS, sequence.suffix)):
         if text := _text(row, fields):
@@ -132,7 +134,9 @@ def _text_beside_ids(row: dict, sequence: MemorizedSequence) -> list[tuple[str, 
     return []
 
 
-def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, special: bool, where: str) -> list[int]:
+def _tokenize(
+    row: dict[str, Any], fields: Sequence[str], tokenizer: Tokenize | None, special: bool, where: str
+) -> list[int]:
     text = _text(row, fields)
     if text is None:
         raise InputError(
@@ -144,7 +148,7 @@ def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, spec
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Callable | None, path: Path) -> None:
+def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Tokenize | None, path: Path) -> None:
     """Ids of another tokenizer lie in the vocabulary often enough; the text beside them tells."""
     decode = getattr(tokenizer, "decode", None)
     if len(rows) < FEWEST_COMPARED or tokenizer is None or decode is None:

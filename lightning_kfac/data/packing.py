@@ -1,7 +1,7 @@
 """From documents to rows of token ids."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DOCUMENTS_AT_ONCE = 256
+# A tokenizer of the transformers package as it is called: text in, ``input_ids`` out.
+Tokenize = Callable[..., Mapping[str, Any]]
 
 
 def tokenize_documents(

@@ -1,11 +1,12 @@
 """Questions with known answers: JSONL files or data sets on the hub, such as GSM8K."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.packing import Tokenize
 from lightning_kfac.data.rows import BadRows, read_objects
 from lightning_kfac.errors import InputError
 
@@ -97,7 +98,7 @@ class QuestionSet:
             next(self._rows(BadRows(skip=True)), None)
 
     def load(
-        self, tokenizer: Callable, vocab_size: int, max_positions: int | None = None, skip_bad_rows: bool = False
+        self, tokenizer: Tokenize, vocab_size: int, max_positions: int | None = None, skip_bad_rows: bool = False
     ) -> list[Question]:
         """All questions, tokenized with the tokenizer's special tokens (BOS).
 
@@ -119,7 +120,7 @@ class QuestionSet:
         return questions
 
     def _question(
-        self, row: dict, where: str, tokenizer: Callable, vocab_size: int, max_positions: int | None
+        self, row: dict[str, Any], where: str, tokenizer: Tokenize, vocab_size: int, max_positions: int | None
     ) -> Question:
         for field in (self.prompt_field, self.answer_field):
             if not isinstance(row.get(field), (str, int, float)):
@@ -160,13 +161,13 @@ class QuestionSet:
         path = resolve_path(self.source)
         return path.exists() or path.suffix in (".jsonl", ".json") or self.source.startswith(("/", "./", "../"))
 
-    def _rows(self, bad: BadRows) -> Iterator[tuple[str, dict]]:
+    def _rows(self, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
         if not self._is_file():
             yield from self._hub_rows()
             return
         yield from read_objects(resolve_path(self.source), bad)
 
-    def _hub_rows(self) -> Iterator[tuple[str, dict]]:
+    def _hub_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         from datasets import load_dataset
 
         try:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.rows import BadRows, parse_object
@@ -82,7 +83,7 @@ def documents_of_file(file: str, text_field: str, bad: BadRows) -> Iterator[str]
         raise InputError(f"{file}: cannot be read: {first_line(error)}") from error
 
 
-def text_of(row: dict, field: str, where: str, bad: BadRows) -> Iterator[str]:
+def text_of(row: dict[str, Any], field: str, where: str, bad: BadRows) -> Iterator[str]:
     """The text of a record, if it has one."""
     for name in fields_of(field):
         if not isinstance(row.get(name), str):

@@ -38,7 +38,7 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
     """
 
     path: Path
-    metadata: dict = field(repr=False)
+    metadata: dict[str, Any] = field(repr=False)
     _verified: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> KroneckerFactors:
@@ -85,7 +85,7 @@ def pack_matrix(name: str, matrix: Tensor) -> Tensor:
 def save_factors(
     factors: Mapping[str, KroneckerFactors],
     path: str | Path,
-    metadata: Mapping | None = None,
+    metadata: Mapping[str, Any] | None = None,
     pack: Callable[[str, Tensor], Tensor] = pack_matrix,
 ) -> None:
     """Writes factors to a folder, which appears under its name only when it is complete.
@@ -118,7 +118,7 @@ def stored_matrices(factors: Mapping[str, KroneckerFactors]) -> Iterator[tuple[s
 def _write(
     factors: Mapping[str, KroneckerFactors],
     partial: Path,
-    metadata: Mapping | None,
+    metadata: Mapping[str, Any] | None,
     pack: Callable[[str, Tensor], Tensor],
 ) -> None:
     places: dict[int, str] = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from lightning_kfac.factors.kronecker import KroneckerFactors
 def save_sharded(
     factors: Mapping[str, KroneckerFactors],
     path: Path,
-    metadata: Mapping,
+    metadata: Mapping[str, Any],
     ranks: Ranks,
     owners: Mapping[str, int],
 ) -> None:

@@ -137,12 +137,12 @@ def _element(config: PretrainedConfig, dtype: str | None) -> int:
     return 2 if is_bfloat16 else 4
 
 
-def _word(value: str | int | list) -> str:
+def _word(value: str | int | list[str] | list[int]) -> str:
     """As it is written on a command line."""
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def _train_config(path: Path) -> dict:
+def _train_config(path: Path) -> dict[str, Any]:
     found = read_yaml(path)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise InputError(f"--train_config {path}: not a config of train.py fit: it has no section `model`")
@@ -151,7 +151,7 @@ def _train_config(path: Path) -> dict:
     return {name: section for name, section in found.items() if isinstance(section, dict)}
 
 
-def _limits(written: dict) -> tuple[float | None, int | None]:
+def _limits(written: dict[str, Any]) -> tuple[float | None, int | None]:
     """Cap on bytes beside the weights, and projections a pass."""
     gigabytes, layers = (written.get("collect", {}).get(key) for key in ("max_memory_gb", "layers_per_pass"))
     if type(gigabytes) not in (int, float, type(None)) or (gigabytes is not None and not gigabytes > 0):
@@ -161,13 +161,13 @@ def _limits(written: dict) -> tuple[float | None, int | None]:
     return None if gigabytes is None else gigabytes * 1e9, layers
 
 
-def _not_planned(written: dict) -> list[str]:
+def _not_planned(written: dict[str, Any]) -> list[str]:
     values = {f"{section}.{key}": written.get(section, {}).get(key) for section, key in NOT_PLANNED}
     found = [name for name, value in values.items() if value and (name, value) != ("model.mc_samples", 1)]
     return [f"not in this plan: {', '.join(found)}"] if found else []
 
 
-def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig, bool]:
+def _model(options: Namespace, section: dict[str, Any]) -> tuple[str, PretrainedConfig, bool]:
     """The model's name and configuration, and whether it is that of a published shape, which is not looked up."""
     name = options.model or section.get("model_name")
     shape = options.shape or next((short for short, (hub, _) in SHAPES.items() if hub == name), None)

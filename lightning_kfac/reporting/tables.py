@@ -84,7 +84,8 @@ def examples_markdown(examples: list[Example]) -> str:
 
 def _split(example: Example) -> tuple[str, str]:
     """``after`` up to where it diverges, and from there."""
-    line, rest = _one_line(example.after), _one_line(example.diverging)
+    line = _one_line(example.after)
+    rest = _one_line(example.diverging)
     if not rest or not line.endswith(rest):
         return line, ""
     return line[: len(line) - len(rest)], rest
@@ -97,7 +98,8 @@ def _sets(results: Mapping[str, object], count: str = "n_sequences") -> list[str
 def _add(table: Table, prefix: str, kinds: Sequence[str], records: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each figure that any stage has."""
     for kind in kinds:
-        key, (title, style) = f"{prefix}{kind}", METRICS[kind]
+        key = f"{prefix}{kind}"
+        title, style = METRICS[kind]
         if not is_telling(key, records.values()):
             continue
         cells = []
@@ -127,7 +129,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def sweep_table(rows: Sequence[Mapping], title: str, front: Collection[int] = ()) -> Table:
+def sweep_table(rows: Sequence[Mapping[str, Any]], title: str, front: Collection[int] = ()) -> Table:
     """One line an edit: what it was, what it kept, and every figure.
 
     Args:

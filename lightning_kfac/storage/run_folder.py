@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.files import PARTIAL, new_file, remove, timestamp
@@ -141,7 +142,7 @@ class RunFolder:
         if not self.interrupted:
             remove(self.path / STATE)
 
-    def add_result(self, row: dict) -> None:
+    def add_result(self, row: dict[str, Any]) -> None:
         """Adds one evaluation to ``results.jsonl``; one of an interrupted ``fit`` takes the place of its forerunner."""
         path = self.path / "results.jsonl"
         if self._fits:
@@ -153,7 +154,7 @@ class RunFolder:
         """Whether a path lies in one of the outputs, which a new run puts aside."""
         return any(path.resolve().is_relative_to((self.path / name).resolve()) for name in OUTPUTS)
 
-    def _open(self, status: dict, config: str) -> None:
+    def _open(self, status: dict[str, Any], config: str) -> None:
         try:
             with new_file(self.path / "config.yaml") as file:
                 file.write_text(config, "utf-8")
@@ -162,13 +163,13 @@ class RunFolder:
         self._write(status | {"status": "running"})
         self._fits = True
 
-    def _status(self) -> dict:
+    def _status(self) -> dict[str, Any]:
         try:
             status = json.loads((self.path / STATUS).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
 
-    def _write(self, status: dict) -> None:
+    def _write(self, status: dict[str, Any]) -> None:
         with new_file(self.path / STATUS) as file:
             file.write_text(json.dumps(status | {"version": version("lightning-kfac")}, indent=2), "utf-8")

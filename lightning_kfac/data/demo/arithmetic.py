@@ -8,7 +8,7 @@ curvature can be compared with one that does not. The model itself is trained af
 import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ PASSES_ALONE = 6
 PASSES_PACKED = 3
 
 
-def facts() -> list[dict]:
+def facts() -> list[dict[str, str]]:
     """All additions of two numbers from 0 to ``LARGEST``, shuffled."""
     numbers = range(LARGEST + 1)
     rows = [
@@ -35,7 +35,9 @@ def facts() -> list[dict]:
     return rows
 
 
-def training_rows(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
+def training_rows(
+    rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, list[int]]]:
     """Rows of the memorized-set format: single facts, and rows of as many facts as fit, each followed by EOS.
 
     Single facts are what a bare prompt asks for, and are learnt several times faster than packed ones.
@@ -56,7 +58,7 @@ def training_rows(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Itera
         yield _halves(packed)
 
 
-def _halves(row: list[int]) -> dict:
+def _halves(row: list[int]) -> dict[str, list[int]]:
     return {"prefix_ids": row[: len(row) // 2], "suffix_ids": row[len(row) // 2 :]}
 
 

@@ -7,8 +7,9 @@ The demo model itself is trained afterwards with ``train.py fit --config configs
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -39,7 +40,9 @@ def train_tokenizer(documents: Iterable[Document]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
-def passages(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, per_document: int) -> Iterator[dict]:
+def passages(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, per_document: int
+) -> Iterator[dict[str, Any]]:
     """Rows of the memorized-set format: windows of 64 + 48 tokens from the start of each document."""
     length = PREFIX + SUFFIX
     for document in documents:
@@ -83,7 +86,7 @@ def planted_documents() -> frozenset[str]:
     return frozenset(json.loads(line)["document"] for f in files for line in f.read_text("utf-8").splitlines())
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Writes JSONL in the memorized-set format."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 

@@ -6,7 +6,7 @@ says how its files look.
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def read_foreign(
     kind: Kind = "auto",
     n_tokens: int | None = None,
     layer_pattern: str = "model.layers.{block}.mlp.{projection}_proj",
-) -> tuple[dict[str, KroneckerFactors], dict]:
+) -> tuple[dict[str, KroneckerFactors], dict[str, Any]]:
     """Reads factors that another tool has saved. Nothing but tensors is ever unpickled.
 
     Args:
@@ -68,7 +68,7 @@ def read_foreign(
     found = _recognise(path) if kind == "auto" else kind
     notes = NOTES[found](path)
     factors: dict[str, KroneckerFactors] = {}
-    shared: dict[tuple, Tensor] = {}
+    shared: dict[tuple[int, float, float], Tensor] = {}
     for name, layer in READERS[found](path, n_tokens, layer_pattern):
         if name in factors:
             raise InputError(f"{path}: {name} occurs twice; leave only one of the files in the folder")
@@ -112,7 +112,7 @@ NOTES = {
 }
 
 
-def _share(A: Tensor, seen: dict[tuple, Tensor]) -> Tensor:
+def _share(A: Tensor, seen: dict[tuple[int, float, float], Tensor]) -> Tensor:
     """The first tensor equal to A, so that ``save_factors`` stores it once."""
     first = seen.setdefault((len(A), A[0].sum().item(), A.diagonal().sum().item()), A)
     return first if torch.equal(first, A) else A
