@@ -1,14 +1,13 @@
 """What a user asks to have planned."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from jsonargparse import Namespace
-from torch import nn
 from transformers import PretrainedConfig
 
 from lightning_kfac.collection.memory import readable_bytes
@@ -60,48 +59,18 @@ class Request:
 
 
 def read_request(options: Namespace) -> Request:
-    """What the options of the command, and the config of train.py that they may name, ask for.
-
-    Raises:
-        InputError: No model or several, a setting that cannot be used, or layers that cannot be planned.
-    """
     if sum(bool(options[name]) for name in ("train_config", "model", "shape")) != 1:
         raise InputError("say which model: one of --train_config, --model or --shape")
     written = _train_config(Path(options.train_config)) if options.train_config else {}
     title, config, is_published = _model(options, written.get("model", {}))
     if is_published and (options.dtype or written.get("model", {}).get("dtype") or "auto") == "auto":
         options.dtype = "bfloat16"  # the checkpoint was not asked, so the command has to say it
-    values = _values(options, written)
-    module = _skeleton(title, config, options.trust_remote_code)
-    model = read_architecture(module)
-    notes = _not_planned(written)
-    words = _given(options)
-    experts = any(product.copies > 1 for product in model.products)
-    if values["projections"] is None:
-        values["projections"] = ATTENTION if experts else MLP
-        if experts and values["modules"] is None:
-            words += ["--collect.projections", _word(ATTENTION)]
-    layers = resolve_targets(module, values["blocks"], values["projections"], values["modules"])
-    tracked = tuple(model.select(layers))
-    if len(tracked) < len(layers):
-        raise InputError("the head cannot be planned: leave it out of --modules")
-    if experts:
-        notes = [_about_experts(model, {product.block for product in tracked}), *notes]
-    element = _element(config, values["dtype"])
-    job = Job(tracked, values["tokens"], values["seq_len"], values["batch_size"], element, *_limits(written))
-    if options.train_config:
-        source = ["--config", options.train_config]
-    else:
-        source = ["--model.model_name", title, "--data.corpus", "TEXT"]
-    return Request(title, model, job, [*source, *words], tuple(notes))
-
-
-def _values(options: Namespace, written: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Every setting: the command's option before what the config says before the default."""
-    values: dict[str, Any] = {}
+    values, given = {}, []
     for name, (section, key) in PLACES.items():
-        value = options[name] if options[name] is not None else written.get(section, {}).get(key)
-        values[name] = DEFAULTS.get(name) if value is None else value
+        values[name] = options[name] if options[name] is not None else written.get(section, {}).get(key)
+        if options[name] is not None:
+            given += [f"--{section}.{key}", _word(options[name])]
+    values = {name: DEFAULTS.get(name) if value is None else value for name, value in values.items()}
     for name in ("tokens", "seq_len", "batch_size"):
         if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
             raise InputError(f"--{name} must be a number of at least 1, got {values[name]!r}")
@@ -110,39 +79,43 @@ def _values(options: Namespace, written: Mapping[str, Mapping[str, Any]]) -> dic
             raise InputError(f"--{name} must be a list, got {values[name]!r}")
     if values["blocks"] != "all" and not isinstance(values["blocks"], list):
         raise InputError(f"--blocks must be all or a list of block numbers, got {values['blocks']!r}")
-    return values
-
-
-def _given(options: Namespace) -> list[str]:
-    """The options of the command as arguments of train.py."""
-    given = []
-    for name, (section, key) in PLACES.items():
-        if options[name] is not None:
-            given += [f"--{section}.{key}", _word(options[name])]
-    return given
-
-
-def _skeleton(title: str, config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
     try:
-        return skeleton(config, trust_remote_code)
+        module = skeleton(config, options.trust_remote_code)
     except Exception as error:
         raise InputError(f"{title}: no causal language model: {' '.join(str(error).split())[:200]}") from None
+    model, notes = read_architecture(module), _not_planned(written)
+    experts = any(product.copies > 1 for product in model.products)
+    if values["projections"] is None:
+        values["projections"] = ATTENTION if experts else MLP
+        if experts and values["modules"] is None:
+            given += ["--collect.projections", _word(ATTENTION)]
+    layers = resolve_targets(module, values["blocks"], values["projections"], values["modules"])
+    tracked = tuple(model.select(layers))
+    if len(tracked) < len(layers):
+        raise InputError("the head cannot be planned: leave it out of --modules")
+    if experts:
+        notes = [_about_experts(model, {product.block for product in tracked}), *notes]
+    if values["dtype"] not in (*get_args(Dtype), None):
+        raise InputError(f"model.dtype is {values['dtype']!r}; choose {', '.join(get_args(Dtype))}")
+    is_auto = values["dtype"] in ("auto", None)
+    bfloat16 = config.dtype == torch.bfloat16 if is_auto else values["dtype"] == "bfloat16"
+    job = Job(
+        tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4, *_limits(written)
+    )
+    source = (
+        ["--config", options.train_config]
+        if options.train_config
+        else ["--model.model_name", title, "--data.corpus", "TEXT"]
+    )
+    return Request(title, model, job, [*source, *given], tuple(notes))
 
 
-def _element(config: PretrainedConfig, dtype: str | None) -> int:
-    """Bytes of one number of the weights."""
-    if dtype not in (*get_args(Dtype), None):
-        raise InputError(f"model.dtype is {dtype!r}; choose {', '.join(get_args(Dtype))}")
-    is_bfloat16 = config.dtype == torch.bfloat16 if dtype in ("auto", None) else dtype == "bfloat16"
-    return 2 if is_bfloat16 else 4
-
-
-def _word(value: str | int | list[str] | list[int]) -> str:
+def _word(value: str | int | list) -> str:
     """As it is written on a command line."""
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def _train_config(path: Path) -> dict[str, Any]:
+def _train_config(path: Path) -> dict:
     found = read_yaml(path)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise InputError(f"--train_config {path}: not a config of train.py fit: it has no section `model`")
@@ -151,7 +124,7 @@ def _train_config(path: Path) -> dict[str, Any]:
     return {name: section for name, section in found.items() if isinstance(section, dict)}
 
 
-def _limits(written: dict[str, Any]) -> tuple[float | None, int | None]:
+def _limits(written: dict) -> tuple[float | None, int | None]:
     """Cap on bytes beside the weights, and projections a pass."""
     gigabytes, layers = (written.get("collect", {}).get(key) for key in ("max_memory_gb", "layers_per_pass"))
     if type(gigabytes) not in (int, float, type(None)) or (gigabytes is not None and not gigabytes > 0):
@@ -161,13 +134,13 @@ def _limits(written: dict[str, Any]) -> tuple[float | None, int | None]:
     return None if gigabytes is None else gigabytes * 1e9, layers
 
 
-def _not_planned(written: dict[str, Any]) -> list[str]:
+def _not_planned(written: dict) -> list[str]:
     values = {f"{section}.{key}": written.get(section, {}).get(key) for section, key in NOT_PLANNED}
     found = [name for name, value in values.items() if value and (name, value) != ("model.mc_samples", 1)]
     return [f"not in this plan: {', '.join(found)}"] if found else []
 
 
-def _model(options: Namespace, section: dict[str, Any]) -> tuple[str, PretrainedConfig, bool]:
+def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig, bool]:
     """The model's name and configuration, and whether it is that of a published shape, which is not looked up."""
     name = options.model or section.get("model_name")
     shape = options.shape or next((short for short, (hub, _) in SHAPES.items() if hub == name), None)
@@ -181,11 +154,6 @@ def _model(options: Namespace, section: dict[str, Any]) -> tuple[str, Pretrained
 
 
 def hardware_of(options: Namespace) -> Hardware:
-    """The machine that the options name, with the figures that they override.
-
-    Raises:
-        InputError: An unknown machine, or a figure that cannot be.
-    """
     changes = {}
     for option, (field, unit) in OVERRIDES.items():
         if (value := options[option]) is None:
@@ -206,7 +174,6 @@ def _about_experts(model: cost.Architecture, blocks: Iterable[int]) -> str:
 
 
 def command_for(request: Request, options: Namespace, plan: RunPlan) -> str:
-    """The command line that runs what was planned."""
     launcher = ["python"]
     if options.nodes > 1:
         launcher = ["torchrun", "--nnodes", options.nodes, "--nproc-per-node", options.devices, "--rdzv-backend",

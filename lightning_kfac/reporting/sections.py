@@ -1,7 +1,7 @@
 """The sections of a report, each from what the run folder holds."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -279,7 +279,7 @@ def _change(row: Mapping[str, Any], key: str) -> str:
     return "" if value is None else _with_bounds(style.format(value), style, bounds)
 
 
-def _with_bounds(text: str, style: str, bounds: Sequence[float | None] | None) -> str:
+def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> str:
     if not bounds or None in bounds or bounds[0] == bounds[1]:
         return text
     low, high = (style.format(bound) for bound in bounds)
