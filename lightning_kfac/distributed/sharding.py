@@ -5,6 +5,7 @@ on every rank: the loss and the evaluation use the head by itself, and both may 
 """
 
 import re
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -14,17 +15,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_kfac.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks|block)\.\d+")
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard(model: "PreTrainedModel", mesh: DeviceMesh) -> None:
     """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh."""
     blocks = [module for name, module in model.named_modules() if BLOCK.fullmatch(name)]
     if not blocks:
         raise InputError("the model has no numbered blocks to spread over ranks; leave --trainer.strategy fsdp out")
-    kept = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    kept = {end.get_parameter("weight") for end in ends if end is not None}
     for module in (*blocks, model.base_model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(kept.values()))
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -45,7 +50,8 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     """
     if not is_sharded(model):
         return model.state_dict()
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))  # a model's state is tensors alone
 
 
 def is_spread(tensor: Tensor) -> bool:

@@ -73,12 +73,16 @@ def load_moments(folder: Path, factors: Mapping[str, KroneckerFactors], bases: B
     if not (path / METADATA).is_file():
         return None
     layers = read_json(path / METADATA, ADVICE).get("layers")
-    if isinstance(layers, dict) and name not in layers:
-        return None
     try:
+        if not isinstance(layers, dict):
+            raise ValueError("it has no layers")
+        if name not in layers:
+            return None
         entry = layers[name]
-        file, keys = path / file_name(entry["file"]), entry["bases"]
-        known, known_bases = entry.get("checksum"), entry.get("bases_checksums")
+        file = path / file_name(entry["file"])
+        keys = entry["bases"]
+        known = entry.get("checksum")
+        known_bases = entry.get("bases_checksums")
         if not isinstance(keys, dict):
             raise ValueError(f"the bases of {name} are a {type(keys).__name__}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

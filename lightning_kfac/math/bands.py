@@ -5,6 +5,7 @@ descending importance. With W_b = U_G (C * M_b) U_A^T, the mean of ||W_b x||^2 o
 tr(W_b A_text W_b^T); its root is the root mean square of ||W_b x||, where arXiv 2510.24256 takes the mean.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,8 @@ def band_masks(importance: Tensor, n_bands: int) -> list[Tensor]:
         >>> [mask.tolist() for mask in band_masks(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 2)]
         [[[True, False], [True, False]], [[False, True], [False, True]]]
     """
-    below, masks = torch.zeros_like(importance, dtype=torch.bool), []
+    below = torch.zeros_like(importance, dtype=torch.bool)
+    masks = []
     for number in range(1, n_bands + 1):
         upto = select_count(importance, round(importance.numel() * number / n_bands))
         masks.append(upto & ~below)
@@ -83,7 +85,7 @@ def band_ratios(shards: np.ndarray, counts: np.ndarray, others: np.ndarray, othe
         shards, others: [n_shards, n_bands + 1].
         counts, other_counts: [n_shards], number of inputs.
     """
-    draws = []
+    draws: list[np.ndarray] = []
     for values, numbers in ((shards, counts), (others, other_counts)):
         columns = np.concatenate([values[:, :-1], numbers[:, None]], axis=1)
         # The first row is the text itself. Shifted draws, so that the two texts are not resampled alike.
@@ -94,6 +96,6 @@ def band_ratios(shards: np.ndarray, counts: np.ndarray, others: np.ndarray, othe
     return Bands(ratios[0], *(np.array(side) for side in zip(*bounds, strict=True)))
 
 
-def _with_interval(shards: np.ndarray, figure) -> Bands:
+def _with_interval(shards: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]) -> Bands:
     bounds = [middle_95(column) for column in figure(resampled_sums(shards)).T]
     return Bands(figure(shards.sum(0, keepdims=True))[0], *(np.array(side) for side in zip(*bounds, strict=True)))

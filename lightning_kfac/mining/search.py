@@ -67,11 +67,13 @@ def search(
     if likely is not None and chosen:
         hits = _hits(model, pieces, prefix_len + suffix_len // 2)
         chosen = [(i, o) for i, o in chosen if hits[i, o + length] - hits[i, o + prefix_len] >= likely * suffix_len]
-    found, near_ties = [], 0
+    found = []
+    near_ties = 0
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         texts = [pieces[i].tokens[offset : offset + prefix_len + suffix_len].tolist() for i, offset in part]
-        prefixes, golds = [ids[:prefix_len] for ids in texts], [ids[prefix_len:] for ids in texts]
+        prefixes = [ids[:prefix_len] for ids in texts]
+        golds = [ids[prefix_len:] for ids in texts]
         recitals = recite(model, prefixes, golds, end_of_text, decode=False)
         near_ties += sum(recital.near_tie for recital in recitals)
         for (i, offset), prefix, gold, recital in zip(part, prefixes, golds, recitals, strict=True):

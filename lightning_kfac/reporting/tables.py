@@ -92,7 +92,8 @@ def examples_markdown(examples: list[Example]) -> str:
 
 def _split(example: Example) -> tuple[str, str]:
     """``after`` up to where it diverges, and from there."""
-    line, rest = _one_line(example.after), _one_line(example.diverging)
+    line = _one_line(example.after)
+    rest = _one_line(example.diverging)
     if not rest or not line.endswith(rest):
         return line, ""
     return line[: len(line) - len(rest)], rest
@@ -138,7 +139,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def sweep_table(rows: Sequence[Mapping], title: str, front: Collection[int] = ()) -> Table:
+def sweep_table(rows: Sequence[Mapping[str, Any]], title: str, front: Collection[int] = ()) -> Table:
     """One line an edit: what it was, what it kept, and every figure.
 
     Args:

@@ -72,7 +72,7 @@ def load_pickled(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({what}); it is damaged or holds more than tensors") from None
 
 
-def load_dict(path: Path) -> dict:
+def load_dict(path: Path) -> dict[object, Any]:
     """The same, which must be a dict."""
     contents = load_pickled(path)
     if not isinstance(contents, dict):
