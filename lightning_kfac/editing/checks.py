@@ -74,7 +74,8 @@ def check_formula(config: EditConfig, mixing: bool, measured: bool) -> None:
     if config.formula in MEASURED and not measured:
         raise InputError(
             f"formula {config.formula} needs moments measured in the basis of the factors: collect with "
-            "--collect.moments token (or sequence), or from Python with collect_moments"
+            "collect.moments token (or sequence), or from Python with collect_moments",
+            "collect.moments",
         )
 
 

@@ -184,7 +184,7 @@ class CurvatureCollector(Callback):
         if not self._texts and not self.moments:
             raise InputError(
                 f"{root / 'factors'} holds these factors already, and there is nothing else to collect: edit with "
-                "edit.py, or leave collect.reuse out"
+                "them, or leave collect.reuse out"
             )
         if isinstance(data, TextData):
             data.text_in_turn = data_name([*self._texts, CORPUS][0])
