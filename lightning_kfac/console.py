@@ -1,10 +1,19 @@
-"""Progress with a rate and an ETA: a live bar on a terminal, a plain line every few seconds in a log."""
+"""What the user reads: results, progress with a rate and an ETA, and commands in the way in which they type them.
 
+Progress is a live bar on a terminal, a plain line every few seconds in a log.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only  # the one that Lightning sets, without Lightning
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -13,6 +22,11 @@ from typing_extensions import override
 SECONDS_BETWEEN_LINES = 10.0
 SHORTEST_SHOWN = 2.0
 WIDTH_OF_LOGS = 160
+WIDEST = 120
+PROGRAM = "lightning-kfac"
+# A clone's doors to it: the first for these commands, the second for all others.
+TRAIN, EDIT = "train.py", "edit.py"
+OF_TRAIN = ("fit", "validate", "predict")
 # Results go to the standard output, progress to the standard error.
 console = Console(highlight=False, emoji=False, soft_wrap=True)
 progress_console = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
@@ -23,6 +37,12 @@ def show(table: object) -> None:
     Console(highlight=False, emoji=False, width=None if console.is_terminal else WIDTH_OF_LOGS).print(table)
 
 
+def filled(text: str, start: str = "") -> str:
+    """Text in lines as wide as the terminal; all but the first are indented by the width of what they start with."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+
+
 def say(text: str) -> None:
     """Tells the user something that is no result; on rank 0 only."""
     if _speaks():
@@ -31,6 +51,35 @@ def say(text: str) -> None:
 
 def _speaks() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (None, 0)
+
+
+def command_line(command: str = "", *words: object, launcher: Sequence[object] = ()) -> str:
+    """A command as this user types it, who called ``lightning-kfac``, ``python -m lightning_kfac`` or a clone's script.
+
+    Args:
+        command: ``fit``, ``apply``, or nothing for the program alone.
+        words: What follows; quoted where a shell needs it.
+        launcher: What starts it instead of Python: ``torchrun`` and its options.
+
+    Example:
+        >>> command_line("validate", "--model.model_name", "my model")
+        "python train.py validate --model.model_name 'my model'"
+    """
+    return shlex.join(map(str, [*_program(command, launcher), *filter(None, [command]), *words]))
+
+
+def _program(command: str, launcher: Sequence[object]) -> Sequence[object]:
+    called = Path(sys.argv[0])
+    if called.stem == PROGRAM and not launcher:
+        return [PROGRAM]
+    launcher = launcher or ["torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "python"]
+    if called.stem == PROGRAM or called.parts[-2:] == ("lightning_kfac", "__main__.py"):
+        return [*launcher, "-m", "lightning_kfac"]
+    if called.name not in (TRAIN, EDIT):
+        called = Path(EDIT)
+    if command.isalpha():  # neither nothing nor an option
+        called = called.with_name(TRAIN if command in OF_TRAIN else EDIT)
+    return [*launcher, called]
 
 
 class RateColumn(ProgressColumn):

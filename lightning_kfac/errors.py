@@ -1,5 +1,7 @@
 """The one exception type that a user of the package is meant to read."""
 
+import re
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used: a file, an option, a layer name.
@@ -7,10 +9,32 @@ class InputError(ValueError):
     The message names the culprit and says what to do. The command line prints it as one line
     without a traceback; from Python it is an ordinary ``ValueError``.
 
+    Args:
+        message: In the names that Python knows: ``collect.moments``, ``force=True``.
+        settings: Those in the message that are options of a command line.
+
     Example:
-        >>> issubclass(InputError, ValueError)
-        True
+        >>> str(InputError("the folder is not empty; overwrite=True replaces it", "overwrite=True"))
+        'the folder is not empty; overwrite=True replaces it'
     """
+
+    def __init__(self, message: str, *settings: str):
+        super().__init__(message)
+        self.settings = settings
+
+    def with_options(self) -> str:
+        """The message for someone at a command line.
+
+        Example:
+            >>> InputError("the folder is not empty; overwrite=True replaces it", "overwrite=True").with_options()
+            'the folder is not empty; --overwrite replaces it'
+        """
+        text = str(self)
+        for name in self.settings:
+            option = "--" + name.removesuffix("=True")
+            found = rf"(?<![\w./-]){re.escape(name)}(?![\w/-]|\.\w)"
+            text = option.join(re.split(found, text))
+        return text
 
 
 def first_line(error: Exception) -> str:

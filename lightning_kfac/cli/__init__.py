@@ -1,1 +1,1 @@
-"""The command lines."""
+"""The command line: one program, ``lightning-kfac``, and the scripts of a clone that open the same."""

@@ -20,7 +20,7 @@ class InputErrors:
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Ends the program with code 2 and one message: our own, where one is the cause."""
         own = input_error_behind(ex)
-        print(f"error: {own or ' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {own.with_options() if own else ' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -4,8 +4,6 @@ import logging
 import os
 import warnings
 
-import transformers
-
 
 def quiet() -> None:
     """Silences what Lightning tells on every start and what does not apply here."""
@@ -26,4 +24,10 @@ def quiet() -> None:
     ):
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning
+
+
+def without_loading_bar() -> None:
+    """No progress bar while transformers reads weights."""
+    import transformers  # only by commands that read weights
+
     transformers.utils.logging.disable_progress_bar()

@@ -1,47 +1,31 @@
-"""The command line of ``train.py``: a LightningCLI with the package's defaults."""
+"""The command line of ``fit``, ``validate`` and ``predict``: a LightningCLI with the package's defaults."""
 
 import argparse
 import os
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.attention.config import CrystallizeConfig
-from lightning_kfac.callbacks import (
-    CrystallizationStudy,
-    CurvatureCollector,
-    EditCallback,
-    MiningWriter,
-    RankWatch,
-    ResidualCollector,
-    RunProgress,
-    RunReport,
-    SaveTrainedModel,
-    SpectrumLogger,
-)
-from lightning_kfac.callbacks.collection.state_writer import checkpoint_in, latest_checkpoint, step_of
-from lightning_kfac.callbacks.mining import LOG, MINED, REPETITIONS, SUMMARY
+from lightning_kfac.callbacks import CurvatureCollector, RankWatch, RunProgress, RunReport
+from lightning_kfac.cli.assembly import callbacks_for, default_folder, find_callback, state_to_resume, trainer_parts
+from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind
-from lightning_kfac.cli.quiet import quiet
-from lightning_kfac.console import console, say
-from lightning_kfac.distributed.strategies import ShardedStrategy, strategy_for
-from lightning_kfac.editing.checks import check_untied
+from lightning_kfac.cli.preflight import announce, check_fit, inputs, make_room_for_mining
+from lightning_kfac.cli.quiet import quiet, without_loading_bar
+from lightning_kfac.cli.shipped import with_config_paths
+from lightning_kfac.console import command_line, console, say
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, edit_details, find_reference
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.loading import skeleton
-from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
-from lightning_kfac.storage.run_folder import EVENTS, STATE, RunFolder
+from lightning_kfac.storage.run_folder import STATE, RunFolder
 from lightning_kfac.storage.yaml_files import check_config_files
 
 TRAINER_DEFAULTS = {
@@ -62,11 +46,6 @@ HELP = {
     "weights_only": argparse.SUPPRESS,
 }
 FOLDERS = ("factors/", "domains/", "edited/", "patch/", "model/", "residuals/")
-DESCRIPTIONS = {
-    "fit": "Collect curvature, and with an edit section edit and evaluate; or train a model.",
-    "validate": "Evaluate a model: recitation, answers, perplexity; an edited one beside the model that was edited.",
-    "predict": "Look through a corpus for windows that the model recites. --data.mining.help tells how.",
-}
 
 
 class Parser(InputErrors, LightningArgumentParser):
@@ -76,8 +55,8 @@ class Parser(InputErrors, LightningArgumentParser):
 class TrainCLI(LightningCLI):
     """``fit`` collects curvature and edits (or trains), ``validate`` evaluates, ``predict`` mines."""
 
-    def __init__(self, args: list[str] | None = None):
-        self.command = "train.py " + " ".join(args if args is not None else sys.argv[1:])
+    def __init__(self, args: list[str] | None = None, typed: list[str] | None = None):
+        self.typed = command_line(*(typed or args or sys.argv[1:]))
         super().__init__(
             CausalLM,
             TextData,
@@ -87,7 +66,7 @@ class TrainCLI(LightningCLI):
             parser_class=Parser,
             save_config_callback=None,
             auto_configure_optimizers=False,
-            parser_kwargs={command: {"description": text} for command, text in DESCRIPTIONS.items()},
+            parser_kwargs={command: {"description": text} for command, text in TRAINING.items()},
         )
 
     @staticmethod
@@ -107,7 +86,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--save", type=Save, default="full", help="The edited model: checkpoint, patch or nothing.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.usage = "python train.py COMMAND --config FILE [--OPTION VALUE ...]"
+        parser.usage = f"{command_line('fit')} --config CONFIG [--OPTION VALUE ...]"
         parser.epilog = (
             "--edit.rho, --edit.formula and everything else about the edit is explained by "
             "--edit.help. Every other option of Lightning's Trainer works too; --print_config lists them."
@@ -119,6 +98,7 @@ class TrainCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"{command_line(subcommand)} --config CONFIG [--OPTION VALUE ...]"
         parser.set_defaults(weights_only=True)  # of a training's checkpoint, which is a pickle
         for action in parser._actions:
             action.help = HELP.get(action.dest, action.help)
@@ -130,47 +110,28 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        config.trainer.default_root_dir = config.trainer.default_root_dir or str(Path("runs") / self._run_name(config))
+        config.trainer.default_root_dir = config.trainer.default_root_dir or default_folder(config)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.model_name
-        self._find_state(config)
+        self.state = None  # of an interrupted collection, to go on from
+        collects = self.subcommand == "fit" and config.model.training is None and config.crystallize is None
+        if collects and (config.ckpt_path or not config.overwrite):
+            self.state = state_to_resume(config)
+            config.ckpt_path = self.state and str(self.state)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read settings from the file; ours come from the command."""
-
-    def _find_state(self, config) -> None:
-        """Has an interrupted collection in the run's folder gone on with, or the one that ``ckpt_path`` names."""
-        self.resumed = False
-        collects = self.subcommand == "fit" and config.model.training is None and config.crystallize is None
-        if not collects or (config.overwrite and not config.ckpt_path):
-            return
-        root, named = Path(config.trainer.default_root_dir), config.ckpt_path
-        found = latest_checkpoint(root) if named in (None, "last") else checkpoint_in(Path(named), root)
-        if named == "last" and found is None:
-            raise InputError(f"ckpt_path: {root} holds no interrupted collection")
-        if named is not None and config.overwrite:
-            raise InputError("ckpt_path goes on with a run, overwrite begins anew; choose one")
-        if named is not None or RunFolder(root).interrupted:
-            config.ckpt_path, self.resumed = found and str(found), found is not None
 
     def instantiate_trainer(self, **kwargs):
         """Adds the package's logger, strategy and callbacks to the user's own."""
         settings = self._get(self.config_init, "trainer")
         self.folder = RunFolder(settings["default_root_dir"])
-        if settings["logger"] is None:
-            # What an interrupted run wrote after its last state is written again.
-            again = {"purge_step": step_of(self._get(self.config_init, "ckpt_path"))} if self.resumed else {}
-            kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name=EVENTS, version="", **again)
-        kwargs["strategy"] = strategy_for(settings)
-        # The job script asks for another turn; Lightning's own way saves no sums.
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            kwargs["plugins"] = [*(settings["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
-        if isinstance(kwargs["strategy"], ShardedStrategy):
-            kwargs["inference_mode"] = False  # weights that are put together in it could not be used outside
+        kwargs |= trainer_parts(settings, self.state)
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
-        report = RunReport(self.folder, self.command, self._config_text(), self.resumed)
-        kwargs["callbacks"] = [*self._callbacks(own), *own, report, RankWatch()]
+        working = callbacks_for(self.subcommand, self.config_init[self.subcommand], self.model, own)
+        report = RunReport(self.folder, self.typed, self._config_text(), self.state is not None)
+        kwargs["callbacks"] = [*working, *own, report, RankWatch()]
         if settings["enable_progress_bar"] is not False:
             kwargs["callbacks"].append(RunProgress())
         return super().instantiate_trainer(**kwargs)
@@ -178,42 +139,37 @@ class TrainCLI(LightningCLI):
     def before_fit(self) -> None:
         """Checks all input and says what will happen."""
         self._check_data()
-        self.model.evaluation_folder = self.folder.path / STATE
-        collector, edit = self._callback(CurvatureCollector), self._callback(EditCallback)
-        targets, study = {}, self._callback(CrystallizationStudy)
-        sharded = isinstance(self.trainer.strategy, ShardedStrategy)
-        if sharded and (study is not None or not self.model.frozen):
-            raise InputError("trainer.strategy fsdp is for collections: train and crystallize with ddp")
-        if study is not None:
-            model = skeleton(self.model.config, self.model.trust_remote_code)
-            with suppress(RuntimeError):  # some experts do not run on the meta device; fit checks again
-                study.check(self.trainer, self.model, self.datamodule, model)
-        if collector is not None:
-            collector.check(self.trainer, self.model)
-            model = skeleton(self.model.config, self.model.trust_remote_code)
-            targets = collector.targets(model)
-        if edit is not None:
-            if collector is None:
-                raise InputError("an edit needs a collection: leave model.training and crystallize out")
-            check_untied(model, targets.values())
-            chosen = narrow(list(targets), count_blocks(model), edit.config.blocks, edit.config.projections)
-            edit.check(chosen, list(self.datamodule.domains), collector)
-        if collector is not None:
+        targets = check_fit(self.trainer, self.model, self.datamodule)
+        if (collector := find_callback(self.trainer, CurvatureCollector)) is not None:
             collector.keep_state = True  # until the edit is saved and evaluated
         if self.trainer.global_rank == 0:
             self.folder.lock()
-            self.folder.check(self._get(self.config, "overwrite"), self._inputs())
-            self.folder.claim(self.command)
-            self._announce(len(targets), edit and edit.config, study and study.config)
+            self.folder.check(self._get(self.config, "overwrite"), inputs(self.model, self.datamodule))
+            self.folder.claim(self.typed)
+            announce(self.folder.path, self.trainer, self.model, self.datamodule, len(targets))
 
     def before_validate(self) -> None:
         """Checks all input."""
         self._check_data()
-        self.model.evaluation_folder = self.folder.path / STATE
         if not self.datamodule.validation_names:
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
         if self.trainer.global_rank == 0:
             self.folder.lock()
+
+    def before_predict(self) -> None:
+        """Checks all input."""
+        self._check_data()
+        if self.trainer.global_rank == 0:
+            self.folder.lock()
+        make_room_for_mining(
+            self.folder.path, self._get(self.config, "overwrite"), writes=self.trainer.global_rank == 0
+        )
+
+    def _check_data(self) -> None:
+        self.datamodule.check(self.model.vocab_size, self.model.max_positions)
+        self.model.evaluation_folder = self.folder.path / STATE
+
+    # -- the work ------------------------------------------------------------------------------------
 
     def validate(self, **kwargs) -> None:
         """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
@@ -233,8 +189,8 @@ class TrainCLI(LightningCLI):
             say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
-            self._callback(RunReport).show_comparison()
-            self.folder.note(self.command)
+            find_callback(self.trainer, RunReport).show_comparison()
+            self.folder.note(self.typed)
 
     def _check_reference(self, reference: str) -> None:
         """Says where the reference is not what was edited."""
@@ -242,19 +198,6 @@ class TrainCLI(LightningCLI):
         layers = [layer["name"] for layer in details.get("layers", [])]
         if layers and weights_fingerprint(self.model.model, layers) != details.get("fingerprint"):
             say(f"note: {reference} has other weights than the model that was edited, or another dtype")
-
-    def before_predict(self) -> None:
-        """Checks all input; a finished search is replaced only if asked for, an unfinished one goes on."""
-        self._check_data()
-        if self.trainer.global_rank == 0:
-            self.folder.lock()
-        found, overwrite = self.folder.path / MINED, self._get(self.config, "overwrite")
-        if found.exists() and not overwrite:
-            raise InputError(f"{found} is already there; add --overwrite to replace it")
-        if overwrite and self.trainer.global_rank == 0:
-            for name in (MINED, REPETITIONS, SUMMARY):
-                (self.folder.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.folder.path / LOG, ignore_errors=True)
 
     def after_fit(self) -> None:
         """Closes the run folder and says where everything is."""
@@ -276,64 +219,6 @@ class TrainCLI(LightningCLI):
         finally:
             self.folder.unlock()
 
-    # -- parts ---------------------------------------------------------------------------------------
-
-    def _callbacks(self, existing: list) -> list:
-        if self.subcommand == "predict":
-            return [MiningWriter()]
-        if self.subcommand != "fit":
-            return []
-        callbacks = []
-        if (crystallize := self._get(self.config_init, "crystallize")) is not None:
-            residuals = ResidualCollector(crystallize.layers)
-            callbacks += [residuals, CrystallizationStudy(crystallize, residuals)]
-        elif not self.model.frozen:
-            callbacks.append(SaveTrainedModel())
-        elif not any(isinstance(c, CurvatureCollector) for c in existing):
-            callbacks.append(self._get(self.config_init, "collect"))
-        elsewhere = crystallize is not None or any(isinstance(c, SpectrumLogger) for c in existing)
-        if self.model.frozen and not elsewhere:
-            callbacks.append(SpectrumLogger())
-        if (edit := self._get(self.config_init, "edit")) is not None:
-            callbacks.append(EditCallback(edit, self._get(self.config_init, "save")))
-        return callbacks
-
-    def _callback(self, kind: type):
-        return next((c for c in self.trainer.callbacks if isinstance(c, kind)), None)
-
-    def _announce(self, n_layers: int, edit: EditConfig | None, study: CrystallizeConfig | None) -> None:
-        model, data = self.model, self.datamodule
-        name = model.model_name or f"a new {model.config.model_type}"
-        text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
-        domains = "".join(f" and on {domain.label}" for domain in data.domains.values())
-        steps = [f"collect the curvature of {n_layers} layers of {name} on {text}{domains}"]
-        if study is not None:
-            steps = [f"collect the attention residuals of layers {list(study.layers)} of {name} on {text}"]
-        if not model.frozen:
-            steps = [f"train {name} on {text}"]
-        if data.validation_names:
-            steps.append(f"evaluate it on {', '.join(data.validation_names)}")
-        if study is not None:
-            steps.append("crystallize these layers in every mode and evaluate it again")
-        if edit is not None:
-            what = f"formula {edit.formula}, rho {edit.rho}"
-            if data.domains:
-                steps.append(f"edit it ({what}), evaluate it again, and take the edit back")
-                what += f", protecting {', '.join(data.domains)} as well"
-            steps.append(f"edit it ({what}), save it and evaluate it again")
-        console.print(f"{self.folder.path}: " + "; ".join(f"{i}. {step}" for i, step in enumerate(steps, start=1)))
-
-    def _inputs(self) -> list[str | Path | None]:
-        """Paths that the run reads."""
-        data, model = self.datamodule, self.model
-        texts = (data.corpus, data.heldout, *data.domains.values())
-        corpora = [corpus.source for corpus in texts if corpus is not None]
-        files = [*data.memorized_files.values(), *(questions.source for questions in data.question_sets.values())]
-        return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
-
-    def _check_data(self) -> None:
-        self.datamodule.check(self.model.vocab_size, self.model.max_positions)
-
     def _config_text(self) -> str:
         config = self.config[self.subcommand].clone()
         config.overwrite = False  # running a saved config again must not replace anything unasked
@@ -341,24 +226,21 @@ class TrainCLI(LightningCLI):
             config.ckpt_path = None
         return self._parser(self.subcommand).dump(config, skip_unset=False)
 
-    @staticmethod
-    def _run_name(config) -> str:
-        if config.config:
-            return Path(str(config.config[-1])).stem
-        return Path(config.model.model_name or "model").name
-
 
 def main(args: list[str] | None = None) -> None:
     """Runs a command; what the user can mend ends in one line and exit code 2."""
     quiet()
+    without_loading_bar()
+    typed = sys.argv[1:] if args is None else args
     try:
-        check_config_files(sys.argv[1:] if args is None else args)
-        TrainCLI(args)
+        words = with_config_paths(typed)
+        check_config_files(words)
+        TrainCLI(words, typed)
     except ValueError as error:
         own = input_error_behind(error)
         if own is None:
             raise
-        print(f"{_rank()}error: {own}", file=sys.stderr)
+        print(f"{_rank()}error: {own.with_options()}", file=sys.stderr)
         raise SystemExit(2) from None
     except SIGTERMException:
         print(
@@ -374,6 +256,8 @@ def _rank() -> str:
 
 
 def _python() -> str:
-    """How this interpreter is best called: relative where it lies below the working folder."""
+    """How this interpreter is best called: by its name, or relative where it lies below the working folder."""
     path = Path(sys.executable)
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path.name
+    if shutil.which(path.name) == str(path):
+        return path.name
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -76,7 +76,8 @@ def check_formula(config: EditConfig, mixing: bool, measured: bool) -> None:
     if "moments" in FORMULAS[config.formula].needs and not measured:
         raise InputError(
             f"formula {config.formula} needs moments measured in the basis of the factors: collect with "
-            "--collect.moments token (or sequence), or from Python with collect_moments"
+            "collect.moments token (or sequence), or from Python with collect_moments",
+            "collect.moments",
         )
 
 

@@ -89,8 +89,9 @@ class LayerCurvature:
         if moments is None:
             of = "" if domain is None else f" of the domain {domain}"
             raise InputError(
-                f"the corrected formulas need moments{of} measured in the basis of these factors: collect_moments "
-                "from Python, or train.py fit with --collect.moments token"
+                f"the corrected formulas need moments{of} measured in the basis of these factors: collect with "
+                "collect.moments token, or from Python with collect_moments",
+                "collect.moments",
             )
         shape = len(self.general.G.values), len(self.general.A.values)
         if tuple(moments.shape) != shape:

@@ -267,8 +267,9 @@ class KFACEditor:
         if not force:
             raise InputError(
                 f"{factors.path}: these factors belong to other weights (fingerprint {known[:8]}, the model has "
-                f"{found[:8]}): they were collected on {factors.metadata.get('model')}; --force (force=True) edits "
-                "all the same"
+                f"{found[:8]}): they were collected on {factors.metadata.get('model')}; force=True edits all the "
+                "same",
+                "force=True",
             )
         self.forced = True
 

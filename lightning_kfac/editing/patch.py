@@ -94,7 +94,8 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
     if found != before and not force:
         raise InputError(
             f"{path}: the patch was made from other weights (fingerprint {before[:8]}, the model has {found[:8]}) of "
-            f"{details.get('model')}; --force (force=True) applies it all the same"
+            f"{details.get('model')}; force=True applies it all the same",
+            "force=True",
         )
     old = {name: weight.clone() for name, weight in ours.items()}
     for name, weight in weights.items():
@@ -112,7 +113,7 @@ def patch_source(path: str | Path) -> str:
     path = local_folder(path)
     source = _read(path)[0].get("model")
     if not isinstance(source, str):
-        raise InputError(f"{path}: does not say which model it was made from; name it with --model")
+        raise InputError(f"{path}: does not say which model it was made from; set model=NAME", "model=NAME")
     return source
 
 

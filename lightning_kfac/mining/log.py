@@ -28,8 +28,10 @@ class MiningLog:
         self._own: KeyedLog | None = None
         if any(log.is_ours is False for log in self._logs()):
             raise InputError(
-                f"{folder} holds an unfinished search of another model, corpus or kind; add --overwrite to begin "
-                "anew, or choose another folder with --trainer.default_root_dir"
+                f"{folder} holds an unfinished search of another model, corpus or kind; add overwrite to begin "
+                "anew, or choose another folder with trainer.default_root_dir",
+                "overwrite",
+                "trainer.default_root_dir",
             )
 
     def done(self) -> frozenset[int]:

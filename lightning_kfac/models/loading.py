@@ -90,7 +90,9 @@ def load_tokenizer(name: str, trust_remote_code: bool = False):
     try:
         return AutoTokenizer.from_pretrained(_name(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"tokenizer {name}: {first_line(error)} (--data.tokenizer names another)") from None
+        raise InputError(
+            f"tokenizer {name}: {first_line(error)} (data.tokenizer names another)", "data.tokenizer"
+        ) from None
 
 
 def end_of_text_ids(model: nn.Module) -> frozenset[int]:

@@ -46,5 +46,6 @@ HARDWARE = {
 def find_hardware(name: str) -> Hardware:
     """A machine of the table; raises ``InputError`` for another name."""
     if name not in HARDWARE:
-        raise InputError(f"--hardware {name}: not known; choose from {', '.join(HARDWARE)}, and override its figures")
+        known = ", ".join(HARDWARE)
+        raise InputError(f"hardware {name}: not known; choose from {known}, and override its figures", "hardware")
     return HARDWARE[name]

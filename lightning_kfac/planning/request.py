@@ -1,13 +1,12 @@
-"""What a user asks to have planned."""
+"""What a user asks to have planned: options over a config of ``fit`` over defaults."""
 
-import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
-from jsonargparse import Namespace
+from torch import nn
 from transformers import PretrainedConfig
 
 from lightning_kfac.collection.memory import readable_bytes
@@ -15,16 +14,17 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.loading import Dtype, load_config, skeleton
 from lightning_kfac.models.targets import resolve_targets
 from lightning_kfac.planning import cost
-from lightning_kfac.planning.architecture import SHAPES, published_config, read_architecture
+from lightning_kfac.planning.architecture import published_config, read_architecture
 from lightning_kfac.planning.hardware import Hardware, find_hardware
-from lightning_kfac.planning.run import Job, RunPlan
+from lightning_kfac.planning.run import Job
+from lightning_kfac.planning.shapes import SHAPES
 from lightning_kfac.storage.yaml_files import read_yaml
 
-# What train.py takes where nothing is said.
+# What fit takes where nothing is said.
 DEFAULTS = {"seq_len": 512, "batch_size": 8, "blocks": "all"}
 MLP = ["gate", "up", "down"]
 ATTENTION = ["q", "k", "v", "o"]
-# Options of this command and where they stand in a train.py config.
+# Options of a plan and where they stand in a config of fit.
 PLACES = {
     "tokens": ("data", "max_tokens"),
     "seq_len": ("data", "seq_len"),
@@ -34,7 +34,7 @@ PLACES = {
     "modules": ("collect", "modules"),
     "dtype": ("model", "dtype"),
 }
-# Settings of a train.py config that change what a run takes and are not in the arithmetic.
+# Settings of such a config that change what a run takes and are not in the arithmetic.
 NOT_PLANNED = (("model", "mc_samples"), ("collect", "moments"), ("collect", "shard_factors"), ("data", "domains"))
 OVERRIDES = {"memory_gb": ("memory", 1e9), "peak_tflops": ("flops", 1e12), "link_gb": ("within", 1e9),
              "network_gb": ("between", 1e9), "efficiency": ("efficiency", 1)}  # fmt: skip
@@ -47,84 +47,112 @@ class Request:
     Attributes:
         title: The model as the user knows it.
         model, job: For the arithmetic.
-        words: Arguments of train.py that say the same.
+        given: Settings of ``fit`` that differ from the config or the defaults, by their dotted names.
         notes: What the user should know about the choice of layers, and about what is left out.
     """
 
     title: str
     model: cost.Architecture
     job: Job
-    words: list[str]
+    given: dict[str, Any]
     notes: tuple[str, ...] = ()
 
 
-def read_request(options: Namespace) -> Request:
-    if sum(bool(options[name]) for name in ("train_config", "model", "shape")) != 1:
-        raise InputError("say which model: one of --train_config, --model or --shape")
-    written = _train_config(Path(options.train_config)) if options.train_config else {}
-    title, config, is_published = _model(options, written.get("model", {}))
-    if is_published and (options.dtype or written.get("model", {}).get("dtype") or "auto") == "auto":
-        options.dtype = "bfloat16"  # the checkpoint was not asked, so the command has to say it
-    values, given = {}, []
+def read_request(options: Mapping[str, Any], config: Path | None = None) -> Request:
+    """What the options of a plan ask for.
+
+    Args:
+        options: By the names in ``PLACES``, and ``model``, ``shape`` and ``trust_remote_code``; None where not given.
+        config: A config of ``fit`` that they override.
+
+    Raises:
+        InputError: A value is of no use, or the model cannot be planned.
+    """
+    written = _written(config) if config else {}
+    title, architecture, is_published = _model(options, written.get("model", {}))
+    given = {name: options[name] for name in PLACES if options[name] is not None}
+    settings = _settings(given, written)
+    if is_published and settings["dtype"] in ("auto", None):
+        settings["dtype"] = given["dtype"] = "bfloat16"  # the checkpoint was not asked, so the command has to say it
+    _check(settings)
+    module = _on_paper(title, architecture, options["trust_remote_code"])
+    model = read_architecture(module)
+    has_experts = any(product.copies > 1 for product in model.products)
+    if settings["projections"] is None:
+        settings["projections"] = ATTENTION if has_experts else MLP
+        if has_experts and settings["modules"] is None:
+            given["projections"] = ATTENTION
+    tracked = _tracked(module, model, settings)
+    notes = _not_planned(written)
+    if has_experts:
+        notes = [_about_experts(model, {product.block for product in tracked}), *notes]
+    job = _job(tracked, settings, architecture, written)
+    return Request(title, model, job, {".".join(PLACES[name]): value for name, value in given.items()}, tuple(notes))
+
+
+def _settings(given: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of each option: as given, as in the config, or the default."""
+    settings = {}
     for name, (section, key) in PLACES.items():
-        values[name] = options[name] if options[name] is not None else written.get(section, {}).get(key)
-        if options[name] is not None:
-            given += [f"--{section}.{key}", _word(options[name])]
-    values = {name: DEFAULTS.get(name) if value is None else value for name, value in values.items()}
+        value = given.get(name, written.get(section, {}).get(key))
+        settings[name] = DEFAULTS.get(name) if value is None else value
+    return settings
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raises ``InputError`` for values of the wrong type: nobody has looked at those of a config."""
     for name in ("tokens", "seq_len", "batch_size"):
-        if not isinstance(values[name], int) or isinstance(values[name], bool) or values[name] < 1:
-            raise InputError(f"--{name} must be a number of at least 1, got {values[name]!r}")
+        value = settings[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be a number of at least 1, got {value!r}", name)
     for name in ("projections", "modules"):
-        if not isinstance(values[name], list | None):
-            raise InputError(f"--{name} must be a list, got {values[name]!r}")
-    if values["blocks"] != "all" and not isinstance(values["blocks"], list):
-        raise InputError(f"--blocks must be all or a list of block numbers, got {values['blocks']!r}")
+        if not isinstance(settings[name], list | None):
+            raise InputError(f"{name} must be a list, got {settings[name]!r}", name)
+    blocks, dtype = settings["blocks"], settings["dtype"]
+    if blocks != "all" and not isinstance(blocks, list):
+        raise InputError(f"blocks must be all or a list of block numbers, got {blocks!r}", "blocks")
+    if dtype not in (*get_args(Dtype), None):
+        raise InputError(f"model.dtype is {dtype!r}; choose {', '.join(get_args(Dtype))}")
+
+
+def _on_paper(title: str, config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
     try:
-        module = skeleton(config, options.trust_remote_code)
+        return skeleton(config, trust_remote_code)
     except Exception as error:
         raise InputError(f"{title}: no causal language model: {' '.join(str(error).split())[:200]}") from None
-    model, notes = read_architecture(module), _not_planned(written)
-    experts = any(product.copies > 1 for product in model.products)
-    if values["projections"] is None:
-        values["projections"] = ATTENTION if experts else MLP
-        if experts and values["modules"] is None:
-            given += ["--collect.projections", _word(ATTENTION)]
-    layers = resolve_targets(module, values["blocks"], values["projections"], values["modules"])
+
+
+def _tracked(module: nn.Module, model: cost.Architecture, settings: Mapping[str, Any]) -> tuple[cost.Product, ...]:
+    """The products of the layers that are chosen."""
+    layers = resolve_targets(module, settings["blocks"], settings["projections"], settings["modules"])
     tracked = tuple(model.select(layers))
     if len(tracked) < len(layers):
-        raise InputError("the head cannot be planned: leave it out of --modules")
-    if experts:
-        notes = [_about_experts(model, {product.block for product in tracked}), *notes]
-    if values["dtype"] not in (*get_args(Dtype), None):
-        raise InputError(f"model.dtype is {values['dtype']!r}; choose {', '.join(get_args(Dtype))}")
-    is_auto = values["dtype"] in ("auto", None)
-    bfloat16 = config.dtype == torch.bfloat16 if is_auto else values["dtype"] == "bfloat16"
-    job = Job(
-        tracked, values["tokens"], values["seq_len"], values["batch_size"], 2 if bfloat16 else 4, *_limits(written)
+        raise InputError("the head cannot be planned: leave it out of modules", "modules")
+    return tracked
+
+
+def _job(
+    tracked: Sequence[cost.Product], settings: Mapping[str, Any], config: PretrainedConfig, written: Mapping[str, Any]
+) -> Job:
+    dtype = settings["dtype"]
+    is_bfloat16 = config.dtype == torch.bfloat16 if dtype in ("auto", None) else dtype == "bfloat16"
+    element = 2 if is_bfloat16 else 4
+    return Job(
+        tuple(tracked), settings["tokens"], settings["seq_len"], settings["batch_size"], element, *_limits(written)
     )
-    source = (
-        ["--config", options.train_config]
-        if options.train_config
-        else ["--model.model_name", title, "--data.corpus", "TEXT"]
-    )
-    return Request(title, model, job, [*source, *given], tuple(notes))
 
 
-def _word(value: str | int | list) -> str:
-    """As it is written on a command line."""
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-
-
-def _train_config(path: Path) -> dict:
+def _written(path: Path) -> dict[str, Any]:
+    """The sections of a config of ``fit``."""
     found = read_yaml(path)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
-        raise InputError(f"--train_config {path}: not a config of train.py fit: it has no section `model`")
+        raise InputError(f"{path}: not a config of fit: it has no section `model`")
     if found.get("crystallize") is not None or found["model"].get("training") is not None:
         raise InputError(f"plan is for collections; {path} has a section `crystallize` or `model.training`")
     return {name: section for name, section in found.items() if isinstance(section, dict)}
 
 
-def _limits(written: dict) -> tuple[float | None, int | None]:
+def _limits(written: Mapping[str, Any]) -> tuple[float | None, int | None]:
     """Cap on bytes beside the weights, and projections a pass."""
     gigabytes, layers = (written.get("collect", {}).get(key) for key in ("max_memory_gb", "layers_per_pass"))
     if type(gigabytes) not in (int, float, type(None)) or (gigabytes is not None and not gigabytes > 0):
@@ -134,34 +162,40 @@ def _limits(written: dict) -> tuple[float | None, int | None]:
     return None if gigabytes is None else gigabytes * 1e9, layers
 
 
-def _not_planned(written: dict) -> list[str]:
+def _not_planned(written: Mapping[str, Any]) -> list[str]:
     values = {f"{section}.{key}": written.get(section, {}).get(key) for section, key in NOT_PLANNED}
     found = [name for name, value in values.items() if value and (name, value) != ("model.mc_samples", 1)]
     return [f"not in this plan: {', '.join(found)}"] if found else []
 
 
-def _model(options: Namespace, section: dict) -> tuple[str, PretrainedConfig, bool]:
+def _model(options: Mapping[str, Any], section: Mapping[str, Any]) -> tuple[str, PretrainedConfig, bool]:
     """The model's name and configuration, and whether it is that of a published shape, which is not looked up."""
-    name = options.model or section.get("model_name")
-    shape = options.shape or next((short for short, (hub, _) in SHAPES.items() if hub == name), None)
+    name = options["model"] or section.get("model_name")
+    shape = options["shape"] or next((short for short, (hub, _) in SHAPES.items() if hub == name), None)
     if shape:
         config = published_config(shape)
         return SHAPES[shape][0], config, True
     architecture = section.get("architecture")
     if not isinstance(architecture, dict | None) or not isinstance(name, str | None):
         raise InputError("model: model_name must be a text, architecture a mapping")
-    return name or "the architecture", load_config(name, architecture, options.trust_remote_code), False
+    return name or "the architecture", load_config(name, architecture, options["trust_remote_code"]), False
 
 
-def hardware_of(options: Namespace) -> Hardware:
+def hardware_of(options: Mapping[str, Any]) -> Hardware:
+    """A machine of the table, with the figures of it that are given.
+
+    Raises:
+        InputError: It is not in the table, or a figure cannot be.
+    """
     changes = {}
     for option, (field, unit) in OVERRIDES.items():
         if (value := options[option]) is None:
             continue
-        if not 0 < value < float("inf") or (field == "efficiency" and value > 1):
-            raise InputError(f"--{option} is {value}; it must be above 0{' and at most 1' * (field == 'efficiency')}")
+        is_share = field == "efficiency"
+        if not 0 < value < float("inf") or (is_share and value > 1):
+            raise InputError(f"{option} is {value}; it must be above 0{' and at most 1' * is_share}", option)
         changes[field] = value * unit
-    return replace(find_hardware(options.hardware), **changes)
+    return replace(find_hardware(options["hardware"]), **changes)
 
 
 def _about_experts(model: cost.Architecture, blocks: Iterable[int]) -> str:
@@ -171,15 +205,3 @@ def _about_experts(model: cost.Architecture, blocks: Iterable[int]) -> str:
         f"every expert in these blocks would take {readable_bytes(cost.accumulator_bytes(experts))} of accumulators "
         f"and {cost.covariance_flops(experts) / 1e9:.2f} GFLOP a token."
     )
-
-
-def command_for(request: Request, options: Namespace, plan: RunPlan) -> str:
-    launcher = ["python"]
-    if options.nodes > 1:
-        launcher = ["torchrun", "--nnodes", options.nodes, "--nproc-per-node", options.devices, "--rdzv-backend",
-                    "c10d", "--rdzv-endpoint", "FIRST_NODE:29500", "--rdzv-id", "collect"]  # fmt: skip
-    words = [*launcher, "train.py", "fit", *request.words, "--trainer.devices", options.devices]
-    words += ["--trainer.num_nodes", options.nodes] if options.nodes > 1 else []
-    words += ["--trainer.strategy", plan.strategy] if plan.ranks > 1 else []
-    words += ["--trainer.accelerator", "cpu"] if options.hardware == "cpu" else []
-    return shlex.join(map(str, words))

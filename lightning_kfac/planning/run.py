@@ -113,13 +113,13 @@ def plan_run(
     Raises:
         InputError: A number is not positive, or fsdp is asked for on one device.
     """
-    positive = {"--tokens": job.tokens, "--seq_len": job.seq_len, "--batch_size": job.rows, "--devices": ranks}
+    positive = {"tokens": job.tokens, "seq_len": job.seq_len, "batch_size": job.rows, "devices": ranks}
     for name, number in positive.items():
         if number < 1:
-            raise InputError(f"{name} is {number}; it must be at least 1")
+            raise InputError(f"{name} is {number}; it must be at least 1", name)
     if ranks == 1:
         if strategy == "fsdp":
-            raise InputError("--strategy fsdp needs several devices: nothing is sharded on one")
+            raise InputError("strategy fsdp needs several devices: nothing is sharded on one", "strategy")
         return _plan(model, job, hardware, 1, 1, "auto")
     if strategy != "auto":
         return _plan(model, job, hardware, ranks, per_node, strategy)

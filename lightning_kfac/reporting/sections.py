@@ -1,10 +1,10 @@
 """The sections of a report, each from what the run folder holds."""
 
-import shlex
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from lightning_kfac.console import command_line
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.editing.report import edit_label, edit_place
@@ -25,7 +25,7 @@ def summary(run: Run) -> str:
     facts = [
         f"Folder: {run.path}",
         f"Model: {model}" if model else "",
-        f"Command: {run.status['command']}" if run.status.get("command") else "",
+        f"Command: {_command(run)}" if _command(run) else "",
         f"Begun {run.status.get('started')}, {_end(run)}" if run.status else "",
         f"lightning_kfac {run.status.get('version') or _first(run, 'version')}",
     ]
@@ -246,12 +246,19 @@ def reproduce(run: Run) -> str:
     """Commands and the full configuration."""
     commands = []
     if run.config and run.status:
-        program, kind = [*shlex.split(run.status.get("command", "")), "train.py", "fit"][:2]
-        commands.append(f"python {program} {kind} --config {run.path / 'config.yaml'}")
-    if run.status.get("command"):
-        commands.insert(0, f"python {run.status['command']}")
-    commands.append(f"python edit.py report {run.path}")
+        words = _command(run).split()
+        kind = next((word for word in words if word.isalpha() and word not in ("python", "torchrun")), "fit")
+        commands.append(command_line(kind, "--config", run.path / "config.yaml"))
+    if _command(run):
+        commands.insert(0, _command(run))
+    commands.append(command_line("report", run.path))
     return section("Reproduce", preformatted("\n".join(commands)), preformatted(run.config) if run.config else "")
+
+
+def _command(run: Run) -> str:
+    """As it was typed; version 0.1 noted the clone's script and left ``python`` out."""
+    command = run.status.get("command", "")
+    return f"python {command}" if command.startswith(("train.py", "edit.py")) else command
 
 
 def _end(run: Run) -> str:

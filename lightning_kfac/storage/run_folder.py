@@ -77,15 +77,18 @@ class RunFolder:
         if present and STATUS not in present:
             raise InputError(
                 f"{self.path} holds {present[0]}, but no run of this program wrote it; choose another folder with "
-                "--trainer.default_root_dir"
+                "trainer.default_root_dir",
+                "trainer.default_root_dir",
             )
         for path in inputs:
             if path and self._would_replace(Path(path)):
                 raise InputError(f"{path} lies in the folder that this run would replace; choose another one")
         if not overwrite and present and not self.interrupted:
             raise InputError(
-                f"{self.path} already holds a finished run; add --overwrite to replace it, or choose another folder "
-                "with --trainer.default_root_dir"
+                f"{self.path} already holds a finished run; add overwrite to replace it, or choose another folder "
+                "with trainer.default_root_dir",
+                "overwrite",
+                "trainer.default_root_dir",
             )
 
     def claim(self, command: str) -> None:

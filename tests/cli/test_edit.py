@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors, load_factors, save_factors
+from lightning_kfac.cli.commands import command_names, load_command, summary
 from lightning_kfac.cli.edit import main
 from lightning_kfac.models.loading import load_model
 from lightning_kfac.storage.results import read_results
@@ -170,10 +171,9 @@ def test_help_of_every_command_is_readable():
     done = subprocess.run([sys.executable, "edit.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     commands = ("apply", "sweep", "inspect", "bands", "scan", "report", "import", "restore", "push", "plan")
     assert all(f"  {name} " in done.stdout for name in commands)
-    from lightning_kfac.cli.commands import COMMANDS
-
-    assert tuple(COMMANDS) == commands
-    assert all(command.__doc__.count("\n") == 0 for command in COMMANDS.values())
+    assert sorted(command_names()) == sorted([*commands, "configs"])
+    assert all(load_command(name).__doc__.count("\n") == 0 for name in command_names())
+    assert all(load_command(name).__doc__ == summary(name) for name in command_names())
 
 
 # -- sweep -------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_scan_of_a_block(demo_factors, tmp_path, few, capsys):
     # Again: nothing is measured twice.
     scan(demo_factors, folder, few)
     assert read_results(folder / "results.jsonl") == rows
-    assert json.loads((folder / "run.json").read_text())["command"].startswith("edit.py scan --factors")
+    assert json.loads((folder / "run.json").read_text())["command"].startswith("python edit.py scan --factors")
     edit(["report", str(folder)])
     assert "scan of blocks and projections" in (folder / "report.html").read_text()
 

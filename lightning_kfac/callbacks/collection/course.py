@@ -84,7 +84,7 @@ class Course:
         if not self.texts and not self.moments:
             raise InputError(
                 f"{self.collected.folder(CORPUS)} holds these factors already, and there is nothing else to collect: "
-                "edit with edit.py, or leave collect.reuse out"
+                "edit with them, or leave collect.reuse out"
             )
         if isinstance(trainer.datamodule, TextsInTurn):
             trainer.datamodule.text_in_turn = name_in_turn([*self.texts, CORPUS][0])

@@ -1,16 +1,43 @@
-"""The commands of ``edit.py``, one a module: a docstring, ``add_options`` and ``run``."""
+"""The commands beside fit, validate and predict: one module each, which is found by its name, and nothing else.
 
-from lightning_kfac.cli.commands import apply, bands, import_factors, inspect, plan, push, report, restore, scan, sweep
+A module has a docstring, whose first line is its help, and two functions: ``add_options(parser)`` and ``run(options)``.
+Three facts can be stated in it:
 
-COMMANDS = {
-    "apply": apply,
-    "sweep": sweep,
-    "inspect": inspect,
-    "bands": bands,
-    "scan": scan,
-    "report": report,
-    "import": import_factors,
-    "restore": restore,
-    "push": push,
-    "plan": plan,
-}
+- ``NOTED = True``: the command and its settings are written beside its results in ``--output``.
+- ``RESUMES = True``: it goes on in ``--output`` with what an earlier call began, and nobody else may write there.
+- ``PRINTS = True``: what it prints goes into a file or a pipe, so nothing is added to it.
+"""
+
+import ast
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """Modules by command, which is what stands before ``_``: no module can be named ``import``."""
+    return {module.name.partition("_")[0]: module.name for module in pkgutil.iter_modules(__path__)}
+
+
+def command_names() -> tuple[str, ...]:
+    """All commands, from their files alone."""
+    return tuple(_modules())
+
+
+def summary(command: str) -> str:
+    """The first line of a command's docstring; the module is read, not imported.
+
+    Example:
+        >>> summary("push")
+        'Upload a factor folder or a patch to the Hugging Face hub.'
+    """
+    source = Path(__path__[0], f"{_modules()[command]}.py").read_text("utf-8")
+    return ast.get_docstring(ast.parse(source)).partition("\n")[0]
+
+
+def load_command(command: str) -> ModuleType:
+    """Imports the module of a command."""
+    return importlib.import_module(f"{__name__}.{_modules()[command]}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_kfac.cli.commands.options import (
+from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
     check_not_within,
@@ -16,7 +16,7 @@ from lightning_kfac.cli.commands.options import (
     open_factors,
     open_model,
 )
-from lightning_kfac.console import console, show
+from lightning_kfac.console import command_line, console, show
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, save_edited
 from lightning_kfac.editing.editor import KFACEditor
@@ -101,9 +101,11 @@ def _say_what_next(output: Path, save: Save, name: str) -> None:
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     console.print(f"{save} -> {output}/ ({size / 1e6:,.1f} MB)")
     if save == "patch":
-        console.print(f"apply it: python edit.py apply --model {name} --patch {output} --output FOLDER")
+        command = command_line("apply", "--model", name, "--patch", output, "--output", "FOLDER")
+        console.print(f"apply it: {command}", markup=False)
     else:
-        console.print(f"measure it: python train.py validate --model.model_name {output} --data.memorized FILE")
+        command = command_line("validate", "--model.model_name", output, "--data.memorized", "FILE")
+        console.print(f"measure it: {command}", markup=False)
 
 
 def _config(options: Namespace) -> EditConfig:

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.cli.commands.options import (
+from lightning_kfac.cli.options import (
     add_model_options,
     add_precision_option,
     check_not_within,
@@ -38,6 +38,7 @@ from lightning_kfac.models.targets import layer_labels
 from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure
 from lightning_kfac.storage.files import new_folder
 
+NOTED = True
 RESULT = "bands.json"
 FEWEST_SHARDS = 16
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_kfac.cli.commands.options import check_not_within, check_output
+from lightning_kfac.cli.options import check_not_within, check_output
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import load_factors, save_factors

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_kfac.cli.commands.options import add_precision_option, check_not_within, check_output, open_factors
+from lightning_kfac.cli.options import add_precision_option, check_not_within, check_output, open_factors
 from lightning_kfac.console import console, show, track_count
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache

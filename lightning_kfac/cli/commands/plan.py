@@ -1,22 +1,24 @@
 """Compute on paper whether a collection fits a machine, how long it takes, and the command that starts it."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_kfac.console import console, show
+from lightning_kfac.cli.shipped import find_config
+from lightning_kfac.console import command_line, console, show
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.loading import Dtype
-from lightning_kfac.planning.architecture import SHAPES
 from lightning_kfac.planning.hardware import HARDWARE, Hardware
-from lightning_kfac.planning.request import Request, command_for, hardware_of, read_request
-from lightning_kfac.planning.run import MOST_DEVICES, Strategy, fewest_devices, plan_run
+from lightning_kfac.planning.request import Request, hardware_of, read_request
+from lightning_kfac.planning.run import MOST_DEVICES, RunPlan, Strategy, fewest_devices, plan_run
+from lightning_kfac.planning.shapes import SHAPES
 from lightning_kfac.planning.tables import disk_table, memory_table, readable_parameters, time_table
 
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--train_config", type=str, help="A config of train.py fit; the options below override it.")
+    parser.add_argument("--train_config", type=str, help="A config of fit; the options below override it.")
     parser.add_argument("--model", type=str, help="Instead: hub name, folder, or demo. No weights are read.")
     parser.add_argument("--shape", type=str, help=f"Instead, without a network: {', '.join(SHAPES)}.")
     parser.add_argument("--dtype", type=Dtype | None, help="Of the weights. (default: the model's own)")
@@ -43,14 +45,17 @@ def run(options: Namespace) -> None:
     for name in ("devices", "nodes"):
         if options[name] < 1:
             raise InputError(f"--{name} is {options[name]}; it must be at least 1")
-    hardware, ranks = hardware_of(options), options.devices * options.nodes
-    request = read_request(options)
+    if sum(bool(options[name]) for name in ("train_config", "model", "shape")) != 1:
+        raise InputError("say which model: one of --train_config, --model or --shape")
+    hardware, ranks = hardware_of(options.as_dict()), options.devices * options.nodes
+    config = Path(find_config(options.train_config)) if options.train_config else None
+    request = read_request(options.as_dict(), config)
     model, job = request.model, request.job
     plan = plan_run(model, job, hardware, ranks, options.devices, options.strategy)
     many = f"{ranks} x {options.hardware}" + (f" on {options.nodes} nodes" if options.nodes > 1 else "")
     console.print(
         f"{request.title}: {readable_parameters(model.parameters)}, {len(job.tracked)} projections, "
-        f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates are those of lightning_kfac/hardware.py."
+        f"{job.tokens:,} tokens, on {many}. Computed, not measured; rates: lightning_kfac/planning/hardware.py."
     )
     for note in request.notes:
         console.print(note)
@@ -62,7 +67,7 @@ def run(options: Namespace) -> None:
         show(table)
     told = {"auto": "one device", "ddp": "ddp: every rank has all weights", "fsdp": "fsdp: weights and factors sharded"}
     console.print(f"strategy: {told[plan.strategy]}. On {'each node' if options.nodes > 1 else 'the machine'}:")
-    console.print(f"  {command_for(request, options, plan)}", markup=False)
+    console.print(f"  {_command(request, options, plan)}", markup=False)
 
 
 def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
@@ -76,7 +81,25 @@ def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
     console.print(f"does not fit, even with one row at once and {least} a pass: {hint}.")
 
 
-# -- what is asked -------------------------------------------------------------------------------------------------
+def _command(request: Request, options: Namespace, plan: RunPlan) -> str:
+    """The command that starts what was planned."""
+    settings: dict[str, Any] = {"config": options.train_config}
+    if not options.train_config:
+        settings = {"model.model_name": request.title, "data.corpus": "TEXT"}
+    settings |= request.given | {"trainer.devices": options.devices}
+    launcher: list[object] = []
+    if options.nodes > 1:
+        settings["trainer.num_nodes"] = options.nodes
+        launcher = ["torchrun", "--nnodes", options.nodes, "--nproc-per-node", options.devices, "--rdzv-backend",
+                    "c10d", "--rdzv-endpoint", "FIRST_NODE:29500", "--rdzv-id", "collect"]  # fmt: skip
+    if plan.ranks > 1:
+        settings["trainer.strategy"] = plan.strategy
+    if options.hardware == "cpu":
+        settings["trainer.accelerator"] = "cpu"
+    words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
+    return command_line("fit", *words, launcher=launcher)
 
 
-# -- tables --------------------------------------------------------------------------------------------------------
+def _word(value: object) -> str:
+    """As it is written on a command line."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -5,7 +5,7 @@ import json
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.cli.commands.options import add_model_options, check_not_within, check_output, open_model
+from lightning_kfac.cli.options import add_model_options, check_not_within, check_output, open_model
 from lightning_kfac.console import console
 from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.editing.report import EDIT_FILE

@@ -9,8 +9,9 @@ from rich.markup import escape
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.cli.commands.measured import MeasuredPoints
-from lightning_kfac.cli.commands.options import (
+from lightning_kfac.cli.commands.sweep import NOT_MEASURED
+from lightning_kfac.cli.measured import MeasuredPoints
+from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
     editor_options,
@@ -18,7 +19,6 @@ from lightning_kfac.cli.commands.options import (
     open_factors,
     open_model,
 )
-from lightning_kfac.cli.commands.sweep import NOT_MEASURED
 from lightning_kfac.console import console, show
 from lightning_kfac.data.rows import read_objects
 from lightning_kfac.editing.config import EditConfig
@@ -32,6 +32,8 @@ from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.scan import scan_figure
 from lightning_kfac.reporting.tables import comparison_table, sweep_table
 
+NOTED = True
+RESUMES = True
 RESULT = "recommended.json"
 ALL = "all"
 

@@ -7,8 +7,8 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_kfac.cli.commands.measured import MeasuredPoints
-from lightning_kfac.cli.commands.options import (
+from lightning_kfac.cli.measured import MeasuredPoints
+from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
     editor_options,
@@ -28,6 +28,8 @@ from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.tables import sweep_table
 
+NOTED = True
+RESUMES = True
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
 FIGURES = ("strict_acc", "loose_acc", "avg_levenshtein_norm", "perplexity", "ndcg@10")

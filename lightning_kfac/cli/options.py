@@ -8,6 +8,8 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
+from lightning_kfac.cli.quiet import without_loading_bar
+from lightning_kfac.console import command_line
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.models.loading import Dtype, load_model
@@ -52,9 +54,8 @@ def editor_options(options: Namespace) -> dict:
 def open_factors(options: Namespace) -> FactorFolder:
     """The factor folder of ``--factors``."""
     if not options.factors:
-        raise InputError(
-            "--factors is missing: the folder of factors that train.py fit wrote, such as runs/NAME/factors"
-        )
+        wrote = f"`{command_line('fit')}` wrote"
+        raise InputError(f"--factors is missing: the folder of factors that {wrote}, such as runs/NAME/factors")
     return load_factors(options.factors)
 
 
@@ -68,6 +69,7 @@ def model_name(options: Namespace, factors: FactorFolder) -> str:
 
 def open_model(name: str, options: Namespace) -> nn.Module:
     """The model's weights."""
+    without_loading_bar()
     return load_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
 
 

@@ -1,0 +1,30 @@
+"""The one command: it imports what the subcommand needs, and nothing before it is known."""
+
+import sys
+
+from lightning_kfac.cli.commands import command_names
+from lightning_kfac.cli.overview import overview
+from lightning_kfac.console import OF_TRAIN
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs a subcommand, or lists them all.
+
+    Args:
+        args: By default what the user typed.
+    """
+    words = sys.argv[1:] if args is None else args
+    if words in ([], ["-h"], ["--help"]):
+        print(overview())
+    elif words[0] in command_names():
+        from lightning_kfac.cli.edit import main as run
+
+        run(words)
+    elif any(word in OF_TRAIN for word in words):  # a config of several subcommands may stand before one
+        from lightning_kfac.cli.train import main as run
+
+        run(words)
+    else:
+        known = ", ".join([*OF_TRAIN, *command_names()])
+        print(f"error: {words[0]}: no such command; choose from {known}", file=sys.stderr)
+        raise SystemExit(2)

@@ -1,0 +1,101 @@
+"""Before anything expensive: all input is checked, and ``fit`` says what it will do."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from lightning import Trainer
+from torch import nn
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.callbacks import CrystallizationStudy, CurvatureCollector, EditCallback
+from lightning_kfac.callbacks.mining import LOG, MINED, REPETITIONS, SUMMARY
+from lightning_kfac.cli.assembly import find_callback
+from lightning_kfac.console import console
+from lightning_kfac.distributed.strategies import ShardedStrategy
+from lightning_kfac.editing.checks import check_untied
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.loading import skeleton
+from lightning_kfac.models.targets import count_blocks, narrow
+from lightning_kfac.modules import CausalLM
+from lightning_kfac.modules.text_data import TextData
+
+
+def check_fit(trainer: Trainer, model: CausalLM, data: TextData) -> Mapping[str, Layer]:
+    """The layers that the collection will track, none where there is no collection.
+
+    Raises:
+        InputError: The settings of two parts do not go together, or not with this model.
+    """
+    collector, edit = find_callback(trainer, CurvatureCollector), find_callback(trainer, EditCallback)
+    study = find_callback(trainer, CrystallizationStudy)
+    if isinstance(trainer.strategy, ShardedStrategy) and (study is not None or not model.frozen):
+        raise InputError("trainer.strategy fsdp is for collections: train and crystallize with ddp")
+    if study is not None:
+        with suppress(RuntimeError):  # some experts do not run on the meta device; fit checks again
+            study.check(trainer, model, data, _on_paper(model))
+    if collector is None:
+        if edit is not None:
+            raise InputError("an edit needs a collection: leave model.training and crystallize out")
+        return {}
+    collector.check(trainer, model)
+    module = _on_paper(model)
+    targets = collector.targets(module)
+    if edit is not None:
+        check_untied(module, targets.values())
+        chosen = narrow(list(targets), count_blocks(module), edit.config.blocks, edit.config.projections)
+        edit.check(chosen, list(data.domains), collector)
+    return targets
+
+
+def _on_paper(model: CausalLM) -> nn.Module:
+    return skeleton(model.config, model.trust_remote_code)
+
+
+def announce(folder: Path, trainer: Trainer, model: CausalLM, data: TextData, n_layers: int) -> None:
+    """Prints the steps of the run in order."""
+    name = model.model_name or f"a new {model.config.model_type}"
+    text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
+    study, edit = find_callback(trainer, CrystallizationStudy), find_callback(trainer, EditCallback)
+    domains = "".join(f" and on {domain.label}" for domain in data.domains.values())
+    steps = [f"collect the curvature of {n_layers} layers of {name} on {text}{domains}"]
+    if study is not None:
+        steps = [f"collect the attention residuals of layers {list(study.config.layers)} of {name} on {text}"]
+    if not model.frozen:
+        steps = [f"train {name} on {text}"]
+    if data.validation_names:
+        steps.append(f"evaluate it on {', '.join(data.validation_names)}")
+    if study is not None:
+        steps.append("crystallize these layers in every mode and evaluate it again")
+    if edit is not None:
+        what = f"formula {edit.config.formula}, rho {edit.config.rho}"
+        if data.domains:
+            steps.append(f"edit it ({what}), evaluate it again, and take the edit back")
+            what += f", protecting {', '.join(data.domains)} as well"
+        steps.append(f"edit it ({what}), save it and evaluate it again")
+    console.print(f"{folder}: " + "; ".join(f"{i}. {step}" for i, step in enumerate(steps, start=1)))
+
+
+def inputs(model: CausalLM, data: TextData) -> list[Path]:
+    """Paths that a run reads."""
+    texts = (data.corpus, data.heldout, *data.domains.values())
+    corpora = [corpus.source for corpus in texts if corpus is not None]
+    files = [*data.memorized_files.values(), *(questions.source for questions in data.question_sets.values())]
+    return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
+
+
+def make_room_for_mining(folder: Path, overwrite: bool, writes: bool) -> None:
+    """A finished search is replaced only if asked for; an unfinished one goes on.
+
+    Args:
+        writes: This rank removes the old one.
+    """
+    found = folder / MINED
+    if found.exists() and not overwrite:
+        raise InputError(f"{found} is already there; add --overwrite to replace it")
+    if overwrite and writes:
+        for name in (MINED, REPETITIONS, SUMMARY):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / LOG, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""The config files that come with the package, by name."""
+
+from pathlib import Path
+
+import lightning_kfac
+from lightning_kfac.console import command_line
+from lightning_kfac.errors import InputError
+
+PACKAGE = Path(lightning_kfac.__file__).parent
+# In a wheel they lie in the package, in a clone beside it.
+PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")
+SUFFIX = ".yaml"
+OPTIONS = ("--config", "-c")
+
+
+def shipped() -> dict[str, Path]:
+    """Files by name: ``quickstart`` for ``quickstart.yaml``, ``cluster/collect.sbatch`` for what is no config."""
+    folder = next((place for place in PLACES if place.is_dir()), None)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    return {path.relative_to(folder).as_posix().removesuffix(SUFFIX): path for path in files}
+
+
+def find_config(name: str) -> str:
+    """The path of a config: a file that exists, or else one that comes with the package.
+
+    Args:
+        name: A path, ``quickstart``, ``quickstart.yaml`` or, as in a clone, ``configs/quickstart.yaml``.
+
+    Raises:
+        InputError: It has no folder, so it looks like the name of one that comes along, and none has it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Path(find_config("quickstart")).name, find_config("mine/own.yaml")
+        ('quickstart.yaml', 'mine/own.yaml')
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return name
+    found = shipped().get(path.as_posix().removeprefix("configs/").removesuffix(SUFFIX))
+    if found is not None:
+        return str(found)
+    if path.name == name:
+        raise InputError(
+            f"{name}: cannot be read: there is no such file, and no config of this name comes with the package; "
+            f"`{command_line('configs')}` lists those that do"
+        )
+    return name
+
+
+def with_config_paths(words: list[str]) -> list[str]:
+    """A command line in which every config is a path."""
+    changed = list(words)
+    for number, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option not in OPTIONS:
+            continue
+        if equals:
+            changed[number] = f"{option}={find_config(value)}"
+        elif number + 1 < len(words):
+            changed[number + 1] = find_config(words[number + 1])
+    return changed
