@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.tokenized import TokenizedText
 from lightning_kfac.errors import InputError
 
@@ -151,3 +152,21 @@ class MiningBatches(Sampler[list[int]]):
         for number in mine:
             yield list(range(self.bounds[number], self.bounds[number + 1]))
         yield from ([] for _ in range(len(self) - len(mine)))
+
+
+def spread_windows(text: TokenizedText, count: int, prefix_len: int, suffix_len: int) -> list[MemorizedSequence]:
+    """Windows spread evenly over a text, none of which overlap.
+
+    Raises:
+        InputError: The text holds fewer.
+    """
+    length = prefix_len + suffix_len
+    pieces = MiningPieces(text, length, length, length)
+    if len(pieces) < count:
+        raise InputError(
+            f"data.clean_windows is {count}, but the held-out text holds {len(pieces)} windows of "
+            f"{prefix_len} + {suffix_len} tokens; raise data.heldout_tokens"
+        )
+    chosen = np.linspace(0, len(pieces) - 1, count).astype(int)
+    windows = [pieces[int(number)].tokens.tolist() for number in chosen]
+    return [MemorizedSequence(ids[:prefix_len], ids[prefix_len:]) for ids in windows]
