@@ -105,7 +105,7 @@ class EditCallback(Callback):
         with editor.ranks.together():
             save_edited(
                 pl_module.model,
-                trainer.datamodule.tokenizer,
+                getattr(trainer.datamodule, "tokenizer", None),
                 Path(trainer.default_root_dir) / ("patch" if self.save == "patch" else "edited"),
                 self.report,
                 source=pl_module.model_name,

@@ -3,7 +3,7 @@
 ``CausalLM`` and ``TextData`` are the ones of language modelling. A plain loader will do where there is one text only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -26,6 +26,8 @@ class TaskModule(Protocol):
         frozen: No parameter is trained.
         skip_baseline: Do not evaluate the model before an edit.
         collection: Set when the fit starts.
+        stage, results, edited_layers: For an edit: what the next validation evaluates, what the last one found (empty
+            before it), and the names of the layers that the edit may change.
     """
 
     model: nn.Module
@@ -34,6 +36,9 @@ class TaskModule(Protocol):
     frozen: bool
     skip_baseline: bool
     collection: Runs | None
+    stage: str
+    results: Mapping[str, Any]
+    edited_layers: Collection[str]
 
     def about(self) -> dict[str, Any]:
         """What metadata of factors says of the objective."""
