@@ -1,6 +1,6 @@
 """The edit of one layer: which components stay, and the new weight. Tensors in, tensors out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -32,13 +32,14 @@ class Selection(NamedTuple):
     mass: float
 
 
-def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Selection:
+def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig, domains: Collection[str] = ()) -> Selection:
     """What the edit selects of one weight.
 
     Args:
         weight: [d_out, d_in], float32 or float64.
         curvature: The layer's.
-        config: The layer's own, with ``curvature.domains`` in mind.
+        config: The layer's own.
+        domains: Those that have a say.
 
     Raises:
         InputError: There is no curvature to select by.
@@ -50,8 +51,8 @@ def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Sel
         keep, mass = _kept(weight, curvature, formula, config)
         return Selection(lambda dtype: weight * keep, int(keep.sum()), keep.numel(), mass)
     c = curvature.components(weight)
-    if curvature.domains:
-        return _mixed(weight, curvature, formula, config, c)
+    if domains:
+        return _mixed(weight, curvature, formula, config, c, domains)
     keep, mass = _kept(c, curvature, formula, config)
     return Selection(partial(_part, c, keep, curvature.general), int(keep.sum()), keep.numel(), mass)
 
@@ -85,9 +86,16 @@ def _staircase(curvature: LayerCurvature, rho: float) -> tuple[Tensor, float]:
     return torch.arange(len(mu_A), device=mu_A.device) < counts[:, None], share
 
 
-def _mixed(weight: Tensor, curvature: LayerCurvature, formula: Formula, config: EditConfig, c: Tensor) -> Selection:
+def _mixed(
+    weight: Tensor,
+    curvature: LayerCurvature,
+    formula: Formula,
+    config: EditConfig,
+    c: Tensor,
+    domains: Collection[str],
+) -> Selection:
     """Selection with domains, in the general basis or in that of the added factors."""
-    alphas = {domain: 1.0 if config.mix == "union" else config.alpha_of(domain) for domain in curvature.domains}
+    alphas = {domain: 1.0 if config.mix == "union" else config.alpha_of(domain) for domain in domains}
     count = None
     if (config.budget or "count") == "count":
         keep, _ = _kept(c, curvature, formula, replace(config, budget=None))

@@ -143,21 +143,16 @@ def expected_factors(data: SignalData) -> dict:
         for vector, label in zip(row, classes, strict=True):
             if label < 0:
                 continue
-            seen = {}
-            handles = [
-                layer.register_forward_hook(
-                    lambda layer, args, z, name=name: seen.update({name: (args[0], z.requires_grad_())}) or z
-                )
-                for name, layer in model.named_children()
-            ]
-            loss = F.cross_entropy(model(vector), label)
-            gradients = torch.autograd.grad(loss, [z for _, z in seen.values()])
-            for handle in handles:
-                handle.remove()
+            left = model.left(vector).requires_grad_()
+            right = model.right(vector).requires_grad_()
+            hidden = torch.tanh(left) * right
+            top = model.top(hidden)
+            gradients = torch.autograd.grad(F.cross_entropy(top, label), [left, right, top])
             count += 1
-            for (name, (a, _)), g in zip(seen.items(), gradients, strict=True):
+            inputs = {"left": vector, "right": vector, "top": hidden.detach()}
+            for (name, a), g in zip(inputs.items(), gradients, strict=True):
                 A, G = sums.get(name, (0, 0))
-                sums[name] = A + torch.outer(a.detach(), a.detach()), G + torch.outer(g, g)
+                sums[name] = A + torch.outer(a, a), G + torch.outer(g, g)
     return {name: (A / count, G / count, count) for name, (A, G) in sums.items()}
 
 
