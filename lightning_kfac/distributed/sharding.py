@@ -4,7 +4,7 @@ Every decoder block is gathered when it runs and given up after it. The input em
 on every rank: the loss and the evaluation use the head by itself, and both may be one tensor.
 """
 
-import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
@@ -18,12 +18,13 @@ from lightning_kfac.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks|block)\.\d+")
 
+def shard(model: "PreTrainedModel", blocks: Sequence[nn.Module], mesh: DeviceMesh) -> None:
+    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh.
 
-def shard(model: "PreTrainedModel", mesh: DeviceMesh) -> None:
-    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh."""
-    blocks = [module for name, module in model.named_modules() if BLOCK.fullmatch(name)]
+    Raises:
+        InputError: There are no blocks.
+    """
     if not blocks:
         raise InputError("the model has no numbered blocks to spread over ranks; leave --trainer.strategy fsdp out")
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
