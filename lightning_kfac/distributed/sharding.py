@@ -40,8 +40,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 def gathered_bytes(model: nn.Module) -> int:
     """Bytes of weights that are whole for a moment while a sharded model runs: a block in use, and the next one."""
-    blocks = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not getattr(model, "base_model", None)]
-    return 2 * max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+    root = getattr(model, "base_model", None)
+    blocks = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not root]
+    sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
+    return 2 * max(sizes, default=0)
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -52,7 +54,8 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     if not is_sharded(model):
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))  # a model's state is tensors alone
+    # A model's state is tensors alone; an optimizer's would not be.
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
 def is_spread(tensor: Tensor) -> bool:
