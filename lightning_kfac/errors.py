@@ -37,6 +37,6 @@ class InputError(ValueError):
         return text
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what another library's exception says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

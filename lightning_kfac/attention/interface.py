@@ -140,8 +140,9 @@ def _unsupported(model: nn.Module) -> InputError:
 def _implementation(model: "PreTrainedModel") -> dict[str, str]:
     """What is set now, for ``set_attn_implementation``: of the model, and of its parts that have their own config."""
     config = model.config
-    parts = {key: part._attn_implementation for key in config.sub_configs if (part := getattr(config, key)) is not None}
-    return {"": config._attn_implementation, **parts}
+    parts = {key: getattr(config, key) for key in config.sub_configs}
+    own = {key: part._attn_implementation for key, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **own}
 
 
 AttentionInterface.register(NAME, _attend)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.packing import Tokenize
 from lightning_kfac.data.rows import BadRows, read_objects
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, first_line
 
 
 class Question(NamedTuple):
@@ -173,5 +173,5 @@ class QuestionSet:
         try:
             rows = load_dataset(self.source, self.subset, split=self.split, streaming=True)
         except Exception as error:
-            raise InputError(f"questions {self.source}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"questions {self.source}: {first_line(error)}") from error
         yield from ((f"{self.source}, row {number}", row) for number, row in enumerate(rows, start=1))

@@ -1,7 +1,7 @@
 """Documents of local files: text, JSON lines, Parquet, compressed or not."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,26 @@ def documents_of_file(file: str, text_field: str, bad: BadRows) -> Iterator[str]
         text_field = "text"
     try:
         rows = load_dataset(**options, data_files=[file], split="train", streaming=True)
-        for number, row in enumerate(rows, start=1):
-            if kind in JSON_LINES:
-                if not row["text"].strip():
-                    continue
-                try:
-                    row = parse_object(row["text"], f"{file}, line {number}")
-                except InputError as error:
-                    bad.meet(error)
-                    continue
+        records = _parsed(rows, file, bad) if kind in JSON_LINES else enumerate(rows, start=1)
+        for number, row in records:
             yield from text_of(row, text_field, f"{file}, record {number}", bad)
     except InputError:
         raise
     except Exception as error:  # the readers below raise a dozen types for a damaged file
         raise InputError(f"{file}: cannot be read: {first_line(error)}") from error
+
+
+def _parsed(lines: Iterable[dict[str, str]], file: str, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of lines that are not empty, with their numbers."""
+    for number, line in enumerate(lines, start=1):
+        if not line["text"].strip():
+            continue
+        try:
+            row = parse_object(line["text"], f"{file}, line {number}")
+        except InputError as error:
+            bad.meet(error)
+        else:
+            yield number, row
 
 
 def text_of(row: dict[str, Any], field: str, where: str, bad: BadRows) -> Iterator[str]:

@@ -37,10 +37,16 @@ class Sets:
 
     def load_sequences(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
         """Reads the memorized sets once."""
-        cut = {"prefix_len": self.prefix_len, "suffix_len": self.suffix_len, "skip_bad_rows": self.skip_bad_rows}
         for name, file in self.files.items():
             if name not in self.sequences:
-                self.sequences[name] = load_memorized(file, tokenizer, vocab_size, **cut)
+                self.sequences[name] = load_memorized(
+                    file,
+                    tokenizer,
+                    vocab_size,
+                    prefix_len=self.prefix_len,
+                    suffix_len=self.suffix_len,
+                    skip_bad_rows=self.skip_bad_rows,
+                )
 
     def load_questions(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, max_positions: int | None) -> None:
         """Reads the questions."""

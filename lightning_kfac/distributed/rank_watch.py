@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
+from lightning_kfac.errors import first_line
+
 SECONDS_BETWEEN_BEATS = 1.0
 # A process of another machine that was not heard of for so long is taken for dead.
 SECONDS_TO_SILENCE = 40.0
@@ -125,8 +127,7 @@ class RankWatch(Callback):
             self._over.wait(SECONDS_TO_SILENCE + 2 * SECONDS_BETWEEN_BEATS)
         self._over.set()
         with suppress(Exception):
-            what = (str(exception).strip() or type(exception).__name__).splitlines()[0]
-            self._store.set(f"beat/{self.rank}", f"{ENDED} {what}")
+            self._store.set(f"beat/{self.rank}", f"{ENDED} {first_line(exception)}")
             if not self.rank:  # the store ends with this process
                 time.sleep(2 * SECONDS_BETWEEN_BEATS)
 

@@ -4,7 +4,7 @@ Every decoder block is gathered when it runs and given up after it. The input em
 on every rank: the loss and the evaluation use the head by itself, and both may be one tensor.
 """
 
-import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
@@ -18,12 +18,13 @@ from lightning_kfac.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks|block)\.\d+")
 
+def shard(model: "PreTrainedModel", blocks: Sequence[nn.Module], mesh: DeviceMesh) -> None:
+    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh.
 
-def shard(model: "PreTrainedModel", mesh: DeviceMesh) -> None:
-    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh."""
-    blocks = [module for name, module in model.named_modules() if BLOCK.fullmatch(name)]
+    Raises:
+        InputError: There are no blocks.
+    """
     if not blocks:
         raise InputError("the model has no numbered blocks to spread over ranks; leave --trainer.strategy fsdp out")
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -39,8 +40,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 def gathered_bytes(model: nn.Module) -> int:
     """Bytes of weights that are whole for a moment while a sharded model runs: a block in use, and the next one."""
-    blocks = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not getattr(model, "base_model", None)]
-    return 2 * max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+    root = getattr(model, "base_model", None)
+    blocks = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not root]
+    sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
+    return 2 * max(sizes, default=0)
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -51,7 +54,8 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     if not is_sharded(model):
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))  # a model's state is tensors alone
+    # A model's state is tensors alone; an optimizer's would not be.
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
 
 
 def is_spread(tensor: Tensor) -> bool:

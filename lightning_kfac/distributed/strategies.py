@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, first_line
 
 FSDP = "fsdp"
 # Ranks wait for each other's decompositions and files; that a rank is gone is RankWatch's to find out, within a minute.
@@ -114,7 +114,7 @@ def strategy_for(settings: Mapping[str, Any]) -> str | Strategy:
                 enable_model_summary=False,
             )
         except (MisconfigurationException, ValueError, RuntimeError) as error:
-            raise InputError(f"trainer: {str(error).strip().splitlines()[0]}") from None
+            raise InputError(f"trainer: {first_line(error)}") from None
         _check_launch(trial)
         if name == FSDP:
             return ShardedStrategy()

@@ -16,9 +16,10 @@ from lightning_kfac.models.layers import find_layers
 from lightning_kfac.storage.files import new_folder, settle
 from lightning_kfac.storage.hub import local_folder
 from lightning_kfac.storage.json_files import read_json, write_json
+from lightning_kfac.storage.run_folder import EDIT_FILE
 from lightning_kfac.storage.tensor_files import load_tensors, save_tensors
 
-WEIGHTS, DETAILS = "patch.safetensors", "edit.json"
+WEIGHTS = "patch.safetensors"
 ADVICE = "make the patch again"
 
 
@@ -59,7 +60,7 @@ def save_patch(
         return
     with new_folder(path) as partial:
         checksum = save_tensors(weights, partial / WEIGHTS)
-        write_json(partial / DETAILS, {**details, "patch": patch | {"checksum": checksum}})
+        write_json(partial / EDIT_FILE, {**details, "patch": patch | {"checksum": checksum}})
 
 
 @torch.no_grad()
@@ -119,12 +120,12 @@ def patch_source(path: str | Path) -> str:
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     settle(path)
-    if not ((path / DETAILS).is_file() and (path / WEIGHTS).is_file()):
-        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}")
-    details = read_json(path / DETAILS, ADVICE)
+    if not ((path / EDIT_FILE).is_file() and (path / WEIGHTS).is_file()):
+        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {EDIT_FILE}")
+    details = read_json(path / EDIT_FILE, ADVICE)
     patch = details.get("patch")
     if not (isinstance(patch, dict) and all(isinstance(patch.get(key), str) for key in ("before", "after"))):
-        raise InputError(f"{path / DETAILS}: damaged or incomplete: no fingerprints of before and after; {ADVICE}")
+        raise InputError(f"{path / EDIT_FILE}: damaged or incomplete: no fingerprints of before and after; {ADVICE}")
     weights = load_tensors(path / WEIGHTS, ADVICE, checksum=patch.get("checksum"))
     for name, weight in weights.items():
         if not weight.is_floating_point():

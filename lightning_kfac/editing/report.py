@@ -8,9 +8,6 @@ from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.models.targets import block_of, projection_of
 
-# In the folder of an edited checkpoint: what was done to it.
-EDIT_FILE = "edit.json"
-
 
 @dataclass(frozen=True)
 class LayerReport:

@@ -5,7 +5,6 @@ descending importance. With W_b = U_G (C * M_b) U_A^T, the mean of ||W_b x||^2 o
 tr(W_b A_text W_b^T); its root is the root mean square of ||W_b x||, where arXiv 2510.24256 takes the mean.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +74,9 @@ def band_shares(shards: np.ndarray) -> Bands:
     Args:
         shards: [n_shards, n_bands + 1], energies of parts of a text.
     """
-    return _with_interval(shards, lambda sums: np.sqrt(sums[:, :-1] / sums[:, -1:]))
+    sums = np.concatenate([shards.sum(0, keepdims=True), resampled_sums(shards)])
+    shares = np.sqrt(sums[:, :-1] / sums[:, -1:])
+    return _with_interval(shares[0], shares[1:])
 
 
 def band_ratios(shards: np.ndarray, counts: np.ndarray, others: np.ndarray, other_counts: np.ndarray) -> Bands:
@@ -92,10 +93,10 @@ def band_ratios(shards: np.ndarray, counts: np.ndarray, others: np.ndarray, othe
         sums = np.concatenate([columns.sum(0, keepdims=True), np.roll(resampled_sums(columns), len(draws), axis=0)])
         draws.append(sums[:, :-1] / sums[:, -1:])
     ratios = np.sqrt(draws[0] / draws[1])
-    bounds = [middle_95(column) for column in ratios[1:].T]
-    return Bands(ratios[0], *(np.array(side) for side in zip(*bounds, strict=True)))
+    return _with_interval(ratios[0], ratios[1:])
 
 
-def _with_interval(shards: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]) -> Bands:
-    bounds = [middle_95(column) for column in figure(resampled_sums(shards)).T]
-    return Bands(figure(shards.sum(0, keepdims=True))[0], *(np.array(side) for side in zip(*bounds, strict=True)))
+def _with_interval(value: np.ndarray, resampled: np.ndarray) -> Bands:
+    """A figure of each band [n_bands], and the same of every resample [RESAMPLES, n_bands]."""
+    low, high = zip(*map(middle_95, resampled.T), strict=True)
+    return Bands(value, np.array(low), np.array(high))

@@ -30,7 +30,10 @@ FUSED = {
     "qkv_proj": "q, k and v",
     "query_key_value": "q, k and v",
 }
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+# The end of the dotted name of a block, and of what is in one.
+BLOCK = r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)"
+A_BLOCK = re.compile(rf"{BLOCK}$")
+IN_BLOCK = re.compile(rf"{BLOCK}\.")
 
 
 def resolve_targets(
@@ -89,6 +92,11 @@ def count_blocks(model: nn.Module) -> int:
     return 1 + max((b for name, _ in model.named_modules() if (b := block_of(name)) is not None), default=-1)
 
 
+def block_modules(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, in the model's own order."""
+    return [module for name, module in model.named_modules() if A_BLOCK.search(name)]
+
+
 def block_of(name: str) -> int | None:
     """The block number in a dotted name.
 
@@ -96,7 +104,7 @@ def block_of(name: str) -> int | None:
         >>> block_of("model.layers.5.mlp.gate_proj")
         5
     """
-    found = BLOCK.search(name)
+    found = IN_BLOCK.search(name)
     return int(found[1]) if found else None
 
 

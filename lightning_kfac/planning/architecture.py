@@ -1,6 +1,7 @@
 """Architectures for plans on paper, read from a model's skeleton."""
 
 import re
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
@@ -10,6 +11,9 @@ from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.targets import FUSED, block_of, count_blocks, projection_of
 from lightning_kfac.planning.cost import DOWN, GATE_UP, OUT, QKV, Architecture, Product
 from lightning_kfac.planning.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STAGES = {"q": QKV, "k": QKV, "v": QKV, "o": OUT, "gate": GATE_UP, "up": GATE_UP, "down": DOWN}
 GATED = ("gate_proj", "gate_up_proj", "w1")
@@ -25,16 +29,20 @@ def published_config(shape: str) -> PretrainedConfig:
     return AutoConfig.for_model(model_type, **settings, **tied, pad_token_id=None)
 
 
-def read_architecture(model: nn.Module) -> Architecture:
+def read_architecture(model: "PreTrainedModel") -> Architecture:
     """The matrix products of a model, from its modules; weights may be on the meta device.
 
     Raises:
         InputError: The model has no numbered blocks, attention heads or head, or weights of another kind.
     """
-    config, blocks, head = model.config, count_blocks(model), model.get_output_embeddings()
+    config = model.config
+    blocks = count_blocks(model)
+    head = model.get_output_embeddings()
     if not blocks or head is None or not hasattr(config, "num_attention_heads"):
         raise InputError(f"{type(model).__name__}: not a decoder of blocks with attention, which alone can be planned")
-    products, sizes, norms = [], {}, {}
+    products: list[Product] = []
+    sizes: dict[int | None, int] = {}
+    norms: dict[int, int] = {}
     shapes = {layer.parameter_name: layer.shape for layer in find_layers(model).values()}
     for name, parameter in model.named_parameters():
         block = block_of(name)

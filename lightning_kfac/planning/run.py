@@ -165,7 +165,8 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
     steps = batches * math.ceil(cut.batch / cut.rows)
     by_name = {product.name: product for product in job.tracked}
     collected = [[by_name[name] for name in names] for names in cut.passes]
-    flops = cost.TokenFlops(*map(sum, zip(*(cost.token_flops(model, p, job.seq_len) for p in collected), strict=True)))
+    each = [cost.token_flops(model, products, job.seq_len) for products in collected]
+    flops = cost.TokenFlops(*map(sum, zip(*each, strict=True)))
     if sharded:
         sent = sum(_sent(model, job, products, ranks, steps) for products in collected)
     else:
@@ -214,7 +215,8 @@ def _cut(model: Architecture, job: Job, hardware: Hardware, ranks: int, sharded:
     batch = min(job.rows, math.ceil(job.tokens / (ranks * job.seq_len)))  # the text may have less for a rank
     _, memory["logits"] = slice_of_logits(hardware.kind, model.vocabulary, batch * job.seq_len)
     widest = max(max(p.d_out, p.d_in) for p in job.tracked)
-    row = (cost.activation_bytes(model, job.tracked, job.element) + WIDEST_AT_ONCE * widest * job.element) * job.seq_len
+    activations = cost.activation_bytes(model, job.tracked, job.element)
+    row = (activations + WIDEST_AT_ONCE * widest * job.element) * job.seq_len
     left = capacity - sum(memory.values())
     passes = cut_passes(list(by_name), factor_bytes, left - row, job.layers_per_pass)
     memory["accumulators"] = max(map(factor_bytes, passes))

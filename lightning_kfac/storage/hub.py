@@ -58,7 +58,5 @@ def push_folder(path: str | Path, repository: str, private: bool = True) -> str:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=path, ignore_patterns=skipped)
     except Exception as error:
-        raise InputError(
-            f"{repository}: the hub refuses: {(str(error).strip() or repr(error)).splitlines()[0]}"
-        ) from None
+        raise InputError(f"{repository}: the hub refuses: {first_line(error)}") from None
     return str(address)

@@ -107,7 +107,8 @@ class RunFolder:
             if (self.path / STATUS).exists():
                 shutil.copy(self.path / STATUS, previous / STATUS)
             self._write({"status": "running", "command": command, "started": timestamp()})
-            for old in [*self._old_events, *(self.path / name for name in OUTPUTS if name not in (EVENTS, STATUS))]:
+            outputs = [self.path / name for name in OUTPUTS if name not in (EVENTS, STATUS)]
+            for old in (*self._old_events, *outputs):
                 if old.exists():
                     place = previous / old.relative_to(self.path)
                     place.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,15 @@ from lightning_kfac.factors.kronecker import KroneckerFactors
 
 Kind = Literal["auto", "original", "replication", "kronfluence", "bergson"]
 
+PARTITIONS = "partitions"
+# What a folder of each kind holds, the surest signs first.
+FILES = {
+    "kronfluence": "activation_covariance.safetensors",
+    "bergson": "activation_sharded",
+    PARTITIONS: "activation_covariance_data_partition*",
+    "original": "kfac_factors_blk_*.pt",
+    "replication": "kfac_statistics.pt",
+}
 LAYOUTS = (
     "original: kfac_factors_blk_*.pt or a folder of them; replication: kfac_statistics.pt; kronfluence: a folder "
     "with activation_covariance.safetensors; bergson: a folder with activation_sharded/shard_0.safetensors"
@@ -80,22 +89,17 @@ def read_foreign(
 
 def _recognise(path: Path) -> str:
     """The kind of a file or folder, by names alone where they suffice."""
+    found = None
     if path.is_dir():
-        if (path / "activation_covariance.safetensors").exists():
-            return "kronfluence"
-        if (path / "activation_sharded").is_dir():
-            return "bergson"
-        if any(path.glob("activation_covariance_data_partition*")):
-            raise InputError(f"{path}: kronfluence's partitions; join them first with aggregate_covariance_matrices")
-        for kind, files in (("original", "kfac_factors_blk_*.pt"), ("replication", "kfac_statistics.pt")):
-            if any(path.glob(files)):
-                return kind
+        found = next((kind for kind, files in FILES.items() if any(path.glob(files))), None)
     elif path.suffix in (".pt", ".pth"):
-        keys = load_dict(path)
-        for kind, pattern in original.KEYS.items():
-            if any(pattern.fullmatch(str(key)) for key in keys):
-                return kind
-    raise InputError(f"{path}: none of the known layouts ({LAYOUTS})")
+        keys = [str(key) for key in load_dict(path)]
+        found = next((kind for kind, pattern in original.KEYS.items() if any(map(pattern.fullmatch, keys))), None)
+    if found == PARTITIONS:
+        raise InputError(f"{path}: kronfluence's partitions; join them first with aggregate_covariance_matrices")
+    if found is None:
+        raise InputError(f"{path}: none of the known layouts ({LAYOUTS})")
+    return found
 
 
 READERS = {
