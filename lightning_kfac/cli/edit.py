@@ -40,10 +40,12 @@ def make_parser(names: Sequence[str] | None = None) -> ArgumentParser:
 
 
 def _own_parser(name: str) -> Parser:
-    usage = f"{command_line(name)} [--config CONFIG] [--OPTION VALUE ...]"
-    parser = Parser(description=summary(name), usage=usage)
+    parser = Parser(description=summary(name))
     parser.add_argument("--config", action="config", help="YAML file with options by their names.")
     load_command(name).add_options(parser)
+    places = [action for action in parser._actions if not action.option_strings]
+    shown = [f"[{place.dest.upper()}]" if place.nargs == "?" else place.dest.upper() for place in places]
+    parser.usage = " ".join([command_line(name), *shown, "[--config CONFIG] [--OPTION VALUE ...]"])
     return parser
 
 

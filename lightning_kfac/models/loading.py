@@ -1,7 +1,6 @@
 """Language models from the hub, from a folder, from a config, or the embedded demo."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.errors import InputError, first_line
-
-Dtype = Literal["auto", "float32", "bfloat16"]
+from lightning_kfac.models.dtypes import Dtype
 
 
 def load_config(
