@@ -32,7 +32,7 @@ class InputError(ValueError):
         text = str(self)
         for name in self.settings:
             option = "--" + name.removesuffix("=True")
-            text = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w/-]|\.\w)", lambda _, option=option: option, text)
+            text = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w/-]|\.\w)", option, text)
         return text
 
 

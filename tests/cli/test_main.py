@@ -76,6 +76,17 @@ def test_all_commands_are_listed_at_80_columns(monkeypatch, capsys):
             assert sum(line.startswith(f"  {name} ") for line in lines) == 1, name
 
 
+@pytest.mark.parametrize("command", [*OF_TRAIN, *command_names()])
+def test_help_of_every_command_fits_80_columns(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["/x/lightning_kfac/__main__.py"])
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stopped.value.code == 0 and lines[0].startswith(f"usage: python -m lightning_kfac {command} ")
+    assert max(map(len, lines)) <= 80
+
+
 def test_an_unknown_command_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["collect", "--output", "x"])
@@ -136,7 +147,7 @@ def test_usage_and_hints_name_it(monkeypatch, tmp_path, demo_factors, capsys):
     monkeypatch.setattr(sys, "argv", ["/bin/lightning-kfac"])
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
-    assert capsys.readouterr().out.startswith("usage: lightning-kfac sweep [--config CONFIG] [--OPTION VALUE ...]\n")
+    assert capsys.readouterr().out.startswith("usage: lightning-kfac sweep [--config CONFIG] [--OPTION VALUE ...]\n\n")
     with pytest.raises(SystemExit):
         main(["validate", "--help"])
     assert capsys.readouterr().out.startswith("usage: lightning-kfac validate --config CONFIG [--OPTION VALUE ...]\n")
