@@ -25,7 +25,7 @@ demo-model: $(READY)
 	$(RUN) train.py fit --config configs/demo_model.yaml --overwrite
 	cp runs/demo_model/model/* lightning_kfac/assets/demo/
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $(READY)

@@ -37,10 +37,16 @@ def show(table: object) -> None:
     Console(highlight=False, emoji=False, width=None if console.is_terminal else WIDTH_OF_LOGS).print(table)
 
 
+def columns() -> int:
+    """The width of help texts: that of the terminal, within reason."""
+    return min(shutil.get_terminal_size().columns, WIDEST)
+
+
 def filled(text: str, start: str = "") -> str:
     """Text in lines as wide as the terminal; all but the first are indented by the width of what they start with."""
-    width = min(shutil.get_terminal_size().columns, WIDEST)
-    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+    return textwrap.fill(
+        text, columns(), initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )
 
 
 def say(text: str) -> None:

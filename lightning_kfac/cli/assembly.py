@@ -54,10 +54,10 @@ def trainer_parts(settings: Namespace, state: str | Path | None) -> dict[str, An
         settings: The section ``trainer``.
         state: The run goes on from it.
     """
-    parts: dict[str, Any] = {"strategy": strategy_for(settings)}
+    parts: dict[str, Any] = {"strategy": strategy_for(settings.as_dict())}
     if settings["logger"] is None:
         # What an interrupted run wrote after its last state is written again.
-        again = {"purge_step": step_of(state)} if state else {}
+        again: dict[str, Any] = {"purge_step": step_of(state)} if state else {}
         parts["logger"] = TensorBoardLogger(settings["default_root_dir"], name=EVENTS, version="", **again)
     # The job script asks for another turn; Lightning's own way saves no sums.
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
@@ -100,7 +100,8 @@ def callbacks_for(command: str, config: Namespace, model: LightningModule, own: 
 
 def find_callback(trainer: Trainer, kind: type[Kind]) -> Kind | None:
     """The Trainer's callback of a kind."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _holds(callbacks: list[Callback], kind: type[Callback]) -> bool:

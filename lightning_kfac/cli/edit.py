@@ -11,7 +11,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli.commands import command_names, load_command, summary
-from lightning_kfac.cli.parsers import InputErrors
+from lightning_kfac.cli.parsers import InputErrors, usage
 from lightning_kfac.cli.quiet import quiet
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import command_line, console, format_seconds
@@ -21,17 +21,13 @@ from lightning_kfac.storage.locks import FolderLock
 from lightning_kfac.storage.yaml_files import check_config_files
 
 
-class Parser(InputErrors, ArgumentParser):
-    """Prints what is wrong in one line."""
-
-
 def make_parser(names: Sequence[str] | None = None) -> ArgumentParser:
     """Commands with their options; by default all.
 
     Args:
         names: Of the commands to import.
     """
-    parser = Parser(description="Edit models with saved curvature factors.")
+    parser = InputErrors(description="Edit models with saved curvature factors.")
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name in command_names() if names is None else names:
         own = _own_parser(name)
@@ -39,11 +35,13 @@ def make_parser(names: Sequence[str] | None = None) -> ArgumentParser:
     return parser
 
 
-def _own_parser(name: str) -> Parser:
-    usage = f"{command_line(name)} [--config CONFIG] [--OPTION VALUE ...]"
-    parser = Parser(description=summary(name), usage=usage)
+def _own_parser(name: str) -> ArgumentParser:
+    parser = InputErrors(description=summary(name))
     parser.add_argument("--config", action="config", help="YAML file with options by their names.")
     load_command(name).add_options(parser)
+    places = [action for action in parser._actions if not action.option_strings]
+    shown = [f"[{place.dest.upper()}]" if place.nargs == "?" else place.dest.upper() for place in places]
+    parser.usage = usage(name, *shown, "[--config CONFIG]")
     return parser
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from torch import nn
 
 from lightning_kfac.console import progress_console, track_count
 from lightning_kfac.editing import sweep
@@ -76,7 +77,7 @@ class MeasuredPoints:
         self.evaluator.module.stage = "edited"
         evaluating = 0.0
 
-        def evaluate(model) -> dict[str, Any]:
+        def evaluate(model: nn.Module) -> dict[str, Any]:
             nonlocal evaluating
             begin = time.monotonic()
             figures = self.evaluator(model)

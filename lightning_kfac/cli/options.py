@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
@@ -45,7 +45,7 @@ def add_precision_option(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", type=Literal["float64", "float32"], default="float64", help="Of the eigenbases.")
 
 
-def editor_options(options: Namespace) -> dict:
+def editor_options(options: Namespace) -> dict[str, Any]:
     """Keyword arguments of ``KFACEditor`` from the options."""
     domains = {name: load_factors(path) for name, path in (options.domains or {}).items()}
     return {"domains": domains, "device": options.device, "dtype": options.precision, "force": options.force}

@@ -15,8 +15,8 @@ OPTIONS = ("--config", "-c")
 
 def shipped() -> dict[str, Path]:
     """Files by name: ``quickstart`` for ``quickstart.yaml``, ``cluster/collect.sbatch`` for what is no config."""
-    folder = next((place for place in PLACES if place.is_dir()), None)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    folder = next((place for place in PLACES if place.is_dir()), PLACES[0])
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix().removesuffix(SUFFIX): path for path in files}
 
 

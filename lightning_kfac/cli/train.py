@@ -5,7 +5,9 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -14,7 +16,7 @@ from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import CurvatureCollector, RankWatch, RunProgress, RunReport
 from lightning_kfac.cli.assembly import callbacks_for, default_folder, find_callback, state_to_resume, trainer_parts
 from lightning_kfac.cli.overview import TRAINING
-from lightning_kfac.cli.parsers import InputErrors, input_error_behind
+from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import announce, check_fit, inputs, make_room_for_mining
 from lightning_kfac.cli.quiet import quiet, without_loading_bar
 from lightning_kfac.cli.shipped import with_config_paths
@@ -86,7 +88,6 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--save", type=Save, default="full", help="The edited model: checkpoint, patch or nothing.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.usage = f"{command_line('fit')} --config CONFIG [--OPTION VALUE ...]"
         parser.epilog = (
             "--edit.rho, --edit.formula and everything else about the edit is explained by "
             "--edit.help. Every other option of Lightning's Trainer works too; --print_config lists them."
@@ -96,9 +97,9 @@ class TrainCLI(LightningCLI):
             if group == "trainer" and name not in SHOWN_TRAINER_OPTIONS:
                 action.help = argparse.SUPPRESS
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.usage = f"{command_line(subcommand)} --config CONFIG [--OPTION VALUE ...]"
+        parser.usage = usage(subcommand, "--config CONFIG")
         parser.set_defaults(weights_only=True)  # of a training's checkpoint, which is a pickle
         for action in parser._actions:
             action.help = HELP.get(action.dest, action.help)
@@ -122,16 +123,16 @@ class TrainCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would read settings from the file; ours come from the command."""
 
-    def instantiate_trainer(self, **kwargs):
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the package's logger, strategy and callbacks to the user's own."""
         settings = self._get(self.config_init, "trainer")
         self.folder = RunFolder(settings["default_root_dir"])
         kwargs |= trainer_parts(settings, self.state)
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
-        working = callbacks_for(self.subcommand, self.config_init[self.subcommand], self.model, own)
-        report = RunReport(self.folder, self.typed, self._config_text(), self.state is not None)
-        kwargs["callbacks"] = [*working, *own, report, RankWatch()]
+        working = callbacks_for(self._command, self.config_init[self._command], self.model, own)
+        self.report = RunReport(self.folder, self.typed, self._config_text(), self.state is not None)
+        kwargs["callbacks"] = [*working, *own, self.report, RankWatch()]
         if settings["enable_progress_bar"] is not False:
             kwargs["callbacks"].append(RunProgress())
         return super().instantiate_trainer(**kwargs)
@@ -171,7 +172,7 @@ class TrainCLI(LightningCLI):
 
     # -- the work ------------------------------------------------------------------------------------
 
-    def validate(self, **kwargs) -> None:
+    def validate(self, **kwargs: Any) -> None:
         """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
         model = self.model
         edited, reference, why = bool(edit_details(model.model_name)), None, "the baseline is skipped"
@@ -189,7 +190,7 @@ class TrainCLI(LightningCLI):
             say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
-            find_callback(self.trainer, RunReport).show_comparison()
+            self.report.show_comparison()
             self.folder.note(self.typed)
 
     def _check_reference(self, reference: str) -> None:
@@ -219,12 +220,16 @@ class TrainCLI(LightningCLI):
         finally:
             self.folder.unlock()
 
+    @property
+    def _command(self) -> str:
+        return str(self.subcommand)
+
     def _config_text(self) -> str:
-        config = self.config[self.subcommand].clone()
+        config = self.config[self._command].clone()
         config.overwrite = False  # running a saved config again must not replace anything unasked
         if "ckpt_path" in config:
             config.ckpt_path = None
-        return self._parser(self.subcommand).dump(config, skip_unset=False)
+        return str(self._parser(self._command).dump(config, skip_unset=False))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Language models from the hub, from a folder, from a config, or the embedded demo."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,11 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.models.dtypes import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def load_config(

@@ -1,8 +1,12 @@
 """Machines for plans on paper. Vendors' figures, not measured here."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning_kfac.errors import InputError
+
+# How several devices share a collection; auto is the fastest that fits.
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from transformers import PretrainedConfig
 
 from lightning_kfac.collection.memory import readable_bytes
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.loading import Dtype, load_config, skeleton
+from lightning_kfac.models.dtypes import Dtype
+from lightning_kfac.models.loading import load_config, skeleton
 from lightning_kfac.models.targets import resolve_targets
 from lightning_kfac.planning import cost
 from lightning_kfac.planning.architecture import published_config, read_architecture

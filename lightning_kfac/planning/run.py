@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from lightning_kfac.collection.fisher import slice_of_logits
 from lightning_kfac.collection.memory import (
@@ -16,7 +16,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.math.covariance import panel_edges
 from lightning_kfac.planning import cost
 from lightning_kfac.planning.cost import Architecture, Product
-from lightning_kfac.planning.hardware import Hardware
+from lightning_kfac.planning.hardware import Hardware, Strategy
 
 # Share of a link's rate that collectives of large messages reach: an assumption.
 LINK_EFFICIENCY = 0.8
@@ -25,7 +25,6 @@ STATES_KEPT = 2
 # FSDP2 gathers a block while the one before it computes.
 BLOCKS_GATHERED = 2
 MOST_DEVICES = 4096
-Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)

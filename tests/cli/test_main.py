@@ -39,7 +39,7 @@ def test_an_import_loads_nothing_heavy():
     assert not loaded("import lightning_kfac.callbacks, lightning_kfac.metrics, lightning_kfac.attention") & HEAVY
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["configs"], ["push", "--help"], ["nonsense"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["configs"], ["push", "--help"], ["plan", "--help"], ["nonsense"]])
 def test_help_and_light_commands_load_nothing_heavy(words):
     assert not loaded("from lightning_kfac.cli.main import main; main()", *words) & HEAVY
 
@@ -49,7 +49,7 @@ def test_what_python_users_import_first_needs_no_lightning():
     assert not loaded(code) & (IMAGES_AND_TRAINING | {"matplotlib", "tensorboard"})
 
 
-@pytest.mark.parametrize("command", ["plan", "apply", "inspect", "import"])
+@pytest.mark.parametrize("command", ["apply", "inspect", "import"])
 def test_help_of_a_command_loads_what_it_needs(command):
     assert not loaded("from lightning_kfac.cli.main import main; main()", command, "--help") & IMAGES_AND_TRAINING
 
@@ -74,6 +74,17 @@ def test_all_commands_are_listed_at_80_columns(monkeypatch, capsys):
         assert max(map(len, lines)) <= 80
         for name in (*OF_TRAIN, *command_names()):
             assert sum(line.startswith(f"  {name} ") for line in lines) == 1, name
+
+
+@pytest.mark.parametrize("command", [*OF_TRAIN, *command_names()])
+def test_help_of_every_command_fits_80_columns(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["/x/lightning_kfac/__main__.py"])
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stopped.value.code == 0 and lines[0].startswith(f"usage: python -m lightning_kfac {command} ")
+    assert max(map(len, lines)) <= 80
 
 
 def test_an_unknown_command_is_one_line(capsys):
@@ -136,7 +147,7 @@ def test_usage_and_hints_name_it(monkeypatch, tmp_path, demo_factors, capsys):
     monkeypatch.setattr(sys, "argv", ["/bin/lightning-kfac"])
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
-    assert capsys.readouterr().out.startswith("usage: lightning-kfac sweep [--config CONFIG] [--OPTION VALUE ...]\n")
+    assert capsys.readouterr().out.startswith("usage: lightning-kfac sweep [--config CONFIG] [--OPTION VALUE ...]\n\n")
     with pytest.raises(SystemExit):
         main(["validate", "--help"])
     assert capsys.readouterr().out.startswith("usage: lightning-kfac validate --config CONFIG [--OPTION VALUE ...]\n")

@@ -35,7 +35,7 @@ def summary(command: str) -> str:
         'Upload a factor folder or a patch to the Hugging Face hub.'
     """
     source = Path(__path__[0], f"{_modules()[command]}.py").read_text("utf-8")
-    return ast.get_docstring(ast.parse(source)).partition("\n")[0]
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def load_command(command: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -65,7 +66,7 @@ def run(options: Namespace) -> None:
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
     if report.forced:
         console.print("The factors belong to other weights; the edit was forced, and edit.json says so.")
-    if not writes:
+    if output is None:
         return
     tokenizer = load_tokenizer(name, options.trust_remote_code) if options.save == "full" else None
     metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
@@ -119,7 +120,7 @@ def _config(options: Namespace) -> EditConfig:
     return EditConfig(**settings)
 
 
-def _parse_layers(text: str, is_file: bool) -> dict:
+def _parse_layers(text: str, is_file: bool) -> dict[str, Any]:
     where = text if is_file else "--layers-json"
     try:
         layers = json.loads(Path(text).read_text("utf-8") if is_file else text)

@@ -2,15 +2,19 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.table import Table
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedTokenizerBase
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.cli.options import (
@@ -79,7 +83,8 @@ def run(options: Namespace) -> None:
     output = check_output(options.output, options.overwrite, lambda folder: (folder / RESULT).is_file())
     check_not_within(output, {"the factors": factors.path, "the model": name})
     model, tokenizer = open_model(name, options), load_tokenizer(name, options.trust_remote_code)
-    vocab_size = model.config.get_text_config().vocab_size
+    config: Any = model.config
+    vocab_size = config.get_text_config().vocab_size
     with new_folder(output) as partial:
         rows = {}
         for text, source in texts.items():
@@ -101,7 +106,9 @@ def run(options: Namespace) -> None:
     )
 
 
-def _rows(source: str, tokenizer, vocab_size: int, options: Namespace, folder: Path) -> TokenRows:
+def _rows(
+    source: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, options: Namespace, folder: Path
+) -> TokenRows:
     """A memorized set row by row, or a corpus packed into rows."""
     path = resolve_path(source)
     if path.suffix == ".jsonl" and path.is_file():
@@ -116,7 +123,9 @@ def _rows(source: str, tokenizer, vocab_size: int, options: Namespace, folder: P
     return TokenRows(np.array(tokens), row_offsets(len(tokens), options.seq_len))
 
 
-def _shards(rows: TokenRows, count: int, batch_size: int, advance_to):
+def _shards(
+    rows: TokenRows, count: int, batch_size: int, advance_to: Callable[[int], None]
+) -> Iterator[DataLoader[Any]]:
     """Batches of each of ``count`` stretches of the text."""
     bounds = np.linspace(0, len(rows), count + 1).astype(int)
     for number, (first, last) in enumerate(pairwise(bounds), start=1):
@@ -124,8 +133,10 @@ def _shards(rows: TokenRows, count: int, batch_size: int, advance_to):
         advance_to(number)
 
 
-def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, about: dict) -> None:
-    others, layers, by_text = [text for text in found if text != against], {}, {}
+def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, about: dict[str, Any]) -> None:
+    others = [text for text in found if text != against]
+    layers: dict[str, dict[str, Any]] = {}
+    by_text: dict[str, dict[str, Bands]] = {}
     labels = layer_labels(found[against])
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         for name in found[against]:
@@ -141,11 +152,11 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
                 text: {"share": _numbers(shares[text]), **({"ratio": _numbers(ratios[text])} if text in ratios else {})}
                 for text in found
             }
-        for text, bands in by_text.items():
-            figure = ratios_figure(text, against, bands)
+        for text, of_layers in by_text.items():
+            figure = ratios_figure(text, against, of_layers)
             figure.savefig(folder / f"ratios_{text}.png", dpi=110)
             writer.add_figure(f"bands/{text} over {against}", figure)
-            show(_table(text, against, bands))
+            show(_table(text, against, of_layers))
     counts = {text: int(next(iter(layer.values())).counts.sum()) for text, layer in found.items()}
     result = {**about, "against": against, "n_positions": counts, "statistic": "root mean square", "layers": layers}
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", "utf-8")

@@ -1,5 +1,6 @@
 """Convert the factors of another tool into a factor folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -9,6 +10,7 @@ from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import load_factors, save_factors
 from lightning_kfac.factors.foreign.read import Kind, read_foreign
+from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.loading import load_config, skeleton
 
@@ -50,7 +52,7 @@ def _is_import(folder: Path) -> bool:
         return False
 
 
-def _check_layers(model: str, factors: dict) -> None:
+def _check_layers(model: str, factors: Mapping[str, KroneckerFactors]) -> None:
     layers = find_layers(skeleton(load_config(model)))
     for name, layer in factors.items():
         if name not in layers:

@@ -1,19 +1,20 @@
 """Compute on paper whether a collection fits a machine, how long it takes, and the command that starts it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli.shipped import find_config
 from lightning_kfac.console import command_line, console, show
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.loading import Dtype
-from lightning_kfac.planning.hardware import HARDWARE, Hardware
-from lightning_kfac.planning.request import Request, hardware_of, read_request
-from lightning_kfac.planning.run import MOST_DEVICES, RunPlan, Strategy, fewest_devices, plan_run
+from lightning_kfac.models.dtypes import Dtype
+from lightning_kfac.planning.hardware import HARDWARE, Hardware, Strategy
 from lightning_kfac.planning.shapes import SHAPES
-from lightning_kfac.planning.tables import disk_table, memory_table, readable_parameters, time_table
+
+if TYPE_CHECKING:
+    from lightning_kfac.planning.request import Request
+    from lightning_kfac.planning.run import RunPlan
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -42,6 +43,11 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Prints."""
+    # Here, because the options need neither torch nor transformers.
+    from lightning_kfac.planning.request import hardware_of, read_request
+    from lightning_kfac.planning.run import plan_run
+    from lightning_kfac.planning.tables import disk_table, memory_table, readable_parameters, time_table
+
     for name in ("devices", "nodes"):
         if options[name] < 1:
             raise InputError(f"--{name} is {options[name]}; it must be at least 1")
@@ -70,7 +76,9 @@ def run(options: Namespace) -> None:
     console.print(f"  {_command(request, options, plan)}", markup=False)
 
 
-def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
+def _say_what_would_fit(request: "Request", hardware: Hardware) -> None:
+    from lightning_kfac.planning.run import MOST_DEVICES, fewest_devices
+
     found = fewest_devices(request.model, request.job, hardware)
     hint = f"with --strategy auto it fits on {found} of these devices (only powers of two were tried)"
     if found is None:
@@ -81,7 +89,7 @@ def _say_what_would_fit(request: Request, hardware: Hardware) -> None:
     console.print(f"does not fit, even with one row at once and {least} a pass: {hint}.")
 
 
-def _command(request: Request, options: Namespace, plan: RunPlan) -> str:
+def _command(request: "Request", options: Namespace, plan: "RunPlan") -> str:
     """The command that starts what was planned."""
     settings: dict[str, Any] = {"config": options.train_config}
     if not options.train_config:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
@@ -34,6 +35,7 @@ from lightning_kfac.reporting.tables import comparison_table, sweep_table
 
 NOTED = True
 RESUMES = True
+Result = dict[str, Any]
 RESULT = "recommended.json"
 ALL = "all"
 
@@ -103,7 +105,7 @@ def _known(names: Iterable[str]) -> list[str]:
 
 
 def _is_whole(edit: EditConfig, layers: dict[int, list[str]]) -> bool:
-    return list(edit.projections) == layers[edit.blocks[0]]
+    return any(edit.blocks == [block] and edit.projections == names for block, names in layers.items())
 
 
 def _halves(file: str, folder: Path) -> list[str]:
@@ -121,7 +123,9 @@ def _halves(file: str, folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _show_scan(before: dict, rows: list[dict], layers: dict, folder: Path, name: str, rho: float) -> None:
+def _show_scan(
+    before: Result, rows: list[Result], layers: dict[int, list[str]], folder: Path, name: str, rho: float
+) -> None:
     show(sweep_table([before, *rows], f"{name}: each block, and each projection alone, at rho {rho:g}"))
     strict, cost = {}, {}
     for row in rows:
@@ -137,7 +141,7 @@ def _show_scan(before: dict, rows: list[dict], layers: dict, folder: Path, name:
         writer.add_figure("scan/blocks and projections", figure)
 
 
-def _show_recommendation(chosen: dict, reported: list[dict], folder: Path, target: float) -> None:
+def _show_recommendation(chosen: Result, reported: list[Result], folder: Path, target: float) -> None:
     edit = chosen["edit"]
     setting = {"blocks": edit["blocks"], "projections": edit["projections"], "rho": edit["rho"]}
     (folder / RESULT).write_text(

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ def run(options: Namespace) -> None:
     _show([points.rows[baseline], *(points.rows[key] for key in dict.fromkeys(keys))], folder, name, options.target)
 
 
-def _show(rows: list[dict], folder: Path, name: str, target: float) -> None:
+def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) -> None:
     """Table, front, weakest settings, figure and TensorBoard."""
     merged = sweep.average_seeds(rows)
     merged.sort(key=lambda row: (row["edit"] is not None, row.get("strict_acc") or 0.0, row.get("perplexity") or 0.0))
@@ -115,12 +116,12 @@ def _show(rows: list[dict], folder: Path, name: str, target: float) -> None:
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
 
 
-def _to_tensorboard(edits: list[dict], figure: Figure, board: Path) -> None:
+def _to_tensorboard(edits: list[dict[str, Any]], figure: Figure, board: Path) -> None:
     """The figure, and one run for each kind of edit, so that TensorBoard draws them in one chart."""
     shutil.rmtree(board, ignore_errors=True)  # all of it is written again each time
     with SummaryWriter(str(board)) as writer:
         writer.add_figure("sweep/pareto", figure)
-    kinds: dict[str, list[dict]] = {}
+    kinds: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(edits, key=lambda row: row["edit"]["rho"]):
         kinds.setdefault(f"{edit_label(row['edit'])}, {edit_place(row['edit'])}", []).append(row)
     for label, rows in kinds.items():
