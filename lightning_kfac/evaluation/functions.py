@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,14 @@ from lightning_kfac.math.statistics import interval
 from lightning_kfac.metrics import NDCG, Memorization
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
 from lightning_kfac.metrics.perplexity import LossPerplexity
+from lightning_kfac.models.language import language_model, vocabulary_size
 from lightning_kfac.models.loading import end_of_text_ids
 from lightning_kfac.models.tokens import TokenBatch
 
-Texts = Sequence[str] | Sequence[Sequence[int]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Texts = Sequence[str | Sequence[int] | Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class MemorizationScore:
 
 def memorization_score(
     model: nn.Module,
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase | None",
     prefixes: Texts,
     suffixes: Texts,
     *,
@@ -59,7 +64,7 @@ def memorization_score(
 
     Args:
         tokenizer: Needed where texts are given: prefixes get its special tokens (BOS), suffixes do not.
-        prefixes, suffixes: As many texts, or lists of token ids; suffixes may differ in length.
+        prefixes, suffixes: As many texts, or lists (or int64 tensors) of token ids; suffixes may differ in length.
         batch_size: Sequences at once.
         loose_similarity: Threshold of the loose accuracy.
 
@@ -78,33 +83,40 @@ def memorization_score(
         raise InputError(f"batch_size is {batch_size}, loose_similarity {loose_similarity}: at least 1, and 0 to 1")
     if len(prefixes) != len(suffixes) or not len(prefixes):
         raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     starts = _ids(prefixes, tokenizer, vocabulary, "prefix", special=True)
     golds = _ids(suffixes, tokenizer, vocabulary, "suffix", special=False)
     longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
     _check_length(model, longest, "a sequence")
     end_of_text = end_of_text_ids(model)
     metric = Memorization(end_of_text, loose_similarity)
-    continuations = []
+    continuations: list[list[int]] = []
     with _in_eval(model):
         for i in range(0, len(starts), batch_size):
             part = slice(i, i + batch_size)
             recitals = recite(model, starts[part], golds[part], end_of_text)
-            continuations += [recital.continuation for recital in recitals]
+            continuations += [recital.decoded for recital in recitals]
             metric.update(continuations[i:], golds[part], near_ties=[recital.near_tie for recital in recitals])
-    figures = {name: value.item() for name, value in metric.compute().items()}
+    figures = metric.compute()
     names = {"strict_acc": "strict_accuracy", "loose_acc": "loose_accuracy"}
     return MemorizationScore(
-        figures["strict_acc"],
-        figures["loose_acc"],
-        figures["avg_levenshtein_norm"],
+        figures["strict_acc"].item(),
+        figures["loose_acc"].item(),
+        figures["avg_levenshtein_norm"].item(),
         {names.get(name, name): interval(figure) for name, figure in metric.figures.items()},
         continuations,
-        figures["n_near_ties"],
+        int(figures["n_near_ties"]),
     )
 
 
-def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512, batch_size: int = 8) -> float:
+def perplexity(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    texts: Texts,
+    *,
+    seq_len: int = 512,
+    batch_size: int = 8,
+) -> float:
     """exp(sum of NLL / number of predicted tokens) over texts, each by itself.
 
     Args:
@@ -126,7 +138,13 @@ def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512,
 
 
 def ndcg(
-    model: nn.Module, baseline: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512, batch_size: int = 8
+    model: nn.Module,
+    baseline: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    texts: Texts,
+    *,
+    seq_len: int = 512,
+    batch_size: int = 8,
 ) -> float:
     """nDCG@10 of a model's next-token rankings against those of the unedited model; rows as in ``perplexity``.
 
@@ -141,7 +159,7 @@ def ndcg(
     """
     metric = NDCG()
     with _in_eval(model), _in_eval(baseline):
-        if model.get_input_embeddings().num_embeddings != baseline.get_input_embeddings().num_embeddings:
+        if vocabulary_size(model) != vocabulary_size(baseline):
             raise InputError("the two models have vocabularies of different sizes")
         for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
             _, ranking = next_token_scores(model, batch)
@@ -151,13 +169,15 @@ def ndcg(
     return metric.compute().item()
 
 
-def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str, special: bool) -> list[list[int]]:
+def _ids(
+    texts: Texts, tokenizer: "PreTrainedTokenizerBase | None", vocabulary: int, kind: str, special: bool
+) -> list[list[int]]:
     rows = []
     for number, text in enumerate(texts):
         if isinstance(text, str):
             if tokenizer is None:
                 raise InputError(f"{kind} {number} is a text: give a tokenizer")
-            text = tokenizer(text, add_special_tokens=special)["input_ids"]
+            text = list(tokenizer(text, add_special_tokens=special)["input_ids"])
         ids = text.tolist() if isinstance(text, Tensor) else [int(token) for token in text]
         if not ids:
             raise InputError(f"{kind} {number} is empty")
@@ -167,13 +187,15 @@ def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str, special: bool) -> 
     return rows
 
 
-def _batches(model: nn.Module, tokenizer, texts: Texts, seq_len: int, batch_size: int) -> Iterator[TokenBatch]:
+def _batches(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None", texts: Texts, seq_len: int, batch_size: int
+) -> Iterator[TokenBatch]:
     if seq_len < 2 or batch_size < 1:
         raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}: at least 2 and 1")
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one text")
     device = next(model.parameters()).device
-    whole = _ids(texts, tokenizer, model.get_input_embeddings().num_embeddings, "text", special=True)
+    whole = _ids(texts, tokenizer, vocabulary_size(model), "text", special=True)
     rows = [torch.tensor(ids[i : i + seq_len]) for ids in whole for i in range(0, len(ids), seq_len)]
     longest = max(map(len, rows), default=0)
     if longest < 2:
@@ -187,7 +209,7 @@ def _batches(model: nn.Module, tokenizer, texts: Texts, seq_len: int, batch_size
 
 
 def _check_length(model: nn.Module, length: int, what: str) -> None:
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = getattr(language_model(model).config.get_text_config(), "max_position_embeddings", None)
     if most is not None and length > most:
         raise InputError(f"{what} of {length} tokens, but the model takes at most {most} positions")
 
