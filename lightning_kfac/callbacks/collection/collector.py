@@ -114,7 +114,7 @@ class CurvatureCollector(Callback):
     @property
     def plan(self) -> MemoryPlan | None:
         """How the collection is cut, once that is known."""
-        return None if self.course is None else self.course.session.plan
+        return self.course.session.plan if self.course is not None and self.course.session.planned else None
 
     @property
     def factors(self) -> dict[str, KroneckerFactors]:

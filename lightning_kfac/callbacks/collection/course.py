@@ -66,7 +66,7 @@ class Course:
     @property
     def running(self) -> bool:
         """Whether a pass has begun and not ended."""
-        return self.session.capture is not None
+        return self.session.running
 
     def choose_texts(self, trainer: Trainer, reuse: bool) -> None:
         """What is to be read: the corpus, where its factors are not there already, and the domains.
