@@ -99,6 +99,9 @@ def test_the_recent_sum_settles_at_every_64th_batch():
         state = moment.state()
         assert state["batches"] == batches
         assert ("settled0" in state) == (batches >= 64)
+        if batches < 64:
+            moment.sum()  # needs no second accumulator yet, and makes none
+            assert "settled0" not in moment.state()
         assert state["recent0"][0, 0] == batches % 64
 
 
@@ -213,6 +216,17 @@ def test_tensors_of_a_moment_live_where_it_is_told():
         on_cpu.add(x)
         assert torch.equal(on_cpu.sum(), exact_sum([x]).float())
         assert torch.equal(unpack_upper(pack_upper(on_cpu.sum()), 300), on_cpu.sum())
+
+
+def test_sums_are_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        moment = SecondMoment(3)
+        moment.add(torch.ones(2, 3))
+        assert moment.sum().dtype == torch.float32
+        assert moment.state()["recent0"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # -- panels ------------------------------------------------------------------------------------------------
