@@ -99,6 +99,46 @@ def test_bisection_on_random_integers_with_many_ties(seed, few, monkeypatch):
         assert staircase(select_products(rows, columns, rho)) == full_sort_selection(original(rows, columns), rho)
 
 
+def test_neighbouring_numbers_are_told_apart(monkeypatch):
+    """S is 1, and 1 less one or two units of rounding: the second largest stands below the third, not beside it."""
+    monkeypatch.setattr(selection, "FEW", 0)
+    rows = torch.tensor([1, 1 - 2**-53], dtype=torch.float64)
+    columns = torch.tensor([1, 1 - 2**-52], dtype=torch.float64)
+    for rho, counts in [(0.25, [1, 0]), (0.5, [1, 1]), (0.75, [2, 1])]:
+        assert select_products(rows, columns, rho).tolist() == counts
+
+
+@pytest.mark.parametrize("few", [0, 1, 6, 7, 4096])
+@pytest.mark.parametrize("case", SPECTRA)
+def test_no_more_than_a_few_components_are_sorted(case, few, monkeypatch):
+    """Ties are counted; what is left is sorted as soon as it is few enough, without a further step."""
+    steps, counts_at_least, first_of_few = [], selection._counts_at_least, selection._first_of_few
+
+    def watched(rows, columns, above, reached, missing):
+        assert 0 < int((reached - above).sum()) <= few
+        return first_of_few(rows, columns, above, reached, missing)
+
+    monkeypatch.setattr(selection, "FEW", few)
+    monkeypatch.setattr(selection, "_first_of_few", watched)
+    monkeypatch.setattr(selection, "_counts_at_least", lambda *given: steps.append(1) or counts_at_least(*given))
+    rows, columns = SPECTRA[case]
+    for rho in RHOS[1:-1]:
+        steps.clear()
+        select_products(rows, columns, rho)
+        if len(rows) * len(columns) <= few:
+            assert len(steps) == 1
+
+
+def test_exactly_a_few_are_sorted_at_once(monkeypatch):
+    """Of 2 x 3 components all lie above the lower bound."""
+    monkeypatch.setattr(selection, "FEW", 6)
+    calls, counts_at_least = [], selection._counts_at_least
+    monkeypatch.setattr(selection, "_counts_at_least", lambda *given: calls.append(1) or counts_at_least(*given))
+    rows, columns = torch.tensor([3.0, 2.0]), torch.tensor([4.0, 3.5, 3.0])
+    assert select_products(rows, columns, 0.5).tolist() == [3, 0]
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("few", [0, 4096])
 def test_a_sum_that_meets_its_target_to_the_bit_is_enough(few, monkeypatch):
     monkeypatch.setattr(selection, "FEW", few)
@@ -113,9 +153,16 @@ def test_a_sum_that_meets_its_target_to_the_bit_is_enough(few, monkeypatch):
     assert select_components(above[None], 0.75).all()
     assert select_products(above, torch.ones(1), 0.75).tolist() == [1, 1]
     # The same where both share a bucket of neighbouring numbers.
-    near = 2 * (1 - 1e-12)
-    values = torch.tensor([4 - near, near], dtype=torch.float64)
-    assert select_components(values[None], 0.5).tolist() == [[True, False]]
+    total = 5.505
+    large = 0.5001 * total * (1 - 1e-12)
+    values = torch.tensor([large, total - large], dtype=torch.float64)
+    assert selection._buckets(values).unique().numel() == 1 and values.sum() == total
+    assert select_components(values[None], 0.5001).tolist() == [[True, False]]
+
+
+def test_the_smallest_numbers_there_are():
+    values = torch.full((1, 4), 5e-324, dtype=torch.float64)
+    assert select_components(values, 0.5).tolist() == [[True, True, False, False]]
 
 
 @pytest.mark.parametrize("count", [3, 7, 10])
