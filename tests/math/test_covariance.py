@@ -183,6 +183,9 @@ def test_a_loaded_state_goes_on_bit_for_bit(size, before):
         whole.add(x)
     state = {name: value.clone() for name, value in whole.state().items()}
     resumed.load_state(state)
+    assert all(torch.equal(resumed.state()[name], value) for name, value in state.items())
+    assert torch.equal(resumed.sum(), whole.sum())
+    assert set(resumed.state()) == set(whole.state())
     for x in batches[before:]:
         whole.add(x)
         resumed.add(x)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.spectrum import Spectrum, _attempts, effective_rank, eigenbasis
+from lightning_kfac.math.spectrum import Spectrum, _attempts, _eigh, effective_rank, eigenbasis
 from tests.common import generator
 
 
@@ -172,6 +172,18 @@ def test_the_cpu_is_tried_last():
     assert torch.equal(attempts[4].as_subclass(torch.Tensor), plain)
     assert torch.equal(attempts[5].as_subclass(torch.Tensor), jittered)
     assert not torch.equal(plain, jittered)
+
+
+class OnMeta(torch.Tensor):
+    """Says that it lies on the meta device."""
+
+    device = torch.device("meta")
+
+
+def test_results_go_to_the_device_of_the_matrix():
+    values, vectors = _eigh(example(4).as_subclass(OnMeta), "A of fc")
+    assert values.as_subclass(torch.Tensor).is_meta and vectors.as_subclass(torch.Tensor).is_meta
+    assert eigenbasis(torch.zeros(3, 3).as_subclass(OnMeta)).vectors.is_meta
 
 
 def test_the_default_device_plays_no_part():
