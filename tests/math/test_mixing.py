@@ -97,6 +97,12 @@ def test_mass_before_is_what_a_sort_takes_first(ties):
         assert found.flatten()[place].item() == pytest.approx(before, rel=1e-14, abs=0)
 
 
+def test_ties_come_in_order_of_rows_then_columns():
+    """So many that a sort which keeps no order shows."""
+    expected = torch.arange(600, dtype=torch.float64).view(20, 30) / 600
+    assert torch.allclose(mass_before(torch.ones(20, 30).double()), expected, rtol=0, atol=1e-15)
+
+
 def test_mass_before_of_one():
     assert mass_before(torch.tensor([[3.0]])).tolist() == [[0.0]]
 

@@ -178,6 +178,10 @@ def test_ties_are_kept_in_order_of_rows_then_columns():
     keep = select_components(torch.ones(3, 4), 0.5)
     assert keep.flatten().tolist() == [True] * 6 + [False] * 6
     assert select_products(torch.ones(3), torch.ones(4), 0.5).tolist() == [4, 2, 0]
+    # So many that a sort which keeps no order shows.
+    assert torch.equal(select_components(torch.ones(20, 30), 0.5).flatten(), torch.arange(600) < 300)
+    assert select_products(torch.ones(20), torch.ones(30), 0.5).tolist() == [30] * 10 + [0] * 10
+    assert torch.equal(select_count(torch.ones(20, 30), 300).flatten(), torch.arange(600) < 300)
 
 
 @pytest.mark.parametrize("rho", [0, 0.0, 1, 1.0])
