@@ -28,7 +28,7 @@ CONFIGURATION = """
 source_paths = ["lightning_kfac"]
 only_mutate = ["lightning_kfac/{module}.py"]
 do_not_mutate_patterns = ['raise \\w+\\(', '^\\s*f?".*"$']
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--noconftest"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--noconftest", "--timeout=15"]
 pytest_add_cli_args_test_selection = ["{test}"]
 process_isolation = "forkserver"
 use_git_change_detection = false

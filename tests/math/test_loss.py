@@ -142,6 +142,19 @@ def test_a_number_on_the_edge_of_a_class_draws_the_next():
     assert sample_labels(torch.zeros(6, 4), u).tolist() == [0, 1, 2, 3, 1, 3]
 
 
+def test_numbers_are_shares_of_the_last_sum():
+    """The sum of 1000 probabilities is 1 but for some units of rounding: u on a bound, times it, may lie below."""
+    off = 0
+    for seed in range(8):
+        logits = torch.randn(1, 1000, generator=generator(seed), dtype=torch.float64)
+        cdf = logits.softmax(-1).cumsum(-1)[0].tolist()
+        off += cdf[-1] != 1
+        for u in cdf[400:900:100]:
+            expected = next(k for k in range(1000) if cdf[k] > u * cdf[-1])
+            assert sample_labels(logits, torch.tensor([u], dtype=torch.float64)).tolist() == [expected]
+    assert off
+
+
 def test_one_draws_the_last_class():
     """u cdf_last rounds to cdf_last itself: no class lies above, so the last is taken."""
     assert sample_labels(torch.zeros(1, 3), torch.ones(1).double()).tolist() == [2]
