@@ -153,6 +153,13 @@ def test_wilson_at_the_ends(n):
     assert wilson(n, n) == (pytest.approx(1 - end, rel=1e-12), 1.0)
 
 
+def test_no_bound_of_a_rate_lies_beyond_its_ends():
+    """Of so many sequences the upper bound rounds to a unit above 1, if nothing cuts it."""
+    n = 2665646190139139
+    assert wilson(n - 1, n)[1] == 1.0
+    assert 0 <= wilson(1, n)[0] < 1e-15
+
+
 def test_the_interval_of_a_rate_is_wilsons():
     hits = torch.tensor([1.0, 0, 0, 1, 1, 0, 0]).double()
     assert interval(Figure(hits, torch.ones(7).double(), rate=True)) == wilson(3, 7)
@@ -204,9 +211,10 @@ def test_resampled_sums_are_sums_over_drawn_rows(at_once, monkeypatch):
     assert found[:, 1].tolist() == [10 * total for total in expected]
 
 
-def test_resampling_holds_no_more_at_once_than_it_may(monkeypatch):
-    """4 rows and at most 12 values at once: three resamplings a slice, and 2 in the last of 667."""
-    monkeypatch.setattr(uncertainty, "RESAMPLED_VALUES_AT_ONCE", 12)
+@pytest.mark.parametrize(("limit", "expected"), [(12, [(3, 4)] * 666 + [(2, 4)]), (3, [(1, 4)] * 2000)])
+def test_resampling_holds_no_more_at_once_than_it_may(limit, expected, monkeypatch):
+    """Of 4 rows three resamplings make 12 values; one is made in any case."""
+    monkeypatch.setattr(uncertainty, "RESAMPLED_VALUES_AT_ONCE", limit)
     sizes = []
 
     class Rows(np.ndarray):
@@ -215,7 +223,7 @@ def test_resampling_holds_no_more_at_once_than_it_may(monkeypatch):
             return self.view(np.ndarray)[rows]
 
     assert resampled_sums(np.ones((4, 1)).view(Rows)).tolist() == [[4.0]] * 2000
-    assert sizes == [(3, 4)] * 666 + [(2, 4)]
+    assert sizes == expected
 
 
 @pytest.mark.parametrize("columns", [1, 3])
