@@ -83,6 +83,18 @@ def test_small_negative_eigenvalues_are_rounding():
         eigenbasis(torch.diag(torch.tensor([-3.0, -1.0])))  # the largest in size counts
 
 
+def test_rounding_is_measured_by_the_largest_eigenvalue():
+    """Ten features that are all the same have one eigenvalue of 10, whatever their largest entry is."""
+    same, unit = torch.ones(10, 10, dtype=torch.float64), torch.eye(10, dtype=torch.float64)
+    for scale in (1e-6, 1.0, 1e6):
+        values, _ = eigenbasis(scale * (same - 9e-4 * (unit - same / 10)))
+        assert values.tolist() == pytest.approx([10 * scale, *[0] * 9], rel=1e-12)
+        with pytest.raises(InputError, match="eigenvalue"):
+            eigenbasis(scale * (same - 11e-4 * (unit - same / 10)))
+    # On the bound itself it still is rounding.
+    assert eigenbasis(torch.diag(torch.tensor([1.0, -1e-4], dtype=torch.float64))).values.tolist() == [1, 0]
+
+
 def test_wrong_matrices_have_no_eigenbasis():
     with pytest.raises(InputError, match="A of fc has NaN"):
         eigenbasis(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), "A of fc")
