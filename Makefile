@@ -17,6 +17,7 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) -m mypy
 
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)

@@ -38,7 +38,7 @@ def text_of(documents: list[list[int]]) -> TokenizedText:
 def mine(model: nn.Module, pieces: list[Piece], exhaustive: bool = False) -> list[Searched]:
     """As ``train.py predict`` does."""
     likely = None if exhaustive else Mining().likely
-    options = {"batch_size": BATCH, "end_of_text": {0}, "max_positions": 1024, "head_alone": True}
+    options = {"batch_size": BATCH, "end_of_text": {0}, "max_positions": 1024}
     groups = [pieces[i : i + ROWS] for i in range(0, len(pieces), ROWS)]
     return [search(model, group, PREFIX, SUFFIX, likely=likely, **options) for group in groups]
 

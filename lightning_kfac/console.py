@@ -17,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only  # the one that Li
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+from typing_extensions import override
 
 SECONDS_BETWEEN_LINES = 10.0
 SHORTEST_SHOWN = 2.0
@@ -90,6 +91,7 @@ def _program(command: str, launcher: Sequence[object]) -> Sequence[object]:
 class RateColumn(ProgressColumn):
     """Units a second since the start."""
 
+    @override
     def render(self, task: Task) -> Text:
         return Text(format_rate(task.completed - task.fields["begun_at"], task.elapsed or 0.0, task.fields["unit"]))
 
@@ -140,7 +142,8 @@ def _line_printer(description: str, unit: str, total: int | None, begun_at: int)
         last = done == total and now - start > SHORTEST_SHOWN
         if finished or not (last or now - printed > SECONDS_BETWEEN_LINES):
             return
-        printed, finished = now, done == total
+        printed = now
+        finished = done == total
         rate = (done - begun_at) / max(now - start, 1e-9)
         eta = f", ETA {format_seconds((total - done) / rate)}" if total and rate and done < total else ""
         of = f" of {total:,}" if total else ""

@@ -32,10 +32,11 @@ class InputError(ValueError):
         text = str(self)
         for name in self.settings:
             option = "--" + name.removesuffix("=True")
-            text = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w/-]|\.\w)", option, text)
+            found = rf"(?<![\w./-]){re.escape(name)}(?![\w/-]|\.\w)"
+            text = option.join(re.split(found, text))
         return text
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what another library's exception says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_kfac.attention.decomposition import decompose, sharpness
-from lightning_kfac.attention.interface import attention_shapes, resolve_layers, transformed_attention
+from lightning_kfac.attention.interface import Transform, attention_shapes, resolve_layers, transformed_attention
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra, model_fingerprint
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ResidualSums:
@@ -23,10 +27,10 @@ class ResidualSums:
     """
 
     def __init__(self, heads: int, width: int, device: torch.device):
-        zeros = {"dtype": torch.float64, "device": device}
-        self.moments = torch.zeros(heads, width, width, **zeros)
-        self.entropy, self.top1_mass = torch.zeros(heads, **zeros), torch.zeros(heads, **zeros)
-        self.n_tokens = torch.zeros((), **zeros)
+        self.moments = torch.zeros(heads, width, width, dtype=torch.float64, device=device)
+        self.entropy = torch.zeros(heads, dtype=torch.float64, device=device)
+        self.top1_mass = torch.zeros(heads, dtype=torch.float64, device=device)
+        self.n_tokens = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, output: Tensor, probabilities: Tensor, values: Tensor, valid: Tensor) -> None:
         """Adds one batch.
@@ -51,11 +55,9 @@ class ResidualSums:
         """The means; raises ``InputError`` where there are none."""
         means = [(total / self.n_tokens).cpu() for total in (self.moments, self.entropy, self.top1_mass)]
         if not all(mean.isfinite().all() for mean in means):
-            why = (
-                "have NaN or infinite entries"
-                if self.n_tokens
-                else "were not collected: the text has no valid position"
-            )
+            why = "have NaN or infinite entries"
+            if not self.n_tokens:
+                why = "were not collected: the text has no valid position"
             raise InputError(f"layer {layer}: the attention residuals {why}; check the model and the text")
         return HeadSpectra(*means)
 
@@ -71,7 +73,7 @@ class ResidualCapture:
         InputError: A layer does not exist, or the architecture does not support the attention interface.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[int]):
+    def __init__(self, model: "PreTrainedModel", layers: Sequence[int]):
         shapes = attention_shapes(model)
         self.model = model
         self.sums = {layer: ResidualSums(*shapes[layer], model.device) for layer in resolve_layers(layers, shapes)}
@@ -83,7 +85,7 @@ class ResidualCapture:
         self._stack.enter_context(transformed_attention(self.model, listeners))
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @torch.no_grad()
@@ -92,7 +94,9 @@ class ResidualCapture:
         self._valid = tokens.valid
         return tokens.gold_loss(self.model)
 
-    def spectra(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda total: total, **metadata) -> ResidualSpectra:
+    def spectra(
+        self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda total: total, **metadata: object
+    ) -> ResidualSpectra:
         """Everything so far, on every rank. ``metadata`` goes along."""
         for sums in self.sums.values():
             sums.reduce(sum_over_ranks)
@@ -101,15 +105,19 @@ class ResidualCapture:
         identity = {"fingerprint": model_fingerprint(self.model), "n_tokens": n_tokens}
         return ResidualSpectra(found, identity | metadata)
 
-    def _listener(self, sums: ResidualSums):
+    def _listener(self, sums: ResidualSums) -> Transform:
         def listen(output: Tensor, probabilities: Tensor, values: Tensor) -> Tensor:
+            if self._valid is None:
+                raise RuntimeError("a ResidualCapture's model runs its batches through `run`")
             sums.add(output, probabilities, values, self._valid)
             return output
 
         return listen
 
 
-def collect_residuals(model: nn.Module, batches: Iterable[dict], layers: Sequence[int]) -> ResidualSpectra:
+def collect_residuals(
+    model: "PreTrainedModel", batches: Iterable[dict[str, Any]], layers: Sequence[int]
+) -> ResidualSpectra:
     """Spectra of the attention residuals of some layers on some text.
 
     Args:

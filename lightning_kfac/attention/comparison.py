@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from lightning_kfac.attention.uncertainty import Estimate, perplexity, resampled_perplexities
+from lightning_kfac.math.statistics import Estimate, perplexity, resampled_perplexities
 
-BASELINE, TOP1, FULL = "baseline", "top1", "full"
+BASELINE = "baseline"
+TOP1 = "top1"
+FULL = "full"
 ENOUGH = 0.9
 
 
@@ -46,7 +49,7 @@ class Comparison:
     enough: Estimate | None
     n_rows: int
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity."""
         found = asdict(self)
         if self.enough is not None:
@@ -66,7 +69,8 @@ def compare(losses: Mapping[str, np.ndarray], counts: np.ndarray, ranks: Sequenc
     matrix = np.stack([losses[name] for name in names])
     measured = dict(zip(names, perplexity(matrix, counts), strict=True))
     draws = dict(zip(names, resampled_perplexities(matrix, counts).T, strict=True))
-    base, base_draws = measured[BASELINE], draws[BASELINE]
+    base = measured[BASELINE]
+    base_draws = draws[BASELINE]
     costs = {
         name: Cost(float(measured[name]), Estimate.of(measured[name] / base - 1, draws[name] / base_draws - 1))
         for name in names

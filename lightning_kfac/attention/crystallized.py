@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_kfac.attention.decomposition import decompose, project
 from lightning_kfac.attention.interface import Transform, attention_shapes, resolve_layers, transformed_attention
 from lightning_kfac.attention.spectra import ResidualSpectra
 from lightning_kfac.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MODES = ("top1", "full", "lowrank")
 
@@ -36,7 +39,7 @@ class Crystallization:
     rank: int | None = None
     heads: Sequence[int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode is {self.mode!r}; choose from {', '.join(MODES)}")
         if (self.mode == "lowrank") != (self.rank is not None):
@@ -47,7 +50,7 @@ class Crystallization:
 
 @contextmanager
 def crystallize(
-    model: nn.Module, layers: Mapping[int, Crystallization], spectra: ResidualSpectra | None = None
+    model: "PreTrainedModel", layers: Mapping[int, Crystallization], spectra: ResidualSpectra | None = None
 ) -> Iterator[None]:
     """While the block runs, the attention of some layers is crystallized; then it is as before, also after an error.
 
@@ -79,8 +82,13 @@ def crystallize(
         spectra.check_model(model)
     transforms = {}
     for layer, setting in chosen.items():
-        _check(layer, setting, *shapes[layer], spectra)
-        directions = spectra[layer].directions(setting.rank) if setting.mode == "lowrank" else None
+        heads, width = shapes[layer]
+        if missing := [head for head in setting.heads or () if not 0 <= head < heads]:
+            raise InputError(f"layer {layer} has heads 0 to {heads - 1}, no head {missing[0]}")
+        directions = None
+        if spectra is not None and setting.rank is not None:
+            check_rank(setting.rank, width, layer)
+            directions = _directions(spectra, layer, setting.rank)
         transforms[layer] = _transform(setting, directions)
     with transformed_attention(model, transforms):
         yield
@@ -91,7 +99,7 @@ def _transform(setting: Crystallization, directions: Tensor | None) -> Transform
         ground, residual = decompose(output, probabilities, values)
         if setting.mode == "full":
             ground = ground + residual
-        elif setting.mode == "lowrank":
+        elif directions is not None:
             ground = ground + project(residual, directions)
         return _in_heads(setting.heads, ground.to(output.dtype), output)
 
@@ -102,19 +110,16 @@ def _in_heads(heads: Sequence[int] | None, changed: Tensor, output: Tensor) -> T
     """``changed`` in the given heads, ``output`` in the others. Both [B, T, H, d]."""
     if heads is None:
         return changed
-    mixed, heads = output.clone(), list(heads)
-    mixed[:, :, heads] = changed[:, :, heads]
+    mixed = output.clone()
+    mixed[:, :, list(heads)] = changed[:, :, list(heads)]
     return mixed
 
 
-def _check(layer: int, setting: Crystallization, heads: int, width: int, spectra: ResidualSpectra | None) -> None:
-    if missing := [head for head in setting.heads or () if not 0 <= head < heads]:
-        raise InputError(f"layer {layer} has heads 0 to {heads - 1}, no head {missing[0]}")
-    if setting.mode != "lowrank":
-        return
-    check_rank(setting.rank, width, layer)
+def _directions(spectra: ResidualSpectra, layer: int, rank: int) -> Tensor:
+    """P_r [H, d, r] of a layer."""
     if layer not in spectra:
         raise InputError(f"the residual spectra have layers {', '.join(map(str, spectra))}, not layer {layer}")
+    return spectra[layer].directions(rank)
 
 
 def check_rank(rank: int, width: int, layer: int) -> None:

@@ -25,7 +25,8 @@ def ground_state(probabilities: Tensor, values: Tensor) -> Tensor:
         >>> ground_state(torch.tensor([[[[0.2, 0.4, 0.4]]]]), torch.tensor([[[[1.0], [2.0], [3.0]]]])).item()
         2.0
     """
-    heads, width = probabilities.shape[1], values.shape[-1]
+    heads = probabilities.shape[1]
+    width = values.shape[-1]
     strongest = probabilities.argmax(-1)  # documented to give the first of equals
     values = values.repeat_interleave(heads // values.shape[1], dim=1)
     return values.gather(2, strongest[..., None].expand(-1, -1, -1, width)).transpose(1, 2)

@@ -2,17 +2,20 @@
 
 import math
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from lightning_kfac.attention.comparison import BASELINE, TOP1, lowrank
 from lightning_kfac.attention.study import Study
-from lightning_kfac.reporting.figures.style import COLOURS, MARKERS
+from lightning_kfac.reporting.figures.style import COLOURS, colour, marker
 
 
 def curve_figure(study: Study) -> Figure:
     """Perplexity against the rank of the residual, between Top-1 and the unchanged model."""
     figure, axes = _figure("What a low-rank residual brings back")
-    costs, base = study.comparison.costs, study.comparison.costs[BASELINE].perplexity
+    costs = study.comparison.costs
+    base = costs[BASELINE].perplexity
     ranks = sorted(int(name.split()[1]) for name in costs if name.startswith("lowrank "))
     changes = [costs[lowrank(rank)].change for rank in ranks]
     values = [base * (1 + change.value) for change in changes]
@@ -35,10 +38,18 @@ def spectra_figure(study: Study) -> Figure:
     figure, axes = _figure("How many directions the residuals take")
     ranks = range(1, study.width + 1)
     for number, (layer, spectra) in enumerate(study.spectra.items()):
-        style = {"color": _colour(number), "marker": MARKERS[number % len(MARKERS)]}
         for head, shares in enumerate(spectra.cumulative_variance.tolist()):
             label = f"layer {layer}, one line a head" if head == 0 else None
-            axes.plot(ranks, shares, linewidth=1, markersize=3, alpha=0.8, label=label, **style)
+            axes.plot(
+                ranks,
+                shares,
+                color=_colour(number),
+                marker=marker(number),
+                linewidth=1,
+                markersize=3,
+                alpha=0.8,
+                label=label,
+            )
     axes.axhline(0.9, color=COLOURS[8], linestyle="--", linewidth=1, label="90 %")
     _rank_axis(axes, [2**power for power in range(study.width.bit_length())])
     axes.set_ylim(0, 1.02)
@@ -84,9 +95,16 @@ def sharpness_figure(study: Study) -> Figure:
             costs = [100 * head.cost.value for head in heads]
             below = [100 * (head.cost.value - head.cost.low) for head in heads]
             above = [100 * (head.cost.high - head.cost.value) for head in heads]
-            style = {"color": _colour(number), "fmt": MARKERS[number % len(MARKERS)]}
             x = [getattr(head, name) for head in heads]
-            axes.errorbar(x, costs, [below, above], label=f"layer {layer}", capsize=2, **style)
+            axes.errorbar(
+                x,
+                costs,
+                [below, above],
+                fmt=marker(number),
+                color=_colour(number),
+                label=f"layer {layer}",
+                capsize=2,
+            )
         axes.axhline(0, color=COLOURS[8], linewidth=0.8)
         axes.set_xlabel(label)
         axes.grid(alpha=0.25)
@@ -98,10 +116,10 @@ def sharpness_figure(study: Study) -> Figure:
 
 def _colour(number: int) -> str:
     """Of a layer: neighbours in the palette look alike."""
-    return COLOURS[3 * number % len(COLOURS)]
+    return colour(3 * number)
 
 
-def _figure(title: str) -> tuple[Figure, object]:
+def _figure(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11)
@@ -109,13 +127,13 @@ def _figure(title: str) -> tuple[Figure, object]:
     return figure, axes
 
 
-def _rank_axis(axes, ranks: list[int]) -> None:
+def _rank_axis(axes: Axes, ranks: list[int]) -> None:
     axes.set_xscale("symlog" if 0 in ranks else "log", base=2)
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.minorticks_off()
 
 
-def _write_cells(axes, image, grid: list[list[float]], style: str) -> None:
+def _write_cells(axes: Axes, image: AxesImage, grid: list[list[float]], style: str) -> None:
     middle = sum(image.get_clim()) / 2
     for row, cells in enumerate(grid):
         for column, value in enumerate(cells):

@@ -8,6 +8,7 @@ softmax, and more of them are equal. Nothing is written onto the model's modules
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +19,9 @@ from transformers.utils.generic import maybe_autocast
 
 from lightning_kfac.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "lightning_kfac"
 # Given the output [B, T, H, d], the probabilities [B, H, T, S] and the values [B, K, S, d]: the output to use.
 Transform = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -25,7 +29,7 @@ _TRANSFORMS: WeakKeyDictionary[nn.Module, Transform] = WeakKeyDictionary()
 
 
 @contextmanager
-def transformed_attention(model: nn.Module, transforms: Mapping[int, Transform]) -> Iterator[None]:
+def transformed_attention(model: "PreTrainedModel", transforms: Mapping[int, Transform]) -> Iterator[None]:
     """While the block runs, the attention outputs of some layers pass through a function each.
 
     All layers run eager attention meanwhile. The implementation of before is put back, also after an error.
@@ -40,21 +44,21 @@ def transformed_attention(model: nn.Module, transforms: Mapping[int, Transform])
     if not hasattr(model, "set_attn_implementation") or not any(map(_eager, _numbered(model))):
         raise _unsupported(model)
     before = _implementation(model)
-    modules = [module for module in model.modules() if getattr(module, "layer_idx", None) in transforms]
-    outer = {module: _TRANSFORMS[module] for module in modules if module in _TRANSFORMS}
+    own = {module: transforms[number] for module, number in _numbered(model).items() if number in transforms}
+    outer = {module: _TRANSFORMS[module] for module in own if module in _TRANSFORMS}
     try:
         model.set_attn_implementation(NAME)
-        _TRANSFORMS.update({module: transforms[module.layer_idx] for module in modules})
+        _TRANSFORMS.update(own)
         yield
     finally:
-        for module in modules:
+        for module in own:
             _TRANSFORMS.pop(module, None)
         _TRANSFORMS.update(outer)
         model.set_attn_implementation(before)
 
 
 @torch.no_grad()
-def attention_shapes(model: nn.Module) -> dict[int, tuple[int, int]]:
+def attention_shapes(model: "PreTrainedModel") -> dict[int, tuple[int, int]]:
     """Number of query heads and width of a head of every attention layer, by layer number.
 
     Found out by running two tokens, which costs nothing on the meta device.
@@ -62,16 +66,17 @@ def attention_shapes(model: nn.Module) -> dict[int, tuple[int, int]]:
     Raises:
         InputError: The architecture does not support the attention interface.
     """
-    shapes = {}
+    shapes: dict[int, tuple[int, int]] = {}
 
     def remember(layer: int) -> Transform:
         def listen(output: Tensor, probabilities: Tensor, values: Tensor) -> Tensor:
-            shapes[layer] = tuple(output.shape[-2:])
+            heads, width = output.shape[-2:]
+            shapes[layer] = (heads, width)
             return output
 
         return listen
 
-    with transformed_attention(model, {m.layer_idx: remember(m.layer_idx) for m in _numbered(model)}):
+    with transformed_attention(model, {number: remember(number) for number in _numbered(model).values()}):
         tokens = torch.ones(1, 2, dtype=torch.long, device=model.device)
         model(input_ids=tokens, attention_mask=tokens, use_cache=False)
     if not shapes:
@@ -89,34 +94,40 @@ def resolve_layers(layers: Iterable[int], existing: Iterable[int]) -> list[int]:
         >>> resolve_layers([-1, 0], range(6))
         [0, 5]
     """
-    existing, layers = sorted(existing), list(layers)
-    found = {layer: layer + existing[-1] + 1 if layer < 0 else layer for layer in layers}
-    if missing := [layer for layer, number in found.items() if number not in existing]:
-        known = f"{existing[0]} to {existing[-1]}" if len(existing) > 2 else " and ".join(map(str, existing))
-        raise InputError(f"layer {missing[0]} does not exist; the model has attention in layers {known}")
-    if not layers:
+    known = sorted(existing)
+    found = {layer: layer + known[-1] + 1 if layer < 0 else layer for layer in layers}
+    if missing := [layer for layer, number in found.items() if number not in known]:
+        some = f"{known[0]} to {known[-1]}" if len(known) > 2 else " and ".join(map(str, known))
+        raise InputError(f"layer {missing[0]} does not exist; the model has attention in layers {some}")
+    if not found:
         raise InputError("no layer is chosen: name at least one")
     return sorted(set(found.values()))
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs):
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
     """The registered attention function."""
-    output, probabilities = _eager(module)(module, query, key, value, attention_mask, **kwargs)
+    eager = _eager(module)
+    if eager is None:
+        raise _unsupported(module)
+    output, probabilities = eager(module, query, key, value, attention_mask, **kwargs)
     if (transform := _TRANSFORMS.get(module)) is not None:
         with maybe_autocast(output.device.type, enabled=False):  # a transform chooses its own precision
             output = transform(output, probabilities, value)
     return output, probabilities
 
 
-def _eager(module: nn.Module) -> Callable | None:
+def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
     """The eager attention function of the file that the module's class (or one of its bases) comes from."""
     files = (sys.modules.get(kind.__module__) for kind in type(module).__mro__)
     return next((f for file in files if (f := getattr(file, "eager_attention_forward", None))), None)
 
 
-def _numbered(model: nn.Module) -> list[nn.Module]:
+def _numbered(model: nn.Module) -> dict[nn.Module, int]:
     """The modules that carry a layer number: attention, and in some families others too."""
-    return [module for module in model.modules() if isinstance(getattr(module, "layer_idx", None), int)]
+    numbers = {module: getattr(module, "layer_idx", None) for module in model.modules()}
+    return {module: number for module, number in numbers.items() if isinstance(number, int)}
 
 
 def _unsupported(model: nn.Module) -> InputError:
@@ -126,11 +137,12 @@ def _unsupported(model: nn.Module) -> InputError:
     )
 
 
-def _implementation(model: nn.Module) -> dict[str, str]:
+def _implementation(model: "PreTrainedModel") -> dict[str, str]:
     """What is set now, for ``set_attn_implementation``: of the model, and of its parts that have their own config."""
     config = model.config
-    parts = {key: part._attn_implementation for key in config.sub_configs if (part := getattr(config, key)) is not None}
-    return {"": config._attn_implementation, **parts}
+    parts = {key: getattr(config, key) for key in config.sub_configs}
+    own = {key: part._attn_implementation for key, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **own}
 
 
 AttentionInterface.register(NAME, _attend)

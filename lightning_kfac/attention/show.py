@@ -14,19 +14,17 @@ FIGURES = {"curve": curve_figure, "spectra": spectra_figure, "heads": heads_figu
 
 def modes_table(study: Study) -> Table:
     """Every mode: perplexity, change, share of the Top-1 loss recovered, strict accuracy."""
-    comparison, recovered = study.comparison, study.comparison.recovered
+    comparison = study.comparison
     recites = any(figure is not None for figure in study.recited.values())
     table = _table("Crystallized attention", "", "perplexity", "change", "Top-1 loss recovered")
     if recites:
         table.add_column("strict accuracy", justify="right")
-    ranks = {lowrank(rank): rank for rank in recovered or ()}
+    shares = {lowrank(rank): percent(share, 0) for rank, share in (comparison.recovered or {}).items()}
     for name in study.recited:
         cost = comparison.costs[name]
-        share = percent(recovered[ranks[name]], 0) if name in ranks else ""
-        if recovered is None and name not in (BASELINE, TOP1, FULL):
-            share = "n/a"
+        unknown = "n/a" if comparison.recovered is None and name not in (BASELINE, TOP1, FULL) else ""
         change = "" if name == BASELINE else percent(cost.change, 2)
-        cells = [name, f"{cost.perplexity:.3f}", change, share]
+        cells = [name, f"{cost.perplexity:.3f}", change, shares.get(name, unknown)]
         if recites:
             figure = study.recited[name]
             cells.append("n/a" if figure is None else f"{figure[0]:.3f}")

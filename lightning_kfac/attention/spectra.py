@@ -4,9 +4,10 @@ The second moment of a head's residuals is M = 1/N sum_t eps_t eps_t^T, uncentre
 singular vectors of the stacked residuals [N, d]; its eigenvalues are the squared singular values over N.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,12 @@ class ResidualSpectra(Mapping[int, HeadSpectra]):
     """
 
     layers: dict[int, HeadSpectra]
-    metadata: dict = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, layer: int) -> HeadSpectra:
         return self.layers[layer]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         return iter(self.layers)
 
     def __len__(self) -> int:

@@ -50,11 +50,12 @@ def load_spectra(path: str | Path) -> ResidualSpectra:
     if not (path / METADATA).is_file():
         raise InputError(f"{path}: not a folder of residual spectra: it has no {METADATA}")
     metadata = read_json(path / METADATA, ADVICE)
-    known, layers, checksums = metadata.get("format"), metadata.get("layers"), metadata.pop("checksums", {})
+    known = metadata.get("format")
+    layers = metadata.get("layers")
+    checksums = metadata.pop("checksums", {})
     if type(known) is not int or known != FORMAT:
         raise InputError(f"{path}: format {known!r} of residual spectra; this version reads format {FORMAT}")
-    whole = isinstance(layers, list) and all(type(layer) is int and layer >= 0 for layer in layers)
-    if not whole or not isinstance(checksums, dict):
+    if not (isinstance(layers, list) and all(map(_is_number, layers)) and isinstance(checksums, dict)):
         raise InputError(f"{path / METADATA}: damaged or incomplete: layers must be a list of numbers; {ADVICE}")
     found = {layer: _read(path / _file(layer), checksums.get(str(layer))) for layer in layers}
     return ResidualSpectra(found, metadata)
@@ -68,6 +69,10 @@ def _read(path: Path, checksum: str | None) -> HeadSpectra:
     if not all(tensor.is_floating_point() for tensor in tensors.values()):
         raise InputError(f"{path}: damaged or incomplete: it holds no real numbers; {ADVICE}")
     return HeadSpectra(**tensors)
+
+
+def _is_number(layer: object) -> bool:
+    return type(layer) is int and layer >= 0
 
 
 def _file(layer: int) -> str:

@@ -1,11 +1,12 @@
 """What a study of crystallized attention has found, and what it says in plain words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from lightning_kfac.attention.comparison import BASELINE, TOP1, Comparison
 from lightning_kfac.attention.spectra import ResidualSpectra
-from lightning_kfac.attention.uncertainty import Estimate
+from lightning_kfac.math.statistics import Estimate
 
 SHOWN_RANKS = (1, 2, 4, 8, 16)
 
@@ -55,7 +56,8 @@ class Study:
         """Every head of the studied layers."""
         found = []
         for layer, spectra in self.spectra.items():
-            dimensions, shares = spectra.effective_dimension().tolist(), spectra.cumulative_variance
+            dimensions = spectra.effective_dimension().tolist()
+            shares = spectra.cumulative_variance
             for head, dimension in enumerate(dimensions):
                 held = {rank: shares[head, rank - 1].item() for rank in SHOWN_RANKS if rank <= shares.shape[1]}
                 cost = self.comparison.costs[f"layer {layer} head {head}"].change
@@ -75,7 +77,7 @@ class Study:
         """Over the heads of the studied layers."""
         return sum(head.effective_dimension for head in self.heads) / len(self.heads)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             **self.comparison.to_dict(),
@@ -97,20 +99,24 @@ class Study:
             f"Of the residuals' variance, 90 % lies in {self.mean_effective_dimension:.1f} of {self.width} directions "
             "in the mean over the heads.",
         ]
-        before, after = self.recited.get(BASELINE), self.recited.get(TOP1)
+        before = self.recited.get(BASELINE)
+        after = self.recited.get(TOP1)
         if before is not None and after is not None:
             counts = [f"{round(accuracy * n)}" for accuracy, n in (before, after)]
             sentences.append(f"Of {before[1]} memorized sequences it recites {counts[1]} ({counts[0]} unchanged).")
         return " ".join(sentences)
 
     def _compressibility(self) -> str:
-        recovered, enough = self.comparison.recovered, self.comparison.enough
-        if recovered is None:
+        recovered = self.comparison.recovered
+        enough = self.comparison.enough
+        if recovered is None or enough is None:
             return "There is no loss beyond its own interval, so none to recover."
         if enough.value == float("inf"):
             rank, best = max(recovered.items(), key=lambda item: item[1].value)
             return f"No rank that was tried recovers 90 % of the loss; rank {rank} recovers {percent(best, 0)}."
-        rank, word, cautious = int(enough.value), _word(enough.value / self.width), _word(enough.high / self.width)
+        rank = int(enough.value)
+        word = _word(enough.value / self.width)
+        cautious = _word(enough.high / self.width)
         word += "" if word == cautious else f" (at the end of the interval {cautious})"
         return (
             f"The loss is {word}: rank {rank} of {self.width} is the smallest that was "
@@ -136,6 +142,6 @@ def _word(share: float) -> str:
     return "compressible" if share <= 1 / 4 else "partly compressible" if share <= 1 / 2 else "hardly compressible"
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _listed(numbers: Iterable[int]) -> str:
     *front, last = map(str, numbers)
     return f"{', '.join(front)} and {last}" if front else last

@@ -102,10 +102,13 @@ class CrystallizationStudy(Callback):
 
     def _note(self, name: str, pl_module: LightningModule) -> None:
         """Keeps what an evaluation found: recitation, and the loss of every held-out row."""
-        results, metric = pl_module.results, pl_module.evaluation.perplexity
+        results = pl_module.results
+        evaluation = pl_module.evaluation
         self._recited[name] = (results["strict_acc"], results["n_sequences"]) if "strict_acc" in results else None
-        figure = metric.figures["perplexity"]
-        rows = zip(metric.numbers.tolist(), figure.sums.tolist(), figure.weights.long().tolist(), strict=True)
+        figure = evaluation.figures["perplexity"]
+        rows = zip(
+            evaluation.numbers["perplexity"].tolist(), figure.sums.tolist(), figure.weights.long().tolist(), strict=True
+        )
         self._losses[name] = {number: (loss, count) for number, loss, count in rows}
 
     def _held_out(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, tuple[float, int]]:

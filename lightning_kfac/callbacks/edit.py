@@ -72,7 +72,7 @@ class EditCallback(Callback):
             check_formula(self.config.for_layer(name), bool(domains), collector.moments is not None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        collector = find_collector(trainer)
+        collector = find_collector(trainer, self)
         if trainer.enable_validation and not (pl_module.results or pl_module.skip_baseline):
             # The fit was cut short: no baseline yet.
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -105,7 +105,7 @@ class EditCallback(Callback):
         with editor.ranks.together():
             save_edited(
                 pl_module.model,
-                trainer.datamodule.tokenizer,
+                getattr(trainer.datamodule, "tokenizer", None),
                 Path(trainer.default_root_dir) / ("patch" if self.save == "patch" else "edited"),
                 self.report,
                 source=pl_module.model_name,

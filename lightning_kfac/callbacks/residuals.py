@@ -61,7 +61,7 @@ class ResidualCollector(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._capture.__enter__()
-        pl_module.engine = _ForwardOnly(self._capture)
+        pl_module.collection = _ForwardOnly(self._capture)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         # Before the evaluation, which is not to be listened to.
@@ -92,12 +92,13 @@ class ResidualCollector(Callback):
 
 
 class _ForwardOnly:
-    """A collection's engine without a backward: Lightning gets a loss that depends on nothing."""
+    """A collection without a backward: Lightning gets a loss that depends on nothing."""
 
     def __init__(self, capture: ResidualCapture):
         self.capture = capture
+        self.loss = torch.zeros(())
 
-    def run(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Runs a batch; returns what Lightning differentiates, and the summed loss."""
-        loss = self.capture.run(tokens)
-        return torch.zeros_like(loss, requires_grad=True), loss
+    def run(self, tokens: TokenBatch) -> Tensor:
+        """Runs a batch; returns what Lightning differentiates."""
+        self.loss = self.capture.run(tokens)
+        return torch.zeros_like(self.loss, requires_grad=True)

@@ -10,6 +10,7 @@ from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.console import track_count
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.factors.spectra import LayerSpectrum, layer_spectrum
 from lightning_kfac.models.targets import count_blocks, narrow
@@ -34,8 +35,8 @@ class SpectrumLogger(Callback):
         self.spectra: dict[str, LayerSpectrum] = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        collector = find_collector(trainer)
-        if collector is None or not isinstance(trainer.logger, TensorBoardLogger):
+        collector = find_collector(trainer, self)
+        if not isinstance(trainer.logger, TensorBoardLogger):
             return
         ranks = current_ranks()
         device = next(pl_module.model.parameters()).device
@@ -59,5 +60,5 @@ class SpectrumLogger(Callback):
 def _cuts(edit: EditConfig, names: list[str], n_blocks: int) -> dict[str, float]:
     """Where the edit cuts the layers that it edits by ``original``: only there the figures show what it keeps."""
     own = {name: edit.for_layer(name) for name in narrow(names, n_blocks, edit.blocks, edit.projections)}
-    plain = {name: config for name, config in own.items() if config.formula == "original" and config.mode == "suppress"}
+    plain = {name: config for name, config in own.items() if is_product(config.formula) and config.mode == "suppress"}
     return {name: config.rho for name, config in plain.items() if config.budget in (None, "mass")}

@@ -16,13 +16,14 @@ from lightning_kfac.console import console
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.layers import Layer
 from lightning_kfac.models.loading import skeleton
 from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 
 
-def check_fit(trainer: Trainer, model: CausalLM, data: TextData) -> Mapping[str, nn.Module]:
+def check_fit(trainer: Trainer, model: CausalLM, data: TextData) -> Mapping[str, Layer]:
     """The layers that the collection will track, none where there is no collection.
 
     Raises:
@@ -43,7 +44,7 @@ def check_fit(trainer: Trainer, model: CausalLM, data: TextData) -> Mapping[str,
     module = _on_paper(model)
     targets = collector.targets(module)
     if edit is not None:
-        check_untied(module, targets)
+        check_untied(module, targets.values())
         chosen = narrow(list(targets), count_blocks(module), edit.config.blocks, edit.config.projections)
         edit.check(chosen, list(data.domains), collector)
     return targets

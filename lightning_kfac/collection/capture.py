@@ -4,15 +4,18 @@ Every layer is z[b, t] = W a[b, t]. A sums a a^T and G sums g g^T over the posit
 g = d loss / d z ("K-FAC expand": each position counts as a sample of its own).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from lightning_kfac.collection.sums import FactorSums, LayerSums
 from lightning_kfac.distributed.ranks import Ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.models.layers import Layer
 
 
 class Tap(torch.autograd.Function):
@@ -25,7 +28,9 @@ class Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, output: Tensor, root: Tensor, a: Tensor, capture: "CurvatureCapture", name: str) -> Tensor:
         ctx.save_for_backward(a)
-        ctx.capture, ctx.name, ctx.first_draw = capture, name, True
+        ctx.capture = capture
+        ctx.name = name
+        ctx.first_draw = True
         if output._is_view():  # GPT-2's Conv1D ends in a view
             return output.view_as(output)
         ctx.mark_dirty(output)  # no view, so that a model may add to it in place, as Falcon does
@@ -43,12 +48,14 @@ class CurvatureCapture:
     """Hooks on some layers of a model that sum curvature over batches.
 
     Usage: enter the context; for each batch call ``begin``, run the model, and call ``backward()`` on
-    each summed loss; then read ``factors()``. Hooks do nothing where gradients are disabled, so the
+    each summed loss; then take ``results()``. Hooks do nothing where gradients are disabled, so the
     model can be evaluated in between. The model's parameters must not require grad.
 
     Args:
-        layers: The tracked layers by dotted name.
-        sums: Makes the sums of a layer from its name and module; by default those of A and G.
+        layers: The tracked layers by name.
+        sums: Makes the sums of a layer; by default those of A and G.
+        leaders: For each layer the one that reads the same input and comes first in a forward, itself where there is
+            none; by default found in the first forward. (Layers that are not tracked here may be in it.)
         per_position_masks: Leave layers unmasked whose input is not one vector a position, instead of
             refusing them: for models other than language models.
         ranks: Processes that add to the same sums at every batch, each of which one of them keeps.
@@ -56,23 +63,26 @@ class CurvatureCapture:
 
     def __init__(
         self,
-        layers: Mapping[str, nn.Module],
-        sums: Callable[[str, nn.Module], LayerSums] | None = None,
+        layers: Mapping[str, Layer],
+        sums: Callable[[Layer], LayerSums] = FactorSums,
+        leaders: Mapping[str, str] | None = None,
         per_position_masks: bool = False,
         ranks: Ranks | None = None,
     ):
         self.ranks = ranks or Ranks()
-        self.layers, self.per_position_masks = dict(layers), per_position_masks
-        make = sums or (lambda name, layer: FactorSums(layer))
-        self.sums = {name: make(name, layer) for name, layer in self.layers.items()}
-        device = next(iter(self.layers.values())).weight.device
+        self.layers = dict(layers)
+        self.per_position_masks = per_position_masks
+        self.sums = {name: sums(layer) for name, layer in self.layers.items()}
+        device = next(iter(self.layers.values())).device
         self.root = torch.zeros((), requires_grad=True, device=device)
         # On the device, so that no batch waits for it.
         self.counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in self.layers}
         self.leaders: dict[str, str] = {}
         self._valid: Tensor | None = None
         self._inputs: dict[str, Tensor] = {}
-        self._handles: list = []
+        self._handles: list[RemovableHandle] = []
+        for name, leader in leaders_among(self.layers, leaders or {}).items():
+            self._follow(name, leader)
 
     def begin(self, valid: Tensor | None) -> None:
         """Starts a batch.
@@ -85,6 +95,8 @@ class CurvatureCapture:
 
     def add(self, name: str, a: Tensor, g: Tensor, first_draw: bool) -> None:
         """Adds what one layer saw, without the positions that do not count."""
+        a = self.layers[name].inputs(a)
+        g = self.layers[name].outputs(g)
         valid = self._valid
         if valid is not None and a[..., 0].numel() != valid.numel():
             if not self.per_position_masks:
@@ -95,14 +107,15 @@ class CurvatureCapture:
             valid = None
         if valid is not None:
             dropped = ~valid.reshape(a.shape[:-1])[..., None]  # some models flatten rows and positions
-            a, g = a.masked_fill(dropped, 0), g.masked_fill(dropped, 0)
+            a = a.masked_fill(dropped, 0)
+            g = g.masked_fill(dropped, 0)
         self.sums[name].add(a, g, first_draw)
         if first_draw:
             self.counts[name] += a[..., 0].numel() if valid is None else valid.sum()
 
     def __enter__(self) -> "CurvatureCapture":
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_hook(self._hook(name)))
+            self._handles.append(layer.watch(self._see(name)))
         return self
 
     def __exit__(self, *_) -> None:
@@ -121,15 +134,18 @@ class CurvatureCapture:
         found = [bad for bad in self.ranks.gather(None if fine else self._not_finite()) if bad is not None]
         if found:
             bad = {what: set().union(*(one[what] for one in found)) for what in ("input", "gradient")}
-            message = _where_it_began(list(self.sums), bad)
+            message = _where_it_began(list(self.sums), bad["input"], bad["gradient"])
             raise InputError(f"{where}: {message}; try dtype float32, or look at the model's weights")
 
     def n_tokens(self) -> dict[str, int]:
         """Positions that counted so far, by layer."""
         return {name: int(count) for name, count in self.counts.items()}
 
-    def factors(self, mc_samples: int = 1) -> dict[str, KroneckerFactors]:
-        """Means over all positions that counted, for sums of A and G, which are given up one by one.
+    def results(self, draws: int = 1) -> dict[str, Any]:
+        """What the sums give, by layer: ``KroneckerFactors``, or moments. The capture ends; its sums go one by one.
+
+        Args:
+            draws: Draws of labels a forward pass.
 
         Raises:
             InputError: No position counted.
@@ -137,40 +153,27 @@ class CurvatureCapture:
         counts = self.n_tokens()
         if not any(counts.values()):
             raise InputError("no valid token: every position is padding, ignored, or without a next token")
-        inputs: dict[str, Tensor] = {}
-        for name, sums in self.sums.items():
-            if sums.A is not None:
-                inputs[name], sums.A = sums.A.sum().div_(counts[name]), None
-        return {
-            name: KroneckerFactors(
-                inputs[self.leaders[name]], self.sums.pop(name).G.sum().div_(mc_samples * counts[name]), counts[name]
-            )
-            for name in list(self.sums)
-        }
+        found: dict[str, Any] = {}
+        for name, leader in self.leaders.items():  # leaders come first, as they did in the forward
+            found[name] = self.sums.pop(name).result(counts[name], draws, found.get(leader))
+        return {name: found[name] for name in self.layers}
 
-    def snapshot(self, add_over_ranks: Callable[[Tensor], Tensor], mc_samples: int = 1) -> dict[str, KroneckerFactors]:
+    def snapshot(self, add_over_ranks: Callable[[Tensor], Tensor], draws: int = 1) -> dict[str, KroneckerFactors]:
         """The factors so far, of all ranks; collection goes on."""
-        copy = CurvatureCapture(self.layers)
-        copy.leaders, copy.counts = self.leaders, dict(self.counts)
+        copy = CurvatureCapture(self.layers, leaders=self.leaders)
+        copy.counts = dict(self.counts)
         for name, sums in self.sums.items():
-            if sums.A is None:
-                copy.sums[name].A = None
             copy.sums[name].load(sums.tensors())
         copy.reduce(add_over_ranks)
-        return copy.factors(mc_samples)
+        return copy.results(draws)
 
     def state(self) -> dict[str, Tensor]:
         """Sums and counts of this rank by ``layer/part``, for ``load_state``."""
         state = {f"{name}/{key}": value for name, sums in self.sums.items() for key, value in sums.state().items()}
         return state | {f"{name}/count": count for name, count in self.counts.items()}
 
-    def load_state(self, state: Mapping[str, Tensor], leaders: Mapping[str, str]) -> None:
-        """Goes on from what ``state`` gave, bit for bit.
-
-        Args:
-            leaders: The attribute of the capture that gave the state.
-        """
-        self.share_inputs(leaders)
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what ``state`` gave, bit for bit; the leaders must be those of the capture that gave it."""
         for name, sums in self.sums.items():
             sums.load_state(_parts(state, name))
         for name, count in self.counts.items():
@@ -187,13 +190,6 @@ class CurvatureCapture:
         for name, count in self.counts.items():
             count += state[f"{name}/count"].to(count.device)
 
-    def share_inputs(self, leaders: Mapping[str, str]) -> None:
-        """Says before the first batch which layers read the same input, as the attribute ``leaders`` does after it."""
-        self.leaders = dict(leaders)
-        for name, sums in self.sums.items():
-            if isinstance(sums, FactorSums) and leaders.get(name, name) != name:
-                sums.A = None
-
     def reduce(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Adds the sums of all ranks; only triangles travel.
 
@@ -205,26 +201,29 @@ class CurvatureCapture:
                 sums.load([add_over_ranks(tensor) for tensor in sums.tensors()])
             self.counts[name] = add_over_ranks(self.counts[name])
 
-    def _hook(self, name: str):
-        def hook(layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    def _see(self, name: str) -> Callable[[Tensor, Tensor], Tensor | None]:
+        def see(a: Tensor, z: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
-            self._note_input(name, args[0])
-            return Tap.apply(output, self.root, args[0].detach(), self, name)
+            self._note_input(name, a)
+            return Tap.apply(z, self.root, a.detach(), self, name)
 
-        return hook
+        return see
 
     @torch.compiler.disable
     def _note_input(self, name: str, a: Tensor) -> None:
-        """Notes in the first forward which layers read the same tensor; later ones must agree."""
+        """Notes in the first forward which layers read the same tensor, unless that is known; later ones must agree."""
         if name not in self.leaders:
-            self.leaders[name] = next((n for n, seen in self._inputs.items() if seen is a), name)
-            if self.leaders[name] != name and isinstance(self.sums[name], FactorSums):
-                self.sums[name].A = None
+            self._follow(name, next((other for other, seen in self._inputs.items() if seen is a), name))
         elif (leader := self.leaders[name]) != name and self._inputs.get(leader) is not a:
             raise InputError(f"{name} shared its input with {leader} in the first batch, and no longer does")
         if self.leaders[name] == name:
             self._inputs[name] = a
+
+    def _follow(self, name: str, leader: str) -> None:
+        self.leaders[name] = leader
+        if leader != name:
+            self.sums[name].share_input()
 
     def _not_finite(self) -> dict[str, set[str]]:
         """The layers with a bad input, and with a bad gradient."""
@@ -236,11 +235,28 @@ class CurvatureCapture:
         return bad
 
 
-def _where_it_began(layers: list[str], bad: Mapping[str, set[str]]) -> str:
+def leaders_among(names: Iterable[str], leaders: Mapping[str, str]) -> dict[str, str]:
+    """For each of some layers the first of them that reads the same input.
+
+    Args:
+        names: The layers.
+        leaders: The same for more layers, in the order of a forward.
+
+    Example:
+        >>> leaders_among(["k", "v"], {"q": "q", "k": "q", "v": "q", "o": "o"})
+        {'k': 'k', 'v': 'k'}
+    """
+    chosen = set(names)
+    first: dict[str, str] = {}
+    return {name: first.setdefault(leader, name) for name, leader in leaders.items() if name in chosen}
+
+
+def _where_it_began(layers: list[str], inputs: set[str], gradients: set[str]) -> str:
     """The lowest layer with a bad input, else the highest with a bad gradient."""
-    for what, names in (("input of", layers), ("gradient at", reversed(layers))):
-        if first := next((name for name in names if name in bad[what.split()[0]]), None):
-            return f"the {what} {first} has NaN or infinite values"
+    if first := next((name for name in layers if name in inputs), None):
+        return f"the input of {first} has NaN or infinite values"
+    if last := next((name for name in reversed(layers) if name in gradients), None):
+        return f"the gradient at {last} has NaN or infinite values"
     return "the loss is NaN or infinite"
 
 

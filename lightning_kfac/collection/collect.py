@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kfac.collection.capture import CurvatureCapture
-from lightning_kfac.collection.engine import CurvatureEngine
 from lightning_kfac.collection.fisher import FisherLoss
-from lightning_kfac.collection.memory import plan_memory
+from lightning_kfac.collection.session import CollectionSession
 from lightning_kfac.collection.sums import MomentSums
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.models.layers import Layer, find_layers
 from lightning_kfac.models.targets import Blocks, resolve_targets
 from lightning_kfac.models.tokens import TokenBatch
 
@@ -76,22 +76,18 @@ def collect_factors(
     with frozen(model):
         if loss_fn is not None:
             return _collect_with(loss_fn, model, batches, layers)
-        loss = FisherLoss(labels, seed, mc_samples)
-        first, batches = _peek(batches)
-        if first is None:
-            raise InputError("no valid token: there is no batch")
-        rows, seq_len = TokenBatch.from_dict(first).input_ids.shape
-        plan = plan_memory(model, layers, loss, rows, seq_len, max_memory_gb, layers_per_pass)
+        objective = FisherLoss(labels, seed, mc_samples)
+        limits = {"max_memory_gb": max_memory_gb, "layers_per_pass": layers_per_pass}
+        session = CollectionSession(model, layers, objective, **limits)
+        batches = _planned(session, batches)
+        passes = session.plan.passes
         if verbose:
-            console.print(str(plan))
-        if len(plan.passes) > 1 and isinstance(batches, Iterator):
-            raise InputError(f"{len(plan.passes)} passes are needed: give `batches` as a list or a data loader")
-        factors = {}
-        for names in plan.passes:
-            with CurvatureCapture({name: layers[name] for name in names}) as capture:
-                engine = CurvatureEngine(model, capture, loss, plan.rows_at_once, plan.head_chunk)
-                _run(engine, batches)
-                factors |= capture.factors(mc_samples)
+            console.print(str(session.plan))
+        if len(passes) > 1 and isinstance(batches, Iterator):
+            raise InputError(f"{len(passes)} passes are needed: give `batches` as a list or a data loader")
+        factors: dict[str, KroneckerFactors] = {}
+        for names in passes:
+            factors |= _pass(session, batches, names)
         return factors
 
 
@@ -127,23 +123,19 @@ def collect_moments(
     """
     if moments not in ("token", "sequence"):
         raise InputError(f"moments is {moments!r}; choose token or sequence")
-    named = dict(model.named_modules())
-    if missing := [name for name in factors if name not in named]:
+    known = find_layers(model)
+    if missing := [name for name in factors if name not in known]:
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
-    layers = {name: named[name] for name in factors}
-
     bases = BasisCache.beside(factors)
 
-    def sums(name: str, layer: nn.Module) -> MomentSums:
-        return MomentSums(layer, *bases.of(factors, name, layer.weight.device), moments)
+    def sums(layer: Layer) -> MomentSums:
+        return MomentSums(layer, *bases.of(factors, layer.name, layer.device), moments)
 
-    with frozen(model), CurvatureCapture(layers, sums) as capture:
-        loss = FisherLoss(labels, seed)
-        first, batches = _peek(batches)
-        plan = plan_memory(model, layers, loss, *TokenBatch.from_dict(first or {}).input_ids.shape)
-        _run(CurvatureEngine(model, capture, loss, plan.rows_at_once, plan.head_chunk), batches)
-        counts = capture.n_tokens()
-        return {name: s.total / counts[name] for name, s in capture.sums.items()}
+    with frozen(model):
+        layers = {name: known[name] for name in factors}
+        session = CollectionSession(model, layers, FisherLoss(labels, seed))
+        batches = _planned(session, batches)
+        return _pass(session, batches, layers, sums)
 
 
 @contextmanager
@@ -161,22 +153,43 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _run(engine: CurvatureEngine, batches: Iterable[dict]) -> None:
-    device = next(engine.model.parameters()).device
-    vocabulary = engine.model.get_input_embeddings().weight.shape[0]
+def _planned(session: CollectionSession, batches: Iterable[dict]) -> Iterable[dict]:
+    """Plans by the first batch; gives all of them."""
+    first, batches = _peek(batches)
+    if first is None:
+        raise InputError("no valid token: there is no batch")
+    session.make_plan(TokenBatch.from_dict(first).shape)
+    return batches
+
+
+def _pass(
+    session: CollectionSession,
+    batches: Iterable[dict],
+    names: Iterable[str],
+    sums: Callable[[Layer], MomentSums] | None = None,
+) -> dict:
+    """One pass over the batches for some of the layers."""
+    device = next(session.model.parameters()).device
+    vocabulary = session.model.get_input_embeddings().weight.shape[0]
     rows = 0
-    for number, batch in enumerate(batches):
-        tokens = engine.loss.prepare(batch, first_index=rows)
-        rows += len(tokens.input_ids)
-        if batch["input_ids"].is_cpu and (largest := int(batch["input_ids"].max())) >= vocabulary:
-            raise InputError(f"batch {number}: id {largest} is outside the model's vocabulary (0 to {vocabulary - 1})")
-        last, total = engine.run(tokens.to(device))
-        last.backward()
-        engine.capture.check_finite(total, f"batch {number}")
+    try:
+        session.open(names, sums)
+        for number, batch in enumerate(batches):
+            tokens = session.objective.prepare(batch, first_index=rows)
+            rows += tokens.shape[0]
+            try:
+                tokens.check_ids(vocabulary)
+            except InputError as error:
+                raise InputError(f"batch {number}: {error}") from None
+            session.run(tokens.to(device)).backward()
+            session.check_finite(f"batch {number}")
+        return session.close()
+    finally:
+        session.abandon()
 
 
 def _collect_with(
-    loss_fn: LossFunction, model: nn.Module, batches: Iterable[dict], layers: Mapping[str, nn.Module]
+    loss_fn: LossFunction, model: nn.Module, batches: Iterable[dict], layers: Mapping[str, Layer]
 ) -> dict[str, KroneckerFactors]:
     with torch.enable_grad(), CurvatureCapture(layers, per_position_masks=True) as capture:
         for number, batch in enumerate(batches):
@@ -185,7 +198,7 @@ def _collect_with(
             loss = loss_fn(model, batch)
             loss.backward()
             capture.check_finite(loss, f"batch {number}")
-        return capture.factors()
+        return capture.results()
 
 
 def _peek(batches: Iterable[dict]) -> tuple[dict | None, Iterable[dict]]:

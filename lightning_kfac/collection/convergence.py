@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from lightning_kfac.factors.folder import input_leaders
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.overlap import KeptSet, overlap
 from lightning_kfac.math.spectrum import Spectrum, eigenbasis
@@ -47,12 +48,13 @@ class Snapshots:
 
     def compare(self, factors: Mapping[str, KroneckerFactors]) -> dict[str, float]:
         """Overlap in [0, 1] of each layer's kept set with that of the last call; empty the first time."""
-        shared: dict[int, Spectrum] = {}
+        inputs: dict[str, Spectrum] = {}
         kept = {}
-        for name, layer in factors.items():
-            if id(layer.A) not in shared:
-                shared[id(layer.A)] = eigenbasis(layer.A, f"A of {name}")
-            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), shared[id(layer.A)])
+        for name, leader in input_leaders(factors).items():
+            layer = factors[name]
+            if leader not in inputs:
+                inputs[leader] = eigenbasis(layer.A, f"A of {leader}")
+            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), inputs[leader])
         overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if self._last}
         self._last, self._last_tokens = kept, next(iter(factors.values())).n_tokens
         return overlaps

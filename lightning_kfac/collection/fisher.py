@@ -1,6 +1,6 @@
-"""The loss whose curvature is collected, for one batch of tokens."""
+"""The objective of a causal language model: its loss on a batch of tokens, and how its logits are cut."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED, sample_labels, uniforms
 from lightning_kfac.models.head import HeadLoss, Labels
+from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.probes import is_plain_head
 from lightning_kfac.models.tokens import TokenBatch
+
+HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+# One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
+BYTES_PER_LOGIT = 28
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,12 @@ class FisherLoss:
             raise InputError(f"mc_samples is {self.mc_samples}: at least 1, and gold labels have one draw only")
 
     def prepare(self, batch: dict, first_index: int = 0) -> TokenBatch:
-        """A batch on the CPU with the numbers that draw its labels, so that no device waits for them."""
+        """A batch on the CPU with the numbers that draw its labels, so that no device waits for them.
+
+        Args:
+            batch: As ``TokenBatch.from_dict`` reads it.
+            first_index: Number of its first row, where it does not say.
+        """
         tokens = TokenBatch.from_dict(batch, first_index)
         if self.labels == "gold":
             return tokens
@@ -74,3 +85,30 @@ class FisherLoss:
         u = tokens.uniforms[:, draw].flatten()
         ignored = targets == IGNORED
         return lambda logits, part: sample_labels(logits, u[part]).masked_fill(ignored[part], IGNORED)
+
+    def trial(self, positions: int, device: torch.device) -> TokenBatch:
+        """A row of token 0."""
+        return self.prepare({"input_ids": torch.zeros(1, positions, dtype=torch.long)}).to(device)
+
+    def head(
+        self, model: nn.Module, layers: Mapping[str, Layer], device: torch.device, positions: int
+    ) -> tuple[int | None, int]:
+        """Tokens whose logits exist at once, and their bytes; None, all of them, where the model must make them."""
+        head = model.get_output_embeddings()
+        vocabulary = head.weight.shape[0]
+        if any(layer.module is head for layer in layers.values()) or not is_plain_head(model):
+            return None, positions * vocabulary * BYTES_PER_LOGIT
+        return slice_of_logits(device.type, vocabulary, positions)
+
+
+def slice_of_logits(kind: str, vocabulary: int, positions: int) -> tuple[int, int]:
+    """Tokens of a batch whose logits exist at once, and the bytes that these take.
+
+    Args:
+        kind: Of the device: ``cpu`` or ``cuda``.
+        vocabulary: Logits of a token.
+        positions: Tokens of the batch.
+    """
+    most = HEAD_BYTES.get(kind, HEAD_BYTES["cuda"]) // (vocabulary * BYTES_PER_LOGIT)
+    chunk = max(1, min(positions, most))
+    return chunk, chunk * vocabulary * BYTES_PER_LOGIT

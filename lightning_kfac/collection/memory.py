@@ -10,22 +10,18 @@ from torch import Tensor, UntypedStorage, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_kfac.collection.capture import CurvatureCapture
-from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.collection.objective import Objective
 from lightning_kfac.collection.sums import LayerSums
 from lightning_kfac.distributed.ranks import share_out
 from lightning_kfac.distributed.sharding import gathered_bytes
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
-from lightning_kfac.models.layers import weight_matrix
-from lightning_kfac.models.probes import is_plain_head
+from lightning_kfac.models.layers import Layer
 
 # Share of the free memory that a plan may use: estimates are estimates.
 USABLE = 0.85
 # Enough tokens to keep matrix products busy; more only costs memory.
 TOKENS_AT_ONCE = {"cpu": 512, "cuda": 16384}
-HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-# One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
-BYTES_PER_LOGIT = 28
 PROBE_TOKENS = 32
 # The widest gradients that live beside what autograd keeps.
 WIDEST_AT_ONCE = 6
@@ -68,8 +64,8 @@ class MemoryPlan:
 
 def plan_memory(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    loss: FisherLoss,
+    layers: Mapping[str, Layer],
+    objective: Objective,
     rows: int,
     seq_len: int,
     max_memory_gb: float | None = None,
@@ -82,7 +78,7 @@ def plan_memory(
     Args:
         model: Already on its device; weights are in memory, so only what comes on top counts.
         layers: The tracked layers by name.
-        loss: What will be differentiated.
+        objective: What will be differentiated.
         rows, seq_len: Shape of a full batch.
         max_memory_gb: Cap on what comes on top, in GB (10^9 bytes); by default 85 % of what is free.
         layers_per_pass: Fixes the number of projections a pass, as the original tool does.
@@ -94,13 +90,13 @@ def plan_memory(
             float16.
     """
     for name, layer in layers.items():
-        if layer.weight.dtype == torch.float16:
+        if layer.dtype == torch.float16:
             raise InputError(f"{name} is in float16, whose gradients overflow; load the model in bfloat16 or float32")
-    device = next(iter(layers.values())).weight.device
+    device = next(iter(layers.values())).device
     budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1) - gathered_bytes(model)
     budget = int(budget if max_memory_gb is None else max_memory_gb * 1e9)
-    chunk, head_bytes = _head(model, layers, device, rows * seq_len)
-    row_bytes, leaders = _probe(model, layers, loss, chunk, seq_len)
+    chunk, head_bytes = objective.head(model, layers, device, rows * seq_len)
+    row_bytes, leaders = _try_out(model, layers, objective, chunk, seq_len)
     for_factors = budget - head_bytes - row_bytes
     ranks = owning_ranks or 1
     size = partial(_factor_bytes, layers, leaders, ranks=ranks)
@@ -163,25 +159,16 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _head(
-    model: nn.Module, layers: Mapping[str, nn.Module], device: torch.device, tokens: int
-) -> tuple[int | None, int]:
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    if model.get_output_embeddings() in layers.values() or not is_plain_head(model):
-        return None, tokens * vocabulary * BYTES_PER_LOGIT
-    most = HEAD_BYTES.get(device.type, HEAD_BYTES["cuda"]) // (vocabulary * BYTES_PER_LOGIT)
-    chunk = max(1, min(tokens, most))
-    return chunk, chunk * vocabulary * BYTES_PER_LOGIT
-
-
 class _NoSums(LayerSums):
     """Sums nothing: for a trial run."""
+
+    def share_input(self) -> None: ...
 
     def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None: ...
 
 
-def _probe(
-    model: nn.Module, layers: Mapping[str, nn.Module], loss: FisherLoss, chunk: int | None, seq_len: int
+def _try_out(
+    model: nn.Module, layers: Mapping[str, Layer], objective: Objective, chunk: int | None, seq_len: int
 ) -> tuple[int, dict[str, str]]:
     """Bytes that autograd keeps for one row, and which layers share an input, from a run on a few tokens."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
@@ -193,25 +180,27 @@ def _probe(
             kept[storage.data_ptr()] = storage
         return tensor
 
-    device = next(iter(layers.values())).weight.device
+    first = next(iter(layers.values()))
     tokens = max(2, min(PROBE_TOKENS, seq_len))
-    batch = loss.prepare({"input_ids": torch.zeros(1, tokens, dtype=torch.long)}).to(device)
-    with CurvatureCapture(layers, lambda name, layer: _NoSums()) as capture, torch.enable_grad():
+    batch = objective.trial(tokens, first.device)
+    with CurvatureCapture(layers, lambda layer: _NoSums()) as capture, torch.enable_grad():
         capture.begin(None)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            next(iter(loss.draws(model, batch, chunk)))
-    widest = max(max(weight_matrix(layer).shape) for layer in layers.values())
-    transient = WIDEST_AT_ONCE * widest * next(iter(layers.values())).weight.element_size()
+            next(iter(objective.draws(model, batch, chunk)))
+    if missing := [name for name in layers if name not in capture.leaders]:
+        raise InputError(f"{missing[0]} is never run by this model's forward; leave it out")
+    widest = max(max(layer.shape) for layer in layers.values())
+    transient = WIDEST_AT_ONCE * widest * first.parameter.element_size()
     # Weights of a sharded model that were put together for the forward are empty again.
     row_bytes = sum(storage.nbytes() for storage in kept.values())
     return (row_bytes // (tokens - 1) + transient) * seq_len, capture.leaders
 
 
-def _numbers(layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str]) -> dict[str, int]:
+def _numbers(layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str]) -> dict[str, int]:
     """How many numbers the accumulators of each layer of a pass hold."""
     numbers, inputs = {}, set()
     for name in names:
-        d_out, d_in = weight_matrix(layers[name]).shape
+        d_out, d_in = layers[name].shape
         numbers[name] = accumulator_numbers(d_out)
         if leaders[name] not in inputs:
             inputs.add(leaders[name])
@@ -220,20 +209,20 @@ def _numbers(layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names:
 
 
 def _owners(
-    layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str], ranks: int
+    layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], ranks: int
 ) -> dict[str, int]:
     """The rank that keeps each layer of a pass; layers that share an input have one."""
     return share_out(_numbers(layers, leaders, names), leaders, ranks)
 
 
 def _factor_bytes(
-    layers: Mapping[str, nn.Module], leaders: Mapping[str, str], names: Collection[str], ranks: int = 1
+    layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], ranks: int = 1
 ) -> int:
     """Bytes of the accumulators of one pass, on the rank with most of them; and of a panel on its way to its owner."""
     owners, loads = _owners(layers, leaders, names, ranks), [0] * ranks
     for name, numbers in _numbers(layers, leaders, names).items():
         loads[owners[name]] += numbers
-    widest = max(max(weight_matrix(layers[name]).shape) for name in names)
+    widest = max(max(layers[name].shape) for name in names)
     panel = widest * max(last - first for first, last in panel_edges(widest)) if ranks > 1 else 0
     return 4 * (max(loads) + panel)
 

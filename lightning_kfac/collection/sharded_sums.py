@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_kfac.collection.sums import FactorSums
 from lightning_kfac.distributed.ranks import Ranks
 from lightning_kfac.math.covariance import SecondMoment, accumulate_upper, panel_edges
+from lightning_kfac.models.layers import Layer
 
 
 class ShardedMoment:
@@ -71,10 +72,10 @@ class ShardedMoment:
         return torch.zeros((), device=self.device) if self.kept is None else self.kept.trace()
 
 
-def sharded_sums(ranks: Ranks, owners: Mapping[str, int]) -> Callable[[str, nn.Module], FactorSums]:
+def sharded_sums(ranks: Ranks, owners: Mapping[str, int]) -> Callable[[Layer], FactorSums]:
     """Makes sums of A and G for a ``CurvatureCapture`` that the owner of a layer keeps."""
 
-    def sums(name: str, layer: nn.Module) -> FactorSums:
-        return FactorSums(layer, lambda size, device: ShardedMoment(size, device, ranks, owners[name]))
+    def sums(layer: Layer) -> FactorSums:
+        return FactorSums(layer, lambda size, device: ShardedMoment(size, device, ranks, owners[layer.name]))
 
     return sums

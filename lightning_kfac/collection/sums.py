@@ -1,18 +1,22 @@
 """What is summed over the batches at one layer."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.spectrum import Spectrum
-from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.layers import Layer
 
 
 class LayerSums(Protocol):
-    """What is summed over the batches at one layer."""
+    """What is summed over the batches at one layer, and what is made of it at the end."""
+
+    def share_input(self) -> None:
+        """The layer reads the same input as an earlier one, which sums it for both."""
 
     def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
         """Adds one batch: a [B, T, d_in], g [B, T, d_out], zero at positions that do not count.
@@ -36,6 +40,15 @@ class LayerSums(Protocol):
     def trace(self) -> dict[str, Tensor]:
         """Scalars that are finite only while everything that was added was: of the input, of the gradient."""
 
+    def result(self, n_tokens: int, draws: int, leader: Any) -> Any:
+        """Means over what was added; the sums are used up.
+
+        Args:
+            n_tokens: Positions that counted.
+            draws: Gradients a position.
+            leader: The result of the layer that summed the shared input; None where this one did.
+        """
+
 
 class FactorSums:
     """The sums of A and G. A layer that reads the same input as another has no A of its own.
@@ -44,11 +57,13 @@ class FactorSums:
         moment: Makes a running sum from a size and a device.
     """
 
-    def __init__(self, layer: nn.Module, moment: Callable[[int, torch.device], SecondMoment] = SecondMoment):
-        d_out, d_in = weight_matrix(layer).shape
-        device = layer.weight.device
-        self.G = moment(d_out, device)
-        self.A: SecondMoment | None = moment(d_in, device)
+    def __init__(self, layer: Layer, moment: Callable[[int, torch.device], SecondMoment] = SecondMoment):
+        d_out, d_in = layer.shape
+        self.G = moment(d_out, layer.device)
+        self.A: SecondMoment | None = moment(d_in, layer.device)
+
+    def share_input(self) -> None:
+        self.A = None
 
     def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
         self.G.add(g.flatten(0, -2))
@@ -74,6 +89,13 @@ class FactorSums:
     def trace(self) -> dict[str, Tensor]:
         return {"gradient": self.G.trace()} | ({"input": self.A.trace()} if self.A is not None else {})
 
+    def result(self, n_tokens: int, draws: int, leader: KroneckerFactors | None) -> KroneckerFactors:
+        """The factors A and G; layers that share an input share the tensor A."""
+        A = self.A.sum().div_(n_tokens) if leader is None else leader.A
+        self.A = None
+        G = self.G.sum().div_(draws * n_tokens)
+        return KroneckerFactors(A, G, n_tokens)
+
     def _here(self) -> list[SecondMoment]:
         """The sums that this process keeps."""
         return [moment for _, moment in self._sides() if moment.here]
@@ -91,11 +113,14 @@ class MomentSums:
             gradient of each row, summed over its positions.
     """
 
-    def __init__(self, layer: nn.Module, G: Spectrum, A: Spectrum, moments: str):
-        device = layer.weight.device
-        self.U_G, self.U_A = G.vectors.float().to(device), A.vectors.float().to(device)
+    def __init__(self, layer: Layer, G: Spectrum, A: Spectrum, moments: str):
+        self.U_G = G.vectors.float().to(layer.device)
+        self.U_A = A.vectors.float().to(layer.device)
         self.per_row = moments == "sequence"
-        self.total = torch.zeros(len(self.U_G), len(self.U_A), device=device)
+        self.total = torch.zeros(layer.shape, device=layer.device)
+
+    def share_input(self) -> None:
+        """Its moments are its own."""
 
     def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
         a, g = a.float() @ self.U_A, g.float() @ self.U_G
@@ -119,3 +144,7 @@ class MomentSums:
 
     def trace(self) -> dict[str, Tensor]:
         return {"gradient": self.total.sum()}
+
+    def result(self, n_tokens: int, draws: int, leader: Tensor | None) -> Tensor:
+        """The mean moments [d_out, d_in]."""
+        return self.total / (draws * n_tokens)

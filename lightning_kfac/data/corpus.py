@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from lightning_kfac.data.readers import (
     JSON_LINES,
@@ -21,6 +22,7 @@ from lightning_kfac.errors import InputError, first_line
 ALIASES = {"olmo": "allenai/olmo-mix-1124", "dolmo": "allenai/dolmino-mix-1124"}
 # "all" leaves the documents of the planted sequences out, "whole" does not.
 EMBEDDED_SPLITS = ("train", "heldout", "all", "whole")
+CHOICE = "corpus: give either `embedded: true` or a `source` (file, folder or hub data set)"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Corpus:
     text_field: str = "text"
 
     @classmethod
-    def parse(cls, value: "str | dict | Corpus", embedded_split: str = "train") -> "Corpus":
+    def parse(cls, value: "str | dict[str, Any] | Corpus", embedded_split: str = "train") -> "Corpus":
         """A checked corpus, also from a mapping or the short forms: ``embedded``, a path, or a hub name.
 
         Args:
@@ -64,10 +66,10 @@ class Corpus:
         corpus = value if isinstance(value, Corpus) else cls(source=value)
         corpus = replace(corpus, split=corpus.split or (embedded_split if corpus.embedded else "train"))
         if corpus.embedded == bool(corpus.source):
-            raise InputError("corpus: give either `embedded: true` or a `source` (file, folder or hub data set)")
+            raise InputError(CHOICE)
         if corpus.embedded and corpus.split not in EMBEDDED_SPLITS:
             raise InputError(f"corpus: the embedded corpus has the splits {EMBEDDED_SPLITS}, not {corpus.split!r}")
-        return replace(corpus, source=ALIASES.get(corpus.source, corpus.source))
+        return replace(corpus, source=ALIASES.get(corpus.source or "", corpus.source))
 
     @property
     def label(self) -> str:
@@ -80,16 +82,16 @@ class Corpus:
         """A short hash of where the text comes from and what may have changed there."""
         return hashlib.sha256(repr((self, self.state())).encode()).hexdigest()[:16]
 
-    def state(self) -> list:
+    def state(self) -> list[int] | list[tuple[str, int, int]]:
         """What may change behind an unchanged name: the Python version, or files' sizes and times."""
         if self.embedded:
             return list(sys.version_info[:3])
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in local_files(self.source)]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in local_files(self._source)]
 
     def check(self, skip_bad_rows: bool = False) -> None:
         """Raises ``InputError`` where a local source can already be seen to be unusable."""
         bad = BadRows(skip_bad_rows)
-        local = [] if self.embedded else local_files(self.source)
+        local = [] if self.embedded else local_files(self._source)
         if local and all(next(documents_of_file(str(path), self.text_field, bad), None) is None for path in local):
             raise InputError(f"{self.source}: has no text")
 
@@ -104,14 +106,21 @@ class Corpus:
         """
         bad = bad or BadRows()
         if self.embedded:
-            yield from _embedded_texts(self.split)
+            yield from _embedded_texts(self.split or "train")
             return
-        files = [str(path) for path in local_files(self.source)] or self._hub_files()
+        files = [str(path) for path in local_files(self._source)] or self._hub_files()
         if not files:
             yield from self._hub_stream(bad)
             return
         random.Random(0).shuffle(files)
         yield from in_turn([documents_of_file(file, self.text_field, bad) for file in files])
+
+    @property
+    def _source(self) -> str:
+        """Of a corpus that is not embedded."""
+        if self.source is None:
+            raise InputError(CHOICE)
+        return self.source
 
     def _hub_files(self) -> list[str]:
         """The JSONL and Parquet files of a hub data set; empty if it is made of something else.
@@ -143,6 +152,8 @@ def _embedded_texts(split: str) -> Iterator[str]:
     from lightning_kfac.data.demo.embedded import embedded_documents, split_documents
     from lightning_kfac.data.demo.planted import planted_documents
 
-    excluded = planted_documents() if split != "whole" else ()
-    split = "all" if split == "whole" else split
-    yield from (document.text for document in split_documents(embedded_documents(), split, excluded))
+    if split == "whole":
+        chosen = split_documents(embedded_documents(), "all")
+    else:
+        chosen = split_documents(embedded_documents(), split, planted_documents())
+    yield from (document.text for document in chosen)

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -15,6 +16,7 @@ from lightning_kfac.data.questions import Question
 from lightning_kfac.math.loss import IGNORED
 
 FILLER = -1
+T = TypeVar("T")
 
 
 class Position(TypedDict):
@@ -33,7 +35,10 @@ class ShardedBatches(Sampler[list[int]]):
     """
 
     def __init__(self, n_rows: int, batch_size: int, rank: int, world_size: int, shuffle_seed: int | None = None):
-        self.n_rows, self.batch_size, self.rank, self.world_size = n_rows, batch_size, rank, world_size
+        self.n_rows = n_rows
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
         self.shuffle_seed = shuffle_seed
         self.epoch = 0
         self.sampler = self  # where Lightning looks for something with set_epoch
@@ -61,7 +66,8 @@ class ShardedBatches(Sampler[list[int]]):
         return self._start["batches"] + math.ceil(left / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        self._start, self._next_start = self._next_start or Position(rows=0, batches=0), None
+        self._start = self._next_start or Position(rows=0, batches=0)
+        self._next_start = None
         self._yielded = 0
         rows = np.arange(self.n_rows)
         if self.shuffle_seed is not None:
@@ -76,8 +82,10 @@ class ShardedBatches(Sampler[list[int]]):
             yield mine[start : start + self.batch_size].tolist()
 
 
-class RowLoader(DataLoader):
+class RowLoader(DataLoader[tuple[int, Tensor]]):
     """A loader that can be stopped and goes on where it was, in the way that Lightning asks for."""
+
+    batch_sampler: ShardedBatches
 
     def state_dict(self) -> Position:
         """Where it is."""
@@ -89,7 +97,7 @@ class RowLoader(DataLoader):
 
 
 @dataclass(frozen=True)
-class TokenRows(Dataset):
+class TokenRows(Dataset[tuple[int, Tensor]]):
     """Rows cut from one array of tokens.
 
     Attributes:
@@ -103,20 +111,20 @@ class TokenRows(Dataset):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
         row = max(index, 0)
         ids = self.tokens[self.offsets[row] : self.offsets[row + 1]]
         return index, torch.from_numpy(ids.astype(np.int64))
 
 
-def collate_rows(rows: list[tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor | bool]:
+def collate_rows(rows: list[tuple[int, Tensor]]) -> dict[str, Tensor | bool]:
     """Right-pads rows into a batch; a filler row keeps its tokens but has no label that counts.
 
     Rows of one length without filler need no masks: the batch is then ``dense``.
     """
     index = torch.tensor([i for i, _ in rows])
     ids = pad_sequence([row for _, row in rows], batch_first=True)
-    batch = {"input_ids": ids, "sample_index": index.clamp(min=0)}
+    batch: dict[str, Tensor | bool] = {"input_ids": ids, "sample_index": index.clamp(min=0)}
     filler = (index == FILLER)[:, None]
     if not filler.any() and len({len(row) for _, row in rows}) == 1:
         return batch | {"dense": True}
@@ -124,20 +132,20 @@ def collate_rows(rows: list[tuple[int, torch.Tensor]]) -> dict[str, torch.Tensor
     return batch | {"attention_mask": mask, "labels": ids.masked_fill((mask == 0) | filler, IGNORED)}
 
 
-class SequenceDataset(Dataset):
-    """Memorized sequences by number; ``FILLER`` gives the first, marked as filler."""
+class SequenceDataset(Dataset[tuple[int, T]], Generic[T]):
+    """Memorized sequences, or questions, by number; ``FILLER`` gives the first, marked as filler."""
 
-    def __init__(self, sequences: Sequence[MemorizedSequence]):
+    def __init__(self, sequences: Sequence[T]):
         self.sequences = sequences
 
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def __getitem__(self, index: int) -> tuple[int, MemorizedSequence]:
+    def __getitem__(self, index: int) -> tuple[int, T]:
         return index, self.sequences[max(index, 0)]
 
 
-def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, list]:
+def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, list[int] | list[list[int]]]:
     """Token lists as they are (decoding pads them); filler rows are dropped."""
     kept = [(i, s) for i, s in rows if i != FILLER]
     return {
@@ -153,18 +161,22 @@ def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_
     return RowLoader(rows, batch_sampler=sampler, collate_fn=collate_rows)
 
 
-def sequence_loader(sequences: Sequence[MemorizedSequence], batch_size: int, rank: int, world: int) -> DataLoader:
+def sequence_loader(
+    sequences: Sequence[MemorizedSequence], batch_size: int, rank: int, world: int
+) -> DataLoader[tuple[int, MemorizedSequence]]:
     """Memorized sequences in batches for one rank."""
     sampler = ShardedBatches(len(sequences), batch_size, rank, world)
     return DataLoader(SequenceDataset(sequences), batch_sampler=sampler, collate_fn=collate_sequences)
 
 
-def question_loader(questions: Sequence[Question], batch_size: int, rank: int, world: int) -> DataLoader:
+def question_loader(
+    questions: Sequence[Question], batch_size: int, rank: int, world: int
+) -> DataLoader[tuple[int, Question]]:
     """Questions in batches for one rank."""
     sampler = ShardedBatches(len(questions), batch_size, rank, world)
     return DataLoader(SequenceDataset(questions), batch_sampler=sampler, collate_fn=collate_questions)
 
 
-def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list]:
+def collate_questions(rows: list[tuple[int, Question]]) -> dict[str, list[int]]:
     """Numbers of the questions; filler rows are dropped."""
     return {"index": [i for i, _ in rows if i != FILLER]}

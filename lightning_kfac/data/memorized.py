@@ -1,11 +1,13 @@
 """Memorized sets: JSONL files of prefixes and the suffixes that a model may recite."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
+from lightning_kfac.data.packing import Tokenize
 from lightning_kfac.data.rows import BadRows, read_objects
 from lightning_kfac.errors import InputError
 
@@ -38,7 +40,7 @@ class MemorizedSequence:
 
 def load_memorized(
     path: str | Path,
-    tokenizer: Callable | None,
+    tokenizer: Tokenize | None,
     vocab_size: int,
     *,
     prefix_len: int | None = None,
@@ -62,9 +64,10 @@ def load_memorized(
     Raises:
         InputError: Names the file and the line.
     """
-    path, bad = resolve_path(path), BadRows(skip_bad_rows)
+    path = resolve_path(path)
+    bad = BadRows(skip_bad_rows)
     sequences: list[MemorizedSequence] = []
-    seen: dict[tuple, str] = {}
+    seen: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     repeated: list[str] = []
     with_text: list[tuple[str, list[int]]] = []
     for where, row in read_objects(path, bad):
@@ -82,10 +85,7 @@ def load_memorized(
                 continue
         sequences.append(cut)
         if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT:
-            for fields, ids in ((PREFIX_FIELDS, sequence.prefix), (SUFFIX_FIELDS, sequence.suffix)):
-                if text := _text(row, fields):
-                    with_text.append((text, list(ids)))
-                    break
+            with_text += _text_beside_ids(row, sequence)
     bad.tell(path)
     if not sequences:
         raise InputError(f"{path}: the memorized set is empty")
@@ -95,9 +95,10 @@ def load_memorized(
     return sequences
 
 
-def _parse_row(row: dict, where: str, tokenizer: Callable | None, vocab_size: int) -> MemorizedSequence:
+def _parse_row(row: dict[str, Any], where: str, tokenizer: Tokenize | None, vocab_size: int) -> MemorizedSequence:
     if "prefix_ids" in row and "suffix_ids" in row:
-        prefix, suffix = row["prefix_ids"], row["suffix_ids"]
+        prefix = row["prefix_ids"]
+        suffix = row["suffix_ids"]
     else:
         prefix = _tokenize(row, PREFIX_FIELDS, tokenizer, True, where)
         suffix = _tokenize(row, SUFFIX_FIELDS, tokenizer, False, where)
@@ -121,11 +122,21 @@ def _cut(sequence: MemorizedSequence, where: str, prefix_len: int | None, suffix
         raise InputError(f"{where}: {error}") from None
 
 
-def _text(row: dict, fields: Sequence[str]) -> str | None:
+def _text(row: dict[str, Any], fields: Sequence[str]) -> str | None:
     return next((row[field] for field in fields if isinstance(row.get(field), str)), None)
 
 
-def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, special: bool, where: str) -> list[int]:
+def _text_beside_ids(row: dict[str, Any], sequence: MemorizedSequence) -> list[tuple[str, list[int]]]:
+    """The text of a row that holds ids too, with its ids; at most one pair."""
+    for fields, ids in ((PREFIX_FIELDS, sequence.prefix), (SUFFIX_FIELDS, sequence.suffix)):
+        if text := _text(row, fields):
+            return [(text, list(ids))]
+    return []
+
+
+def _tokenize(
+    row: dict[str, Any], fields: Sequence[str], tokenizer: Tokenize | None, special: bool, where: str
+) -> list[int]:
     text = _text(row, fields)
     if text is None:
         raise InputError(
@@ -137,10 +148,10 @@ def _tokenize(row: dict, fields: Sequence[str], tokenizer: Callable | None, spec
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Callable | None, path: Path) -> None:
+def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Tokenize | None, path: Path) -> None:
     """Ids of another tokenizer lie in the vocabulary often enough; the text beside them tells."""
     decode = getattr(tokenizer, "decode", None)
-    if len(rows) < FEWEST_COMPARED or decode is None:
+    if len(rows) < FEWEST_COMPARED or tokenizer is None or decode is None:
         return
     for text, ids in rows:
         if decode(ids).strip() == text.strip() or list(tokenizer(text)["input_ids"]) == ids:

@@ -1,17 +1,23 @@
 """From documents to rows of token ids."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightning_kfac.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 DOCUMENTS_AT_ONCE = 256
+# A tokenizer of the transformers package as it is called: text in, ``input_ids`` out.
+Tokenize = Callable[..., Mapping[str, Any]]
 
 
 def tokenize_documents(
     documents: Iterable[str],
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     max_tokens: int | None,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> Iterator[np.ndarray]:
@@ -52,7 +58,7 @@ def row_offsets(n_tokens: int, seq_len: int) -> np.ndarray:
 
 
 def _in_groups(documents: Iterable[str], size: int) -> Iterator[list[str]]:
-    group = []
+    group: list[str] = []
     for text in documents:
         group.append(text)
         if len(group) == size:

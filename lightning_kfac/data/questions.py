@@ -1,13 +1,14 @@
 """Questions with known answers: JSONL files or data sets on the hub, such as GSM8K."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.data.packing import Tokenize
 from lightning_kfac.data.rows import BadRows, read_objects
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, first_line
 
 
 class Question(NamedTuple):
@@ -54,30 +55,42 @@ class QuestionSet:
     limit: int | None = None
 
     @classmethod
-    def parse(cls, name: str, value: "str | Mapping[str, Any]") -> "QuestionSet":
-        """A checked set from a file name or a mapping."""
+    def parse(cls, name: str, value: "str | Mapping[str, Any] | QuestionSet") -> "QuestionSet":
+        """A checked set from a file name or a mapping.
+
+        Raises:
+            InputError: A field is unknown, missing, or not what it should be.
+        """
         if isinstance(value, Mapping):
-            known = [field.name for field in fields(cls)]
-            if unknown := [key for key in value if key not in known]:
-                raise InputError(f"data.questions.{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
-            if "source" not in value:
-                raise InputError(f"data.questions.{name}: needs a source")
-            stop = value.get("stop", ("\n",))
-            value = cls(**{**value, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
-        questions = value if isinstance(value, QuestionSet) else cls(source=str(value))
-        if "{prompt}" not in str(questions.template):
-            raise InputError(f"data.questions.{name}: the template {questions.template!r} lacks {{prompt}}")
-        for field in ("max_new_tokens", "limit"):
-            number = getattr(questions, field)
-            if not (isinstance(number, int) and number >= 1) and not (number is None and field == "limit"):
-                raise InputError(f"data.questions.{name}: {field} is {number!r}; it must be a number of at least 1")
-        if not all(isinstance(stop, str) and stop for stop in questions.stop):
-            raise InputError(f"data.questions.{name}: stop must be texts that are not empty, got {questions.stop}")
-        try:
-            re.compile(questions.answer_pattern or "")
-        except re.error as error:
-            raise InputError(f"data.questions.{name}: answer_pattern is no regular expression: {error}") from None
+            questions = cls._from_fields(name, value)
+        else:
+            questions = value if isinstance(value, QuestionSet) else cls(source=str(value))
+        questions._check_fields(f"data.questions.{name}")
         return questions
+
+    @classmethod
+    def _from_fields(cls, name: str, values: Mapping[str, Any]) -> "QuestionSet":
+        known = [field.name for field in fields(cls)]
+        if unknown := [key for key in values if key not in known]:
+            raise InputError(f"data.questions.{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+        if "source" not in values:
+            raise InputError(f"data.questions.{name}: needs a source")
+        stop = values.get("stop", ("\n",))
+        return cls(**{**values, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
+
+    def _check_fields(self, where: str) -> None:
+        if "{prompt}" not in str(self.template):
+            raise InputError(f"{where}: the template {self.template!r} lacks {{prompt}}")
+        for field in ("max_new_tokens", "limit"):
+            number = getattr(self, field)
+            if not (isinstance(number, int) and number >= 1) and not (number is None and field == "limit"):
+                raise InputError(f"{where}: {field} is {number!r}; it must be a number of at least 1")
+        if not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise InputError(f"{where}: stop must be texts that are not empty, got {self.stop}")
+        try:
+            re.compile(self.answer_pattern or "")
+        except re.error as error:
+            raise InputError(f"{where}: answer_pattern is no regular expression: {error}") from None
 
     def check(self) -> None:
         """Raises ``InputError`` where a local file cannot be used."""
@@ -85,14 +98,15 @@ class QuestionSet:
             next(self._rows(BadRows(skip=True)), None)
 
     def load(
-        self, tokenizer: Callable, vocab_size: int, max_positions: int | None = None, skip_bad_rows: bool = False
+        self, tokenizer: Tokenize, vocab_size: int, max_positions: int | None = None, skip_bad_rows: bool = False
     ) -> list[Question]:
         """All questions, tokenized with the tokenizer's special tokens (BOS).
 
         Raises:
             InputError: A row lacks a field, has no answer, an id outside the vocabulary, or is too long.
         """
-        questions, bad = [], BadRows(skip_bad_rows)
+        questions: list[Question] = []
+        bad = BadRows(skip_bad_rows)
         for where, row in self._rows(bad):
             if self.limit is not None and len(questions) >= self.limit:
                 break
@@ -106,7 +120,7 @@ class QuestionSet:
         return questions
 
     def _question(
-        self, row: dict, where: str, tokenizer: Callable, vocab_size: int, max_positions: int | None
+        self, row: dict[str, Any], where: str, tokenizer: Tokenize, vocab_size: int, max_positions: int | None
     ) -> Question:
         for field in (self.prompt_field, self.answer_field):
             if not isinstance(row.get(field), (str, int, float)):
@@ -147,17 +161,17 @@ class QuestionSet:
         path = resolve_path(self.source)
         return path.exists() or path.suffix in (".jsonl", ".json") or self.source.startswith(("/", "./", "../"))
 
-    def _rows(self, bad: BadRows) -> Iterator[tuple[str, dict]]:
+    def _rows(self, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
         if not self._is_file():
             yield from self._hub_rows()
             return
         yield from read_objects(resolve_path(self.source), bad)
 
-    def _hub_rows(self) -> Iterator[tuple[str, dict]]:
+    def _hub_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         from datasets import load_dataset
 
         try:
             rows = load_dataset(self.source, self.subset, split=self.split, streaming=True)
         except Exception as error:
-            raise InputError(f"questions {self.source}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"questions {self.source}: {first_line(error)}") from error
         yield from ((f"{self.source}, row {number}", row) for number, row in enumerate(rows, start=1))

@@ -1,8 +1,9 @@
 """Documents of local files: text, JSON lines, Parquet, compressed or not."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.rows import BadRows, parse_object
@@ -17,6 +18,11 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def local_files(source: str) -> list[Path]:
+    """The file, or all files of the folder, that a source names; empty where it may be a data set of the hub.
+
+    Raises:
+        InputError: No such file or folder, or none of a kind that can be read.
+    """
     path = resolve_path(source).expanduser()
     if path.is_file():
         if kind_of_file(path.name) not in SUFFIXES:
@@ -33,32 +39,36 @@ def local_files(source: str) -> list[Path]:
 
 
 def kind_of_file(name: str) -> str:
+    """The suffix, without that of a compression: ``a.jsonl.gz`` -> ``.jsonl``."""
     path = Path(name)
     return (path.with_suffix("") if path.suffix in COMPRESSION else path).suffix
 
 
 def documents_of_file(file: str, text_field: str, bad: BadRows) -> Iterator[str]:
+    """The texts of a file, as a stream.
+
+    Args:
+        file: Its name or address.
+        text_field: What records of JSONL and Parquet files hold the text in, see ``text_of``.
+        bad: What to do with records that hold no text.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     from datasets import load_dataset
 
     kind = kind_of_file(file)
     if kind == ".parquet":
         options = {"path": "parquet", "columns": fields_of(text_field)}
+    elif kind in JSON_LINES:  # records of one file may differ in their columns
+        options = {"path": "text", "sample_by": "line"}
     else:
-        # JSONL is read line by line: records of one file may differ in their columns.
-        options = {"path": "text", "sample_by": "line" if kind in JSON_LINES else "document"}
+        options = {"path": "text", "sample_by": "document"}
+        text_field = "text"
     try:
         rows = load_dataset(**options, data_files=[file], split="train", streaming=True)
-        for number, row in enumerate(rows, start=1):
-            if kind in JSON_LINES:
-                if not row["text"].strip():
-                    continue
-                try:
-                    row = parse_object(row["text"], f"{file}, line {number}")
-                except InputError as error:
-                    bad.meet(error)
-                    continue
-            else:
-                text_field = "text" if kind != ".parquet" else text_field
+        records = _parsed(rows, file, bad) if kind in JSON_LINES else enumerate(rows, start=1)
+        for number, row in records:
             yield from text_of(row, text_field, f"{file}, record {number}", bad)
     except InputError:
         raise
@@ -66,7 +76,20 @@ def documents_of_file(file: str, text_field: str, bad: BadRows) -> Iterator[str]
         raise InputError(f"{file}: cannot be read: {first_line(error)}") from error
 
 
-def text_of(row: dict, field: str, where: str, bad: BadRows) -> Iterator[str]:
+def _parsed(lines: Iterable[dict[str, str]], file: str, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of lines that are not empty, with their numbers."""
+    for number, line in enumerate(lines, start=1):
+        if not line["text"].strip():
+            continue
+        try:
+            row = parse_object(line["text"], f"{file}, line {number}")
+        except InputError as error:
+            bad.meet(error)
+        else:
+            yield number, row
+
+
+def text_of(row: dict[str, Any], field: str, where: str, bad: BadRows) -> Iterator[str]:
     """The text of a record, if it has one."""
     for name in fields_of(field):
         if not isinstance(row.get(name), str):
@@ -81,7 +104,9 @@ def fields_of(text_field: str) -> list[str]:
 
 
 def in_turn(sources: list[Iterator[str]]) -> Iterator[str]:
-    active, waiting = sources[:FILES_IN_TURN], sources[FILES_IN_TURN:]
+    """One text of each of the first 16 sources, again and again; a source that has ended gives its place to another."""
+    active = sources[:FILES_IN_TURN]
+    waiting = sources[FILES_IN_TURN:]
     while active:
         for source in list(active):
             text = next(source, None)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.console import say
 from lightning_kfac.errors import InputError
@@ -22,7 +23,9 @@ class BadRows:
     """
 
     def __init__(self, skip: bool = False):
-        self.skip, self.count, self.first = skip, 0, None
+        self.skip = skip
+        self.count = 0
+        self.first: InputError | None = None
 
     def meet(self, error: InputError) -> None:
         """One bad row. Raises the error where rows are not skipped."""
@@ -37,7 +40,7 @@ class BadRows:
             say(f"{source}: {self.count:,} bad rows skipped; the first: {self.first}")
 
 
-def read_objects(path: Path, bad: BadRows | None = None) -> Iterator[tuple[str, dict]]:
+def read_objects(path: Path, bad: BadRows | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (file and line, object) for each line that is not empty.
 
     Args:
@@ -69,7 +72,7 @@ def _decoded(line: bytes, where: str) -> str:
         raise InputError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start} of the line") from None
 
 
-def parse_object(line: str, where: str) -> dict:
+def parse_object(line: str, where: str) -> dict[str, Any]:
     """The JSON object in a line; raises ``InputError`` where there is none."""
     try:
         row = json.loads(line)

@@ -3,9 +3,9 @@
 import hashlib
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.packing import tokenize_documents
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def tokenized_text(
     folder: Path,
     name: str,
     corpus: Corpus,
-    tokenizer: Callable,
+    tokenizer: "PreTrainedTokenizerBase",
     max_tokens: int | None,
     vocab_size: int,
     skip_bad_rows: bool = False,
@@ -61,9 +64,16 @@ def tokenized_text(
 
 
 def _write(
-    path: Path, corpus: Corpus, tokenizer: Callable, max_tokens: int | None, vocab_size: int, skip_bad_rows: bool
+    path: Path,
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_tokens: int | None,
+    vocab_size: int,
+    skip_bad_rows: bool,
 ) -> np.ndarray:
-    ends, count, bad = [], 0, BadRows(skip_bad_rows)
+    ends: list[int] = []
+    count = 0
+    bad = BadRows(skip_bad_rows)
     with (
         track_count(f"tokenize {corpus.label}", "tokens", total=max_tokens) as advance_to,
         open(_partial(path), "wb") as file,
@@ -87,7 +97,7 @@ def _partial(path: Path) -> Path:
     return path.with_suffix(f".part{os.getpid()}-{socket.gethostname()}")
 
 
-def tokenizer_key(tokenizer) -> str:
+def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Identifies what a tokenizer does."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

@@ -1,9 +1,14 @@
 """Ranks that run a sharded model unequally often, without waiting for each other for ever."""
 
+from types import TracebackType
+from typing import TYPE_CHECKING
+
 import torch
-from torch import nn
 
 from lightning_kfac.distributed.ranks import Ranks, current_ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Lockstep:
@@ -22,8 +27,11 @@ class Lockstep:
         ...     logits = model(torch.ones(1, 1, dtype=torch.long)).logits
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks | None = None):
-        self.model, self.ranks, self._active, self._inside = model, ranks or current_ranks(), False, False
+    def __init__(self, model: "PreTrainedModel", ranks: Ranks | None = None):
+        self.model = model
+        self.ranks = ranks or current_ranks()
+        self._active = False
+        self._inside = False
         # Before the hook that gathers the weights: all ranks ask first.
         model.base_model.register_forward_pre_hook(self._before_forward, prepend=True)
         model.base_model.register_forward_hook(self._after_forward)
@@ -32,7 +40,9 @@ class Lockstep:
         self._active = True
         return self
 
-    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._active = False
         if error is not None and self._inside:
             return  # the others wait within a forward that this rank cannot finish: RankWatch ends them
@@ -43,10 +53,10 @@ class Lockstep:
         # Whoever fails would be missing in the next block.
         self.ranks.raise_together(error)
 
-    def _before_forward(self, *_) -> None:
+    def _before_forward(self, *_: object) -> None:
         if self._active:
             self.ranks.any(True)
             self._inside = True
 
-    def _after_forward(self, *_) -> None:
+    def _after_forward(self, *_: object) -> None:
         self._inside = False

@@ -7,16 +7,30 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from typing_extensions import override
+
+from lightning_kfac.errors import first_line
 
 SECONDS_BETWEEN_BEATS = 1.0
 # A process of another machine that was not heard of for so long is taken for dead.
 SECONDS_TO_SILENCE = 40.0
 ENDED = "ended"
 BATCHES_TO_ASK = 8
+
+
+class _Process(NamedTuple):
+    """Where a rank runs."""
+
+    host: str
+    number: int
 
 
 class RankWatch(Callback):
@@ -31,44 +45,65 @@ class RankWatch(Callback):
         0
     """
 
-    def __init__(self):
-        self.rank, self.size = 0, 1
+    def __init__(self) -> None:
+        self.rank = 0
+        self.size = 1
         self._store: dist.TCPStore | None = None
         self._over = threading.Event()
         self._asked = False
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size == 1:
             return
-        if self._store is not None:  # another evaluation of the same run
+        store = self._store
+        if store is None:
+            self.rank = trainer.global_rank
+            self.size = trainer.world_size
+            self._store = store = _open_store(trainer.strategy, self.rank)
+            store.set(f"who/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
+            # Lightning registers this method as the handler later, and offers no other way to give it one.
+            trainer._signal_connector._sigterm_notifier_fn = self._note_sigterm  # type: ignore[assignment, method-assign]
+        else:  # another evaluation of the same run
             self._over = threading.Event()
-            self._store.set(f"beat/{self.rank}", "0")
-            trainer.strategy.barrier("rank watch")
-            threading.Thread(target=self._watch, args=[self._over], daemon=True, name="rank-watch").start()
-            return
-        self.rank, self.size = trainer.global_rank, trainer.world_size
-        host = trainer.strategy.cluster_environment.main_address
-        if not self.rank:
-            self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        port = trainer.strategy.broadcast(self._store and self._store.port)
-        if self.rank:
-            self._store = dist.TCPStore(host, port, is_master=False)
-        self._store.set(f"who/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
-        self._store.set(f"beat/{self.rank}", "0")
+        store.set(f"beat/{self.rank}", "0")
         trainer.strategy.barrier("rank watch")
-        trainer._signal_connector._sigterm_notifier_fn = lambda *_: setattr(self, "_asked", True)
-        threading.Thread(target=self._watch, args=[self._over], daemon=True, name="rank-watch").start()
+        threading.Thread(target=self._watch, args=[store, self._over], daemon=True, name="rank-watch").start()
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def _note_sigterm(self, signum: int, frame: FrameType) -> None:
+        self._asked = True
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
         asked = batch_idx % BATCHES_TO_ASK == 0 or trainer.num_training_batches < 8 * BATCHES_TO_ASK
         if self._store is not None and asked and self._agreed(trainer):
             trainer._signal_connector.received_sigterm = True  # Lightning stops when the batch is done
 
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if self._agreed(trainer):
             raise SIGTERMException
 
-    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         if self._agreed(trainer):
             raise SIGTERMException
 
@@ -78,6 +113,7 @@ class RankWatch(Callback):
             return trainer.received_sigterm
         return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._store is None:
             return
@@ -91,49 +127,66 @@ class RankWatch(Callback):
             self._over.wait(SECONDS_TO_SILENCE + 2 * SECONDS_BETWEEN_BEATS)
         self._over.set()
         with suppress(Exception):
-            what = (str(exception).strip() or type(exception).__name__).splitlines()[0]
-            self._store.set(f"beat/{self.rank}", f"{ENDED} {what}")
+            self._store.set(f"beat/{self.rank}", f"{ENDED} {first_line(exception)}")
             if not self.rank:  # the store ends with this process
                 time.sleep(2 * SECONDS_BETWEEN_BEATS)
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._store is not None:
             self._over.set()
             with suppress(Exception):
                 self._store.set(f"beat/{self.rank}", ENDED)
 
-    def _watch(self, over: threading.Event) -> None:
+    def _watch(self, store: dist.TCPStore, over: threading.Event) -> None:
         others = [rank for rank in range(self.size) if rank != self.rank]
         heard = {rank: ("", time.monotonic()) for rank in others}
-        who = {rank: self._store.get(f"who/{rank}").decode().split() for rank in others}
+        who = {rank: _process(store.get(f"who/{rank}").decode()) for rank in others}
         beat = 0
         while not over.wait(SECONDS_BETWEEN_BEATS):
             beat += 1
             try:
-                self._store.set(f"beat/{self.rank}", str(beat))
+                store.set(f"beat/{self.rank}", str(beat))
                 for other in others:
-                    self._look_at(other, *who[other], heard)
+                    said = store.get(f"beat/{other}").decode()
+                    heard[other] = _judge(_name(other, who[other]), who[other], said, *heard[other])
             except dist.DistError:  # rank 0 keeps the store
                 if not over.wait(SECONDS_BETWEEN_BEATS):
-                    _stop(f"{_name(0, *who[0])} is gone: killed, or out of memory")
-
-    def _look_at(self, other: int, host: str, process: str, heard: dict[int, tuple[str, float]]) -> None:
-        said, name = self._store.get(f"beat/{other}").decode(), _name(other, host, process)
-        if said.startswith(ENDED):
-            if what := said.removeprefix(ENDED).strip():
-                _stop(f"{name} stopped: {what}")
-            return
-        before, when = heard[other]
-        if said != before:
-            heard[other] = said, time.monotonic()
-        elif host == socket.gethostname() and _is_gone(int(process)):
-            _stop(f"{name} is gone: killed, or out of memory")
-        elif time.monotonic() - when > SECONDS_TO_SILENCE:
-            _stop(f"{name} has not been heard of for {SECONDS_TO_SILENCE:.0f} seconds")
+                    _stop(f"{_name(0, who[0])} is gone: killed, or out of memory")
 
 
-def _name(rank: int, host: str, process: str) -> str:
-    return f"rank {rank} (process {process} on {host})"
+def _open_store(strategy: Strategy, rank: int) -> dist.TCPStore:
+    """The store that rank 0 keeps and all ranks reach; all of them must call it."""
+    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+    if environment is None:
+        raise RuntimeError("several ranks, but nothing says where the first one is")
+    host = environment.main_address
+    own = None if rank else dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    port = strategy.broadcast(0 if own is None else own.port)
+    return dist.TCPStore(host, port, is_master=False) if own is None else own
+
+
+def _judge(name: str, process: _Process, said: str, before: str, when: float) -> tuple[str, float]:
+    """What another rank says now and since when; ends this process where it has failed or is gone."""
+    if said.startswith(ENDED):
+        if what := said.removeprefix(ENDED).strip():
+            _stop(f"{name} stopped: {what}")
+    elif said != before:
+        return said, time.monotonic()
+    elif process.host == socket.gethostname() and _is_gone(process.number):
+        _stop(f"{name} is gone: killed, or out of memory")
+    elif time.monotonic() - when > SECONDS_TO_SILENCE:
+        _stop(f"{name} has not been heard of for {SECONDS_TO_SILENCE:.0f} seconds")
+    return before, when
+
+
+def _process(text: str) -> _Process:
+    host, number = text.split()
+    return _Process(host, int(number))
+
+
+def _name(rank: int, process: _Process) -> str:
+    return f"rank {rank} (process {process.number} on {process.host})"
 
 
 def _is_broken_connection(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_kfac.errors import InputError
 
@@ -26,7 +27,8 @@ class Ranks:
         ['done']
     """
 
-    rank, size = 0, 1
+    rank = 0
+    size = 1
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, on every rank. Small objects; all ranks must call it."""
@@ -50,7 +52,7 @@ class Ranks:
         """The float32 vector of so many numbers that one rank sends."""
         raise RuntimeError("one process has nobody to receive from")
 
-    def raise_together(self, error: Exception | None) -> None:
+    def raise_together(self, error: BaseException | None) -> None:
         """Raises on every rank where one or more have an error, so that none waits for a rank that is gone.
 
         Raises:
@@ -61,7 +63,7 @@ class Ranks:
         if first is None:
             return
         rank, (is_input, text) = first
-        if rank == self.rank or (error is not None and not is_input):
+        if error is not None and (rank == self.rank or not is_input):
             raise error
         raise InputError(text) if is_input else RuntimeError(f"rank {rank} failed: {text}")
 
@@ -73,7 +75,7 @@ class Ranks:
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block without communication that every rank runs; an error on one is raised on all."""
-        error = None
+        error: Exception | None = None
         try:
             yield
         except Exception as caught:
@@ -84,31 +86,38 @@ class Ranks:
 class DistributedRanks(Ranks):
     """The ranks of torch.distributed's default group."""
 
-    def __init__(self):
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
         # Where tensors must be to travel.
         self.device = "cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu"
 
+    @override
     def gather(self, value: T) -> list[T]:
-        values = [None] * self.size
+        values = [value] * self.size
         dist.all_gather_object(values, value)
         return values
 
+    @override
     def broadcast(self, tensor: Tensor, owner: int) -> Tensor:
         dist.broadcast(tensor, src=owner)
         return tensor
 
+    @override
     def any(self, flag: bool) -> bool:
         flags = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
+    @override
     def reduce(self, tensor: Tensor, owner: int) -> None:
         dist.reduce(tensor, dst=owner)
 
+    @override
     def send(self, tensor: Tensor, to: int) -> None:
         dist.send(tensor.to(self.device), dst=to)
 
+    @override
     def receive(self, size: int, owner: int) -> Tensor:
         tensor = torch.empty(size, device=self.device)
         dist.recv(tensor, src=owner)
@@ -136,8 +145,9 @@ def share_out(costs: Mapping[str, float], groups: Mapping[str, Hashable], size: 
     totals: dict[Hashable, float] = {}
     for name, cost in costs.items():
         totals[groups[name]] = totals.get(groups[name], 0) + cost
-    loads, owner = [0.0] * size, {}
-    for group in sorted(totals, key=totals.get, reverse=True):
+    loads = [0.0] * size
+    owner: dict[Hashable, int] = {}
+    for group in sorted(totals, key=totals.__getitem__, reverse=True):
         owner[group] = loads.index(min(loads))
         loads[owner[group]] += totals[group]
     return {name: owner[groups[name]] for name in costs}
@@ -155,7 +165,7 @@ def rounds(names: Collection[str], owners: Mapping[str, int]) -> Iterator[list[s
         yield [name for name in some if name is not None]
 
 
-def _portable(error: Exception | None) -> tuple[bool, str] | None:
+def _portable(error: BaseException | None) -> tuple[bool, str] | None:
     """An error as something that every rank can read."""
     if error is None:
         return None

@@ -4,7 +4,8 @@ Every decoder block is gathered when it runs and given up after it. The input em
 on every rank: the loss and the evaluation use the head by itself, and both may be one tensor.
 """
 
-import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -14,17 +15,22 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_kfac.errors import InputError
 
-BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks|block)\.\d+")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh."""
-    blocks = [module for name, module in model.named_modules() if BLOCK.fullmatch(name)]
+def shard(model: "PreTrainedModel", blocks: Sequence[nn.Module], mesh: DeviceMesh) -> None:
+    """Spreads a model's blocks, and what else lies between embedding and head, over the ranks of a mesh.
+
+    Raises:
+        InputError: There are no blocks.
+    """
     if not blocks:
         raise InputError("the model has no numbered blocks to spread over ranks; leave --trainer.strategy fsdp out")
-    kept = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    kept = {end.get_parameter("weight") for end in ends if end is not None}
     for module in (*blocks, model.base_model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(kept.values()))
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -34,8 +40,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 def gathered_bytes(model: nn.Module) -> int:
     """Bytes of weights that are whole for a moment while a sharded model runs: a block in use, and the next one."""
-    blocks = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not getattr(model, "base_model", None)]
-    return 2 * max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+    root = getattr(model, "base_model", None)
+    blocks = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not root]
+    sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks]
+    return 2 * max(sizes, default=0)
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -45,7 +53,14 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
     """
     if not is_sharded(model):
         return model.state_dict()
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    # A model's state is tensors alone; an optimizer's would not be.
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether each rank holds only its part of a tensor."""
+    return isinstance(tensor, DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:

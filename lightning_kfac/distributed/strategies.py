@@ -1,16 +1,25 @@
 """Lightning strategies that work with everything frozen."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
+from typing_extensions import override
 
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, first_line
 
 FSDP = "fsdp"
 # Ranks wait for each other's decompositions and files; that a rank is gone is RankWatch's to find out, within a minute.
@@ -24,12 +33,14 @@ class FrozenDDPStrategy(DDPStrategy):
     equal on all ranks. A model with trainable parameters gets ordinary DDP.
     """
 
+    @override
     def configure_ddp(self) -> None:
         """Copies the weights of rank 0 to all ranks."""
-        if any(parameter.requires_grad for parameter in self.model.parameters()):
+        model = self.model
+        if model is None or any(parameter.requires_grad for parameter in model.parameters()):
             super().configure_ddp()
             return
-        for tensor in self.model.state_dict().values():
+        for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
@@ -39,9 +50,10 @@ class ShardedStrategy(ModelParallelStrategy):
     ``CausalLM.configure_model`` spreads the weights. On CPUs (gloo) as on GPUs (NCCL).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, timeout=LONGEST_WAIT)
 
+    @override
     def setup_environment(self) -> None:
         """Makes a mesh of all ranks of all nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -50,29 +62,34 @@ class ShardedStrategy(ModelParallelStrategy):
     # A collection changes no weight: its checkpoint is progress alone, which rank 0 writes and every rank reads.
 
     @property
+    @override
     def restore_checkpoint_after_setup(self) -> bool:
         """No weight has to be there first."""
         return False
 
-    def lightning_module_state_dict(self) -> dict:
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing."""
         return {}
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict:
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """That of an optimizer without parameters of the model."""
         return optimizer.state_dict()
 
-    def save_checkpoint(self, checkpoint: dict, filepath: str | Path, storage_options: object = None) -> None:
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: object = None) -> None:
         """Has rank 0 write."""
         if self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict:
+    @override
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads it."""
         return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
 
-def strategy_for(settings: dict) -> object:
+def strategy_for(settings: Mapping[str, Any]) -> str | Strategy:
     """Maps the strategy that a user asked for to one that works in a collection.
 
     Args:
@@ -88,11 +105,16 @@ def strategy_for(settings: dict) -> object:
         chosen = {key: settings[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
         if name == FSDP:  # Lightning's own of this name is FSDP1, which refuses CPUs
             chosen["strategy"] = "ddp"
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         try:
-            trial = Trainer(**chosen, **quiet)
+            trial = Trainer(
+                **chosen,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
         except (MisconfigurationException, ValueError, RuntimeError) as error:
-            raise InputError(f"trainer: {str(error).strip().splitlines()[0]}") from None
+            raise InputError(f"trainer: {first_line(error)}") from None
         _check_launch(trial)
         if name == FSDP:
             return ShardedStrategy()

@@ -6,17 +6,17 @@ import torch
 from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import layer_shape
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.math.importance import MEASURED
-from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.layers import Layer, find_layers
 from lightning_kfac.models.targets import block_of, count_blocks, narrow, projection_of
 
 Factors = Mapping[str, KroneckerFactors]
 
 
-def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dict[str, nn.Module]:
+def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dict[str, Layer]:
     """The layers that an edit changes, by name.
 
     Raises:
@@ -24,29 +24,31 @@ def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dic
     """
     if not factors:
         raise InputError("there are no factors to edit with")
-    modules = dict(model.named_modules())
-    if missing := [name for name in factors if name not in modules]:
+    layers = find_layers(model)
+    if missing := [name for name in factors if name not in layers]:
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
     chosen = narrow(list(factors), count_blocks(model), config.blocks, config.projections)
     chosen = named_in_layers(config, chosen)
-    check_untied(model, chosen)
+    check_untied(model, [layers[name] for name in chosen])
     for name in chosen:
-        expected, found = tuple(weight_matrix(modules[name]).shape), layer_shape(factors, name)
+        expected, found = layers[name].shape, layer_shape(factors, name)
         if expected != found:
             raise InputError(
                 f"{name}: the weight is {expected[0]} x {expected[1]}, its factors are for {found[0]} x {found[1]}"
             )
-    return {name: modules[name] for name in chosen}
+    return {name: layers[name] for name in chosen}
 
 
-def check_untied(model: nn.Module, names: Iterable[str]) -> None:
+def check_untied(model: nn.Module, layers: Iterable[Layer]) -> None:
     """Raises ``InputError`` for a layer whose weight is also another layer's, such as a tied head."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
-    for name in names:
-        if others := [o for o in owners[id(model.get_submodule(name).weight)] if o != f"{name}.weight"]:
-            raise InputError(f"{name} shares its weight with {others[0]}: an edit would change both; leave it out")
+    for layer in layers:
+        if others := [o for o in owners[id(layer.parameter)] if o != layer.parameter_name]:
+            raise InputError(
+                f"{layer.name} shares its weight with {others[0]}: an edit would change both; leave it out"
+            )
 
 
 def named_in_layers(config: EditConfig, names: list[str]) -> list[str]:
@@ -71,7 +73,7 @@ def check_formula(config: EditConfig, mixing: bool, measured: bool) -> None:
     """Raises ``InputError`` where a layer's formula cannot be used with domains, or lacks moments."""
     if mixing:
         config.check_mixing()
-    if config.formula in MEASURED and not measured:
+    if "moments" in FORMULAS[config.formula].needs and not measured:
         raise InputError(
             f"formula {config.formula} needs moments measured in the basis of the factors: collect with "
             "collect.moments token (or sequence), or from Python with collect_moments",

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from lightning_kfac.editing.formulas import FORMULAS, FormulaName, described
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.importance import CONTROLS, FORMULAS, MEASURED, WITH_MASS, Formula
 from lightning_kfac.math.selection import check_rho
 from lightning_kfac.models.targets import Blocks, block_of, projection_of
 
@@ -14,7 +14,6 @@ Budget = Literal["mass", "count"]
 Mix = Literal["scores", "union", "factors"]
 Basis = Literal["general", "mixed"]
 Normalize = Literal["mass", "none"]
-CHOICES = {"mode": Mode, "budget": Budget, "mix": Mix, "basis": Basis, "normalize": Normalize}
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,7 @@ class EditConfig:
 
     Args:
         rho: Share of the curvature mass to keep in each layer, in [0, 1].
-        formula: What ranks the components: ``original`` lambda_i mu_j, ``modified`` lambda_i mu_j C_ij^2,
-            ``corrected`` and ``corrected_modified`` with measured moments (EK-FAC); or a control: ``random``,
-            ``magnitude``, ``weights``, ``lowest``, ``svd``, ``svd_parameters``.
+        formula: What ranks the components: FORMULAS.
         blocks: Edit only these blocks (negative from the end); by default all that have factors.
         projections: Edit only these projections; by default all that have factors.
         layers: Instead of blocks and projections: a rho for each, as in ``{"31": {"gate": 0.8, "up": 0.9}}``;
@@ -50,7 +47,7 @@ class EditConfig:
     """
 
     rho: float = 0.6
-    formula: Formula = "original"
+    formula: FormulaName = "original"
     blocks: Blocks = "all"
     projections: Sequence[str] | None = None
     layers: dict[str, dict[str, float | dict[str, Any]]] | None = None
@@ -76,7 +73,7 @@ class EditConfig:
                 raise InputError(f"unknown {name} {value!r}; choose from {', '.join(get_args(kind))}")
         if self.formula not in FORMULAS:
             raise InputError(f"unknown formula {self.formula!r}; choose from {', '.join(FORMULAS)}")
-        if self.budget == "mass" and self.formula not in WITH_MASS:
+        if self.budget == "mass" and not FORMULAS[self.formula].mass:
             raise InputError(f"formula {self.formula} has no mass to keep a share of; use budget count")
         if self.mix == "factors" and self.basis == "general":
             raise InputError("mix factors makes a basis of its own; leave basis out, or say mixed")
@@ -107,11 +104,12 @@ class EditConfig:
 
     def check_mixing(self) -> None:
         """Raises ``InputError`` where domains cannot enter this edit."""
-        if self.formula in CONTROLS:
+        formula = FORMULAS[self.formula]
+        if formula.control:
             raise InputError(f"formula {self.formula} is a control and takes no domain; leave the domain out")
         if self.mode == "ablate":
             raise InputError("mode ablate removes the top curvature of the factors given: give the domain's alone")
-        if self.formula in MEASURED and (self.mix == "factors" or self.basis == "mixed"):
+        if formula.needs and (self.mix == "factors" or self.basis == "mixed"):
             raise InputError(
                 f"formula {self.formula} was measured in the general basis; with a domain use mix scores or union"
             )
@@ -138,3 +136,7 @@ class EditConfig:
                     replace(self, layers=None, **(rule if isinstance(rule, Mapping) else {"rho": rule}))
                 except InputError as error:
                     raise InputError(f"{where}: {error}") from None
+
+
+if EditConfig.__doc__:  # not under python -OO
+    EditConfig.__doc__ = EditConfig.__doc__.replace("FORMULAS", described())

@@ -1,6 +1,6 @@
 """The curvature of one layer: eigenbases, and what an edit asks of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.factors.moments import load_moments
 from lightning_kfac.math.importance import (
     components,
     curvature_along,
@@ -27,39 +29,60 @@ class Basis(NamedTuple):
     A: Spectrum
 
 
-@dataclass
-class LayerCurvature:
-    """What is known of one layer's curvature, in the forms that an edit needs; made when asked for.
+@dataclass(frozen=True)
+class Sources:
+    """What is known of the curvature of a model's layers, by dotted name.
 
     Attributes:
-        name: The layer's dotted name.
-        factors: Gives the factors of the general text.
+        factors: Of the general text.
         bases: Where eigenbases are kept.
-        read_basis: Gives the basis of the factors.
+        domains: Factors of each domain, by its name.
+        moments: Measured curvature [d_out, d_in] in the bases of ``factors``; None if it may lie beside them.
+        domain_moments: The same of each domain.
+    """
+
+    factors: Mapping[str, KroneckerFactors]
+    bases: BasisCache
+    domains: Mapping[str, Mapping[str, KroneckerFactors]] = field(default_factory=dict)
+    moments: Mapping[str, Tensor] | None = None
+    domain_moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def of(self, domain: str | None) -> Mapping[str, KroneckerFactors]:
+        """Factors of the general text (None) or of a domain."""
+        return self.factors if domain is None else self.domains[domain]
+
+    def moments_of(self, name: str, domain: str | None) -> Tensor | None:
+        """Measured curvature of a layer, if there is any."""
+        given = self.moments if domain is None else self.domain_moments.get(domain)
+        folder = self.of(domain)
+        if given is None and isinstance(folder, FactorFolder):
+            return load_moments(folder.path, self.factors, self.bases, name)
+        return (given or {}).get(name)
+
+
+class LayerCurvature:
+    """One layer's curvature in the forms that an edit needs; made when asked for.
+
+    Args:
+        name: The layer's dotted name.
+        sources: Of all layers.
         device: Where to compute.
-        moments: Gives the measured curvature [d_out, d_in] in that basis, or None.
-        domains: Factors of each domain that enters the edit, by name.
-        domain_moments: Their measured curvature in the general basis.
         repeated: Remember what further edits of the same weight will need again, and is small.
     """
 
-    name: str
-    factors: Callable[[], KroneckerFactors]
-    bases: BasisCache
-    read_basis: Callable[[], tuple[Spectrum, Spectrum]]
-    device: torch.device
-    moments: Callable[[], Tensor | None] = lambda: None
-    domains: Mapping[str, Callable[[], KroneckerFactors]] = field(default_factory=dict)
-    domain_moments: Mapping[str, Callable[[], Tensor | None]] = field(default_factory=dict)
-    repeated: bool = False
-    _components: Tensor | None = None
-    _singular: tuple[Tensor, Tensor, Tensor] | None = None
-    _along: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def __init__(self, name: str, sources: Sources, device: torch.device, repeated: bool = False):
+        self.name = name
+        self.sources = sources
+        self.device = device
+        self.repeated = repeated
+        self._components: Tensor | None = None
+        self._singular: tuple[Tensor, Tensor, Tensor] | None = None
+        self._along: dict[str | None, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def general(self) -> Basis:
         """The basis of the general text's factors."""
-        return Basis(*self.read_basis())
+        return Basis(*self.sources.bases.of(self.sources.factors, self.name, self.device))
 
     def release(self) -> None:
         """Gives up the basis, which is large and can be read again."""
@@ -77,15 +100,16 @@ class LayerCurvature:
     def singular(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Singular value decomposition of the weight: U [d_out, k], sigma [k], V^T [k, d_in], k = min(d_out, d_in)."""
         if self._singular is not None:
-            return tuple(part.to(self.device) for part in self._singular)
-        parts = torch.linalg.svd(weight, full_matrices=False)
+            U, sigma, V = self._singular
+            return U.to(self.device), sigma.to(self.device), V.to(self.device)
+        U, sigma, V = torch.linalg.svd(weight, full_matrices=False)
         if self.repeated:
-            self._singular = tuple(part.cpu() for part in parts)
-        return parts
+            self._singular = U.cpu(), sigma.cpu(), V.cpu()
+        return U, sigma, V
 
     def measured(self, domain: str | None = None) -> Tensor:
         """Moments of the general text or of a domain; raises ``InputError`` where there are none."""
-        moments = (self.moments if domain is None else self.domain_moments.get(domain, lambda: None))()
+        moments = self.sources.moments_of(self.name, domain)
         if moments is None:
             of = "" if domain is None else f" of the domain {domain}"
             raise InputError(
@@ -105,18 +129,23 @@ class LayerCurvature:
         in_general = basis is self.general
         if in_general and domain in self._along:
             return original(*self._along[domain])
-        factors = self.factors() if domain is None else self.domains[domain]()
-        sides = ((factors.G, basis.G), (factors.A, basis.A))
-        along = tuple(curvature_along(matrix.to(self.device), side.vectors) for matrix, side in sides)
+        factors = self.sources.of(domain)[self.name]
+        along_G = curvature_along(factors.G.to(self.device), basis.G.vectors)
+        along_A = curvature_along(factors.A.to(self.device), basis.A.vectors)
         if in_general and self.repeated:
-            self._along[domain] = along
-        return original(*along)
+            self._along[domain] = along_G, along_A
+        return original(along_G, along_A)
 
     def mixed(self, alphas: Mapping[str, float]) -> Basis:
         """The basis of the factors added up, each divided by its trace."""
-        weights, spectra = [1.0, *alphas.values()], []
-        for side in "GA":
-            matrices = [getattr(f(), side) for f in (self.factors, *(self.domains[d] for d in alphas))]
-            load = lambda matrices=matrices: add_factors([m.to(self.device) for m in matrices], weights)  # noqa: E731
-            spectra.append(self.bases.spectrum(None, load, f"{side} of {self.name}, mixed", self.device))
-        return Basis(*spectra)
+        layers = [self.sources.of(domain)[self.name] for domain in (None, *alphas)]
+        weights = [1.0, *alphas.values()]
+        G = self._spectrum("G", [layer.G for layer in layers], weights)
+        A = self._spectrum("A", [layer.A for layer in layers], weights)
+        return Basis(G, A)
+
+    def _spectrum(self, side: str, matrices: list[Tensor], weights: list[float]) -> Spectrum:
+        what = f"{side} of {self.name}, mixed"
+        return self.sources.bases.spectrum(
+            None, lambda: add_factors([matrix.to(self.device) for matrix in matrices], weights), what, self.device
+        )

@@ -12,11 +12,12 @@ from lightning_kfac.assets import resolve_path
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.distributed.sharding import is_sharded
 from lightning_kfac.editing.patch import save_patch
-from lightning_kfac.editing.report import EDIT_FILE, EditReport
+from lightning_kfac.editing.report import EditReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.loading import load_config
 from lightning_kfac.storage.json_files import read_json
+from lightning_kfac.storage.run_folder import EDIT_FILE
 
 Save = Literal["full", "patch", "none"]
 

@@ -1,26 +1,25 @@
 """KFACEditor: edits a model's weights in the curvature basis, and takes the edit back."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lightning_kfac.console import track_count
 from lightning_kfac.distributed.ranks import Ranks, rounds
-from lightning_kfac.distributed.sharding import assign, whole
+from lightning_kfac.distributed.sharding import assign, is_spread, whole
 from lightning_kfac.editing.checks import Factors, check_alpha, check_device, check_domain, check_formula, edited_layers
 from lightning_kfac.editing.config import EditConfig
-from lightning_kfac.editing.curvature import LayerCurvature
+from lightning_kfac.editing.curvature import LayerCurvature, Sources
+from lightning_kfac.editing.layer import edit_layer
 from lightning_kfac.editing.report import EditReport, LayerReport
-from lightning_kfac.editing.select import select
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder
-from lightning_kfac.factors.moments import has_moments, load_moments
+from lightning_kfac.factors.moments import has_moments
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.layers import Layer
 
 Moments = Mapping[str, Tensor]
 
@@ -80,18 +79,20 @@ class KFACEditor:
     ):
         if dtype not in ("float64", "float32"):
             raise InputError(f"unknown dtype {dtype!r}; choose float64 or float32")
-        self.model, self.factors, self.config = model, factors, config or EditConfig()
-        self.domains = dict(domains or {})
-        self.bases = bases or BasisCache.beside(factors, getattr(torch, dtype))
-        self.moments, self.domain_moments = moments, domain_moments or {}
-        self.device, self.repeated = device, repeated
-        self.ranks, self.owners = ranks or Ranks(), owners
+        self.model = model
+        self.config = config or EditConfig()
+        bases = bases or BasisCache.beside(factors, getattr(torch, dtype))
+        self.sources = Sources(factors, bases, dict(domains or {}), moments, domain_moments or {})
+        self.device = device
+        self.repeated = repeated
+        self.ranks = ranks or Ranks()
+        self.owners = owners
         self.forced = False
         check_device(device)
         self.layers = self.check(self.config)
-        for folder in (factors, *self.domains.values()):
+        for folder in (factors, *self.sources.domains.values()):
             self._check_fingerprint(folder, force)
-        self._originals: dict[str, Tensor] = {}
+        self._originals: list[tuple[Layer, Tensor]] = []
         self._curvatures: dict[str, LayerCurvature] = {}
 
     def apply(self, config: EditConfig | None = None, *, dry_run: bool = False) -> EditReport:
@@ -106,10 +107,11 @@ class KFACEditor:
         """
         if self._originals:
             raise InputError("this editor has already edited the model; call restore() first")
+        layers = self.layers if config is None else self.check(config)
         config = config or self.config
-        layers, active = self.check(config), self._active(config)
+        active = self._active(config)
         reports: dict[str, LayerReport] = {}
-        owners = self.owners or self.bases.owners(self.factors, layers, self.ranks.size)
+        owners = self.owners or self.sources.bases.owners(self.sources.factors, layers, self.ranks.size)
         try:
             with track_count("edit layers", "layers", total=len(layers)) as advance_to:
                 for names in rounds(layers, owners):
@@ -122,36 +124,36 @@ class KFACEditor:
         alphas = {d: 1.0 if config.mix == "union" else config.alpha_of(d) for d in active}
         return EditReport(config, [reports[name] for name in layers], alphas or None, self.forced)
 
-    def check(self, config: EditConfig) -> dict[str, nn.Module]:
+    def check(self, config: EditConfig) -> dict[str, Layer]:
         """The layers that an edit would change, by name.
 
         Raises:
             InputError: A layer, a domain's factors of it or its moments are missing, or options exclude each other.
         """
-        layers = edited_layers(self.model, self.factors, config)
-        check_alpha(config, self.domains)
+        layers = edited_layers(self.model, self.sources.factors, config)
+        check_alpha(config, self.sources.domains)
         active = self._active(config)
         for domain in active:
-            check_domain(domain, self.domains[domain], self.factors, layers)
+            check_domain(domain, self.sources.domains[domain], self.sources.factors, layers)
         for name in layers:
-            measured = self.moments is not None or has_moments(self.factors)
+            measured = self.sources.moments is not None or has_moments(self.sources.factors)
             check_formula(config.for_layer(name), bool(active), measured)
         return layers
 
     def _active(self, config: EditConfig) -> list[str]:
         """The domains that have a say."""
-        return [domain for domain in self.domains if config.mix == "union" or config.alpha_of(domain)]
+        return [domain for domain in self.sources.domains if config.mix == "union" or config.alpha_of(domain)]
 
     def restore(self) -> None:
         """Gives every edited weight its old bits back; does nothing if there was no edit."""
-        for name, weight in self._originals.items():
-            self.model.get_submodule(name).weight.data.copy_(weight)
+        for layer, stored in self._originals:
+            layer.parameter.data.copy_(stored)
         self._originals.clear()
 
     @torch.no_grad()
     def _edit_round(
         self,
-        layers: Mapping[str, nn.Module],
+        layers: Mapping[str, Layer],
         owners: Mapping[str, int],
         config: EditConfig,
         active: list[str],
@@ -160,98 +162,43 @@ class KFACEditor:
         """Edits at most one layer of each rank at the same time."""
         mine, edited, report = None, None, None
         for name, layer in layers.items():
-            weight = whole(layer.weight.detach())
+            stored = whole(layer.parameter.detach())
             if owners[name] == self.ranks.rank:
-                mine = name, weight.T if isinstance(layer, Conv1D) else weight
+                mine = name, layer.matrix(stored)
         with self.ranks.together():
             if mine is not None:
-                edited, report = self._edit(*mine, config.for_layer(mine[0]), active)
+                name, weight = mine
+                curvature = self._curvature(name, torch.device(self.device or weight.device))
+                edited, report = edit_layer(weight, curvature, config.for_layer(name), active)
         # Of each rank what it did, and whether its weight has changed.
         done = [entry for entry in self.ranks.gather((report, edited is not None)) if entry[0] is not None]
         for report, changed in done:
             if not dry_run:
                 own = edited if mine is not None and report.name == mine[0] else None
-                self._write(layers[report.name], report.name, own if changed else None, changed, owners[report.name])
+                self._write(layers[report.name], own if changed else None, changed, owners[report.name])
         return {report.name: report for report, _ in done}
 
-    def _write(self, layer: nn.Module, name: str, edited: Tensor | None, changed: bool, owner: int) -> None:
+    def _write(self, layer: Layer, edited: Tensor | None, changed: bool, owner: int) -> None:
         """Gives a layer the weight that its owner has computed."""
-        self._originals[name] = layer.weight.detach().clone()
-        if changed:
-            weight = layer.weight
-            if edited is None:  # another rank has it
-                edited = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-            elif isinstance(layer, Conv1D):
-                edited = edited.T
-            assign(weight.detach(), self.ranks.broadcast(edited.to(weight.device).contiguous(), owner))
+        parameter = layer.parameter.detach()
+        self._originals.append((layer, parameter.clone()))
+        if not changed:
+            return
+        if edited is None:  # another rank has it
+            edited = torch.empty(layer.shape, dtype=parameter.dtype, device=parameter.device)
+        edited = self.ranks.broadcast(edited.to(parameter.device).contiguous(), owner)
+        stored = whole(parameter).clone() if is_spread(parameter) else parameter
+        layer.matrix(stored).copy_(edited)
+        if is_spread(parameter):
+            assign(parameter, stored)
 
-    def _edit(
-        self, name: str, weight: Tensor, config: EditConfig, active: list[str]
-    ) -> tuple[Tensor | None, LayerReport]:
-        """The new weight of a layer [d_out, d_in], or None where every bit stays, and what was done."""
-        if not weight.isfinite().all():
-            raise InputError(f"{name}: the weight has NaN or infinite entries")
-        curvature = self._curvature(name, torch.device(self.device or weight.device), active)
-        W = weight.to(curvature.device, self.bases.dtype)
-        try:
-            selected = select(W, curvature, config)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
-        edited = None  # every bit stays
-        products = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        if config.mode == "suppress" and selected.n_kept < selected.n_total:
-            edited = selected.part(products).to(weight.dtype)
-        elif config.mode == "ablate" and selected.n_kept:
-            everything = selected.n_kept == selected.n_total
-            edited = (torch.zeros_like(W) if everything else W - selected.part(products)).to(weight.dtype)
-        curvature.release()
-        if edited is not None and not edited.isfinite().all():
-            raise InputError(f"{name}: the edited weight would have NaN or infinite entries")
-        after = weight if edited is None else edited.to(weight.device)
-        norm = _norm(weight)
-        ablated = config.mode == "ablate"
-        n_kept = selected.n_total - selected.n_kept if ablated else selected.n_kept
-        report = LayerReport(
-            name=name,
-            n_kept=n_kept,
-            n_total=selected.n_total,
-            fraction_kept=n_kept / selected.n_total,
-            mass_kept=1 - selected.mass if ablated else selected.mass,
-            norm_before=norm,
-            norm_after=_norm(after),
-            relative_change=_norm(after.to(products) - weight.to(products)) / norm if norm else 0.0,
-            rho=config.rho,
-            formula=config.formula,
-        )
-        return edited, report
-
-    def _curvature(self, name: str, device: torch.device, active: list[str]) -> LayerCurvature:
-        if (known := self._curvatures.get(name)) is None:
-            known = LayerCurvature(
-                name,
-                partial(self.factors.__getitem__, name),
-                self.bases,
-                partial(self.bases.of, self.factors, name, device),
-                device,
-                partial(self._moments_of, name),
-                repeated=self.repeated,
-            )
-            if self.repeated:
-                self._curvatures[name] = known
-        known.domains = {d: partial(self.domains[d].__getitem__, name) for d in active}
-        known.domain_moments = {d: partial(self._domain_moments_of, d, name) for d in active}
-        return known
-
-    def _moments_of(self, name: str) -> Tensor | None:
-        if self.moments is None and isinstance(self.factors, FactorFolder):
-            return load_moments(self.factors.path, self.factors, self.bases, name)
-        return (self.moments or {}).get(name)
-
-    def _domain_moments_of(self, domain: str, name: str) -> Tensor | None:
-        factors = self.domains[domain]
-        if domain not in self.domain_moments and isinstance(factors, FactorFolder):
-            return load_moments(factors.path, self.factors, self.bases, name)
-        return self.domain_moments.get(domain, {}).get(name)
+    def _curvature(self, name: str, device: torch.device) -> LayerCurvature:
+        """The layer's curvature; the same each time where edits are repeated."""
+        if not self.repeated:
+            return LayerCurvature(name, self.sources, device)
+        if name not in self._curvatures:
+            self._curvatures[name] = LayerCurvature(name, self.sources, device, repeated=True)
+        return self._curvatures[name]
 
     def _check_fingerprint(self, factors: Factors, force: bool) -> None:
         """Factors of other weights are refused, or noted."""
@@ -268,8 +215,3 @@ class KFACEditor:
                 "force=True",
             )
         self.forced = True
-
-
-def _norm(matrix: Tensor) -> float:
-    """Frobenius norm, summed in float64."""
-    return torch.linalg.vector_norm(matrix, dtype=torch.float64).item()

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from lightning_kfac.distributed.sharding import whole
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.storage.files import new_folder, settle
 from lightning_kfac.storage.hub import local_folder
 from lightning_kfac.storage.json_files import read_json, write_json
+from lightning_kfac.storage.run_folder import EDIT_FILE
 from lightning_kfac.storage.tensor_files import load_tensors, save_tensors
 
-WEIGHTS, DETAILS = "patch.safetensors", "edit.json"
+WEIGHTS = "patch.safetensors"
 ADVICE = "make the patch again"
 
 
@@ -49,15 +51,16 @@ def save_patch(
     """
     patch = {"before": before, "after": weights_fingerprint(model, layers)}
     weights = {}
+    found = find_layers(model)
     for name in layers:  # of a sharded model all ranks put a weight together, and one keeps it
-        weight = whole(model.get_submodule(name).weight.detach())
+        weight = whole(found[name].parameter.detach())
         if write:
-            weights[name] = weight.cpu().contiguous()
+            weights[name] = found[name].part(weight).cpu().contiguous()
     if not write:
         return
     with new_folder(path) as partial:
         checksum = save_tensors(weights, partial / WEIGHTS)
-        write_json(partial / DETAILS, {**details, "patch": patch | {"checksum": checksum}})
+        write_json(partial / EDIT_FILE, {**details, "patch": patch | {"checksum": checksum}})
 
 
 @torch.no_grad()
@@ -79,11 +82,12 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
     details, weights = _read(path)
     prints = details["patch"]
     before, after = prints["before"], prints["after"]
-    modules = dict(model.named_modules())
+    layers = find_layers(model)
+    if missing := [name for name in weights if name not in layers]:
+        raise InputError(f"{path}: the patch is of another model: this one has no layer {missing[0]}")
+    ours = {name: layers[name].part(layers[name].parameter) for name in weights}
     for name, weight in weights.items():
-        if name not in modules or getattr(modules[name], "weight", None) is None:
-            raise InputError(f"{path}: the patch is of another model: this one has no layer {name}")
-        if (shape := modules[name].weight.shape) != weight.shape:
+        if (shape := ours[name].shape) != weight.shape:
             raise InputError(f"{path}: {name} is {list(weight.shape)} in the patch, {list(shape)} in the model")
     found = weights_fingerprint(model, weights)
     if found == after:
@@ -94,13 +98,13 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
             f"{details.get('model')}; force=True applies it all the same",
             "force=True",
         )
-    old = {name: modules[name].weight.clone() for name in weights}
+    old = {name: weight.clone() for name, weight in ours.items()}
     for name, weight in weights.items():
-        modules[name].weight.copy_(weight)
-    exact = all(modules[name].weight.dtype == weight.dtype for name, weight in weights.items())
+        ours[name].copy_(weight)
+    exact = all(ours[name].dtype == weight.dtype for name, weight in weights.items())
     if found == before and exact and weights_fingerprint(model, weights) != after:
         for name, weight in old.items():
-            modules[name].weight.copy_(weight)
+            ours[name].copy_(weight)
         raise InputError(f"{path}: the patch is damaged: the patched weights have another fingerprint than it says")
     return details | {"patch": prints | {"forced": found != before}}
 
@@ -116,12 +120,12 @@ def patch_source(path: str | Path) -> str:
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     settle(path)
-    if not ((path / DETAILS).is_file() and (path / WEIGHTS).is_file()):
-        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {DETAILS}")
-    details = read_json(path / DETAILS, ADVICE)
+    if not ((path / EDIT_FILE).is_file() and (path / WEIGHTS).is_file()):
+        raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {EDIT_FILE}")
+    details = read_json(path / EDIT_FILE, ADVICE)
     patch = details.get("patch")
     if not (isinstance(patch, dict) and all(isinstance(patch.get(key), str) for key in ("before", "after"))):
-        raise InputError(f"{path / DETAILS}: damaged or incomplete: no fingerprints of before and after; {ADVICE}")
+        raise InputError(f"{path / EDIT_FILE}: damaged or incomplete: no fingerprints of before and after; {ADVICE}")
     weights = load_tensors(path / WEIGHTS, ADVICE, checksum=patch.get("checksum"))
     for name, weight in weights.items():
         if not weight.is_floating_point():
@@ -140,11 +144,12 @@ def restore_layers(model: nn.Module, original: nn.Module, layers: Sequence[str])
     Raises:
         InputError: A layer is not in both, or the models differ in dtype.
     """
-    ours, theirs = dict(model.named_modules()), dict(original.named_modules())
+    ours = find_layers(model)
+    theirs = find_layers(original)
     for name in layers:
-        if name not in ours or name not in theirs or ours[name].weight.shape != theirs[name].weight.shape:
+        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
             raise InputError(f"{name}: the two models do not have this layer in common")
-        if ours[name].weight.dtype != theirs[name].weight.dtype:
-            raise InputError(f"{name}: {ours[name].weight.dtype} here, {theirs[name].weight.dtype} in the original")
+        if ours[name].dtype != theirs[name].dtype:
+            raise InputError(f"{name}: {ours[name].dtype} here, {theirs[name].dtype} in the original")
     for name in layers:
-        ours[name].weight.copy_(theirs[name].weight)
+        ours[name].W.copy_(theirs[name].W)

@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.models.targets import block_of, projection_of
-
-# In the folder of an edited checkpoint: what was done to it.
-EDIT_FILE = "edit.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class EditReport:
             "basis": config.basis if mixing else None,
             "budget": config.budget,
             "mode": config.mode,
-            "seed": config.seed if config.formula == "random" else None,
+            "seed": config.seed if FORMULAS[config.formula].seeded else None,
             "fraction_kept": self.fraction_kept,
             "mass_kept": self.mass_kept,
             "relative_change": self.relative_change,

@@ -1,6 +1,6 @@
 """The edit of one layer: which components stay, and the new weight. Tensors in, tensors out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -10,14 +10,8 @@ from torch import Tensor
 
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.curvature import Basis, LayerCurvature
-from lightning_kfac.math.importance import (
-    CONTROLS,
-    MEASURED,
-    components,
-    modified,
-    original,
-    random,
-)
+from lightning_kfac.editing.formulas import FORMULAS, Formula
+from lightning_kfac.math.importance import components, original
 from lightning_kfac.math.mixing import add_scores, union_of_count
 from lightning_kfac.math.projection import suppress
 from lightning_kfac.math.selection import SLACK, select_components, select_count, select_products
@@ -38,128 +32,154 @@ class Selection(NamedTuple):
     mass: float
 
 
-def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Selection:
+def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig, domains: Collection[str] = ()) -> Selection:
     """What the edit selects of one weight.
 
     Args:
         weight: [d_out, d_in], float32 or float64.
         curvature: The layer's.
-        config: The layer's own, with ``curvature.domains`` in mind.
+        config: The layer's own.
+        domains: Those that have a say.
 
     Raises:
         InputError: There is no curvature to select by.
     """
-    if config.formula == "weights":
-        return _by_weights(weight, curvature, config)
-    if config.formula.startswith("svd"):
-        return _by_directions(weight, curvature, config)
+    formula = FORMULAS[config.formula]
+    if formula.directions is not None:
+        return _by_directions(weight, curvature, formula.directions, config.rho)
+    if formula.entries:
+        keep, mass = _kept(weight, curvature, formula, config)
+        return Selection(lambda dtype: weight * keep, int(keep.sum()), keep.numel(), mass)
     c = curvature.components(weight)
-    if curvature.domains:
-        return _mixed(weight, curvature, config, c)
-    keep, mass = _plain(curvature, config, c)
+    if domains:
+        return _mixed(weight, curvature, formula, config, c, domains)
+    keep, mass = _kept(c, curvature, formula, config)
     return Selection(partial(_part, c, keep, curvature.general), int(keep.sum()), keep.numel(), mass)
 
 
-def _plain(curvature: LayerCurvature, config: EditConfig, c: Tensor) -> tuple[Tensor, float]:
-    """Selection in the general basis: the keep-mask [d_out, d_in] and the share of importance in it."""
-    lambda_G, mu_A = curvature.general.G.values, curvature.general.A.values
-    if config.formula == "original":
-        counts = select_products(lambda_G, mu_A, config.rho)
-        prefix = torch.cat([mu_A.new_zeros(1), mu_A.cumsum(0)])
-        total = lambda_G.sum() * prefix[-1]
-        share = ((lambda_G * prefix[counts]).sum() / total).item() if total else 1.0
-        return torch.arange(len(mu_A), device=c.device) < counts[:, None], share
-    importance = _importance(curvature, config, c)
-    if config.formula == "lowest":
+def _kept(ranked: Tensor, curvature: LayerCurvature, formula: Formula, config: EditConfig) -> tuple[Tensor, float]:
+    """Selection by the general text alone: the keep-mask [d_out, d_in] and the share of importance in it."""
+    budget = config.budget or formula.budget
+    # As many as `original` keeps is what `original` keeps.
+    if formula.product and (budget == "mass" or formula.name == "original"):
+        return _staircase(curvature, config.rho)
+    importance = formula.importance(curvature, ranked, config.seed)
+    if formula.least:
         keep = ~select_count(importance, importance.numel() - _original_count(curvature, config.rho))
-    elif _budget(config, mixing=False) == "count":
+    elif budget == "count":
         keep = select_count(importance, _original_count(curvature, config.rho))
     else:
         keep = select_components(importance, config.rho)
-    measure = original(lambda_G, mu_A) if config.formula == "random" else importance
-    return keep, _share(measure, keep)
+    if not formula.mass:
+        importance = original(curvature.general.G.values, curvature.general.A.values)
+    return keep, _share(importance, keep)
 
 
-def _mixed(weight: Tensor, curvature: LayerCurvature, config: EditConfig, c: Tensor) -> Selection:
-    """Selection with domains: by scores, by union, or in the basis of the added factors."""
-    alphas = {domain: 1.0 if config.mix == "union" else config.alpha_of(domain) for domain in curvature.domains}
-    basis, own_c = curvature.general, c
+def _staircase(curvature: LayerCurvature, rho: float) -> tuple[Tensor, float]:
+    """The same for a product of spectra, which is never made: in row i the leading columns are kept."""
+    lambda_G = curvature.general.G.values
+    mu_A = curvature.general.A.values
+    counts = select_products(lambda_G, mu_A, rho)
+    prefix = torch.cat([mu_A.new_zeros(1), mu_A.cumsum(0)])
+    total = lambda_G.sum() * prefix[-1]
+    share = ((lambda_G * prefix[counts]).sum() / total).item() if total else 1.0
+    return torch.arange(len(mu_A), device=mu_A.device) < counts[:, None], share
+
+
+def _mixed(
+    weight: Tensor,
+    curvature: LayerCurvature,
+    formula: Formula,
+    config: EditConfig,
+    c: Tensor,
+    domains: Collection[str],
+) -> Selection:
+    """Selection with domains, in the general basis or in that of the added factors."""
+    alphas = {domain: 1.0 if config.mix == "union" else config.alpha_of(domain) for domain in domains}
+    count = None
+    if (config.budget or "count") == "count":
+        keep, _ = _kept(c, curvature, formula, replace(config, budget=None))
+        count = int(keep.sum())
+    basis = curvature.general
     if config.mix == "factors" or config.basis == "mixed":
         basis = curvature.mixed(alphas)
-        own_c = components(weight, basis.G.vectors, basis.A.vectors)
-    count = None
-    if _budget(config, mixing=True) == "count":
-        count = int(_plain(curvature, replace(config, budget=None), c)[0].sum())
-    if config.mix == "factors":
-        importance = _scaled(original(basis.G.values, basis.A.values), config, own_c)
-    elif config.mix == "scores":
-        parts = [_curvature(curvature, config, basis, domain) for domain in (None, *alphas)]
-        mixture = add_scores(parts, [1.0, *alphas.values()], config.normalize == "mass")
-        importance = _scaled(mixture, config, own_c)
+        c = components(weight, basis.G.vectors, basis.A.vectors)
+    texts = Texts(curvature, formula, basis, c, alphas)
+    if config.mix == "union":
+        keep, mass = _by_union(texts, config.rho, count)
+    elif config.mix == "factors":
+        keep, mass = _by_importance(texts.added_factors(), config.rho, count)
     else:
-        parts = [_scaled(_curvature(curvature, config, basis, d), config, own_c) for d in (None, *alphas)]
-        importance = add_scores(parts, [1.0] * len(parts))
-    if config.mix == "union" and count is None:
-        keep = torch.stack([select_components(part, config.rho) for part in parts]).any(0)
-    elif config.mix == "union" and 0 < config.rho < 1:
-        keep = union_of_count(parts, config.rho * (1 - SLACK), count)
+        keep, mass = _by_importance(texts.added_scores(config.normalize == "mass"), config.rho, count)
+    return Selection(partial(_part, c, keep, basis), int(keep.sum()), keep.numel(), mass)
+
+
+class Texts(NamedTuple):
+    """The general text and the domains, and how they rank the components of one weight in one basis.
+
+    Attributes:
+        c: C of the weight in the basis, [d_out, d_in].
+        alphas: Weights of the domains.
+    """
+
+    curvature: LayerCurvature
+    formula: Formula
+    basis: Basis
+    c: Tensor
+    alphas: dict[str, float]
+
+    def parts(self) -> list[Tensor]:
+        """The curvature part of S of each text, the general one first. float64 [d_out, d_in] each."""
+        return [self.formula.curvature(self.curvature, self.basis, domain) for domain in (None, *self.alphas)]
+
+    def added_scores(self, normalize: bool) -> Tensor:
+        """S of the weighted sum of the parts."""
+        return self.scaled(add_scores(self.parts(), [1.0, *self.alphas.values()], normalize))
+
+    def added_factors(self) -> Tensor:
+        """S of the spectra of the added factors, whose basis this is."""
+        return self.scaled(original(self.basis.G.values, self.basis.A.values))
+
+    def scaled(self, part: Tensor) -> Tensor:
+        """S from a curvature part."""
+        return self.formula.scaled(part, self.c)
+
+
+def _by_union(texts: Texts, rho: float, count: int | None) -> tuple[Tensor, float]:
+    """What any text selects by itself."""
+    each = [texts.scaled(part) for part in texts.parts()]
+    importance = add_scores(each, [1.0] * len(each))
+    if count is None:
+        keep = torch.stack([select_components(part, rho) for part in each]).any(0)
+    elif 0 < rho < 1:
+        keep = union_of_count(each, rho * (1 - SLACK), count)
     else:
-        keep = select_components(importance, config.rho) if count is None else select_count(importance, count)
-    return Selection(partial(_part, own_c, keep, basis), int(keep.sum()), keep.numel(), _share(importance, keep))
+        keep = select_count(importance, count)
+    return keep, _share(importance, keep)
+
+
+def _by_importance(importance: Tensor, rho: float, count: int | None) -> tuple[Tensor, float]:
+    keep = select_components(importance, rho) if count is None else select_count(importance, count)
+    return keep, _share(importance, keep)
+
+
+def _by_directions(
+    weight: Tensor, curvature: LayerCurvature, number: Callable[[int, tuple[int, int]], int], rho: float
+) -> Selection:
+    """The leading singular directions of the weight."""
+    n_kept = number(_original_count(curvature, rho), (weight.shape[0], weight.shape[1]))
+    u, sigma, v = curvature.singular(weight)
+    energy = sigma.double() ** 2
+    mass = (energy[:n_kept].sum() / energy.sum()).item() if energy.any() else 1.0
+    return Selection(lambda dtype: (u[:, :n_kept] * sigma[:n_kept]) @ v[:n_kept], n_kept, min(weight.shape), mass)
 
 
 def _part(c: Tensor, keep: Tensor, basis: Basis, dtype: torch.dtype) -> Tensor:
     return suppress(c, keep, basis.G.vectors, basis.A.vectors, dtype)
 
 
-def _by_weights(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Selection:
-    importance = weight.double() ** 2
-    if _budget(config, mixing=False) == "mass":
-        keep = select_components(importance, config.rho)
-    else:
-        keep = select_count(importance, _original_count(curvature, config.rho))
-    return Selection(lambda dtype: weight * keep, int(keep.sum()), keep.numel(), _share(importance, keep))
-
-
-def _by_directions(weight: Tensor, curvature: LayerCurvature, config: EditConfig) -> Selection:
-    """The leading singular directions of the weight."""
-    count, total = _original_count(curvature, config.rho), weight.numel()
-    directions = min(weight.shape)
-    if config.formula == "svd":
-        n_kept = round(count / total * directions)
-    else:
-        n_kept = min(directions, round(count / sum(weight.shape))) if count < total else directions
-    u, sigma, v = curvature.singular(weight)
-    energy = sigma.double() ** 2
-    mass = (energy[:n_kept].sum() / energy.sum()).item() if energy.any() else 1.0
-    return Selection(lambda dtype: (u[:, :n_kept] * sigma[:n_kept]) @ v[:n_kept], n_kept, directions, mass)
-
-
 def _original_count(curvature: LayerCurvature, rho: float) -> int:
     return int(select_products(curvature.general.G.values, curvature.general.A.values, rho).sum())
-
-
-def _importance(curvature: LayerCurvature, config: EditConfig, c: Tensor) -> Tensor:
-    """S [d_out, d_in] of a formula in the general basis, float64."""
-    if config.formula == "random":
-        return random(tuple(c.shape), config.seed, curvature.name).to(c.device)
-    if config.formula == "magnitude":
-        return c.double() ** 2
-    return _scaled(_curvature(curvature, config, curvature.general, None), config, c)
-
-
-def _curvature(curvature: LayerCurvature, config: EditConfig, basis: Basis, domain: str | None) -> Tensor:
-    """The curvature part of a formula: measured, or a product."""
-    return curvature.measured(domain) if config.formula in MEASURED else curvature.product(basis, domain)
-
-
-def _scaled(curvature: Tensor, config: EditConfig, c: Tensor) -> Tensor:
-    """With the factor C^2 where the formula has it."""
-    return modified(curvature, c) if config.formula.endswith("modified") else curvature
-
-
-def _budget(config: EditConfig, mixing: bool) -> str:
-    return config.budget or ("count" if mixing or config.formula in CONTROLS else "mass")
 
 
 def _share(importance: Tensor, keep: Tensor) -> float:

@@ -11,8 +11,8 @@ from torch import nn
 
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import Factors, KFACEditor, Moments
+from lightning_kfac.editing.formulas import FORMULAS, FormulaName
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.importance import CONTROLS, WITH_MASS, Formula
 from lightning_kfac.models.targets import Blocks
 
 Alpha = float | Mapping[str, float]
@@ -25,7 +25,7 @@ def compare_formulas(
     evaluate: Evaluate,
     *,
     rhos: Sequence[float] = (0.6,),
-    formulas: Sequence[Formula] = ("original",),
+    formulas: Sequence[FormulaName] = ("original",),
     alphas: Sequence[Alpha] | None = None,
     seeds: Sequence[int] = (0,),
     config: EditConfig | None = None,
@@ -75,7 +75,7 @@ def compare_formulas(
 def grid(
     base: EditConfig,
     *,
-    formulas: Sequence[Formula],
+    formulas: Sequence[FormulaName],
     rhos: Sequence[float] | Mapping[str, Sequence[float]],
     alphas: Sequence[Alpha] | None = None,
     blocks: Sequence[Blocks] | None = None,
@@ -101,14 +101,14 @@ def grid(
     for block, projection, (formula, rho) in itertools.product(
         blocks or [base.blocks], projections or [base.projections], points
     ):
-        own = seeds if formula == "random" else [base.seed]
+        own = seeds if FORMULAS[formula].seeded else [base.seed]
         weights = [base.alpha] if alphas is None or not mixing or base.mix == "union" else alphas
-        weights = [0.0] if mixing and formula in CONTROLS else weights
+        weights = [0.0] if mixing and FORMULAS[formula].control else weights
         for seed, alpha in itertools.product(own, weights):
             changes = {"blocks": block, "projections": projection, "rho": rho, "seed": seed, "alpha": alpha}
-            if formula in CONTROLS:  # they take no domain
+            if FORMULAS[formula].control:  # they take no domain
                 changes |= {"mix": "scores", "basis": None}
-            if formula not in WITH_MASS:
+            if not FORMULAS[formula].mass:
                 changes |= {"budget": None}
             configs.append(replace(base, formula=formula, **changes))
     return configs

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
-from lightning_kfac.factors.folder import FactorFolder
+from lightning_kfac.factors.folder import input_leaders
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.bands import band_forms, band_masks, energies
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.importance import original
-from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.tokens import TokenBatch
 
 
@@ -36,8 +36,9 @@ def layer_forms(
 ) -> dict[str, Tensor]:
     """The quadratic forms of every layer's bands, float32 [n_bands + 1, d_in, d_in], on the layer's device."""
     forms = {}
+    layers = find_layers(model)
     for name in factors:
-        weight = weight_matrix(model.get_submodule(name))
+        weight = layers[name].W
         G, A = bases.of(factors, name, weight.device)
         C = G.vectors.T @ weight.detach().to(G.vectors.dtype) @ A.vectors
         importance = original(G.values, A.values)
@@ -54,17 +55,15 @@ class InputSums:
     """
 
     def __init__(self, model: nn.Module, factors: Mapping[str, KroneckerFactors]):
-        self.model, self.place, self.valid = model, {}, None
-        first: dict[Any, str] = {}
-        for name in factors:
-            shared = factors.shared_A(name) if isinstance(factors, FactorFolder) else id(factors[name].A)
-            self.place[name] = first.setdefault(shared, name)
+        self.layers = find_layers(model)
+        self.place = input_leaders(factors)
+        self.valid: Tensor | None = None
         self.sums: dict[str, SecondMoment] = {}
 
     def __enter__(self) -> "InputSums":
         self._hooks = ExitStack()
         for name in set(self.place.values()):
-            self._hooks.callback(self.model.get_submodule(name).register_forward_pre_hook(self._hook(name)).remove)
+            self._hooks.callback(self.layers[name].watch(self._see(name)).remove)
         return self
 
     def __exit__(self, *_) -> None:
@@ -77,16 +76,16 @@ class InputSums:
         sums, self.sums = {place: moment.sum() for place, moment in self.sums.items()}, {}
         return {name: sums[place] for name, place in self.place.items()}
 
-    def _hook(self, name: str) -> Callable:
-        def hook(layer: nn.Module, args: tuple) -> None:
-            x = args[0].flatten(0, -2)
+    def _see(self, name: str) -> Callable[[Tensor, Tensor], None]:
+        def see(seen: Tensor, output: Tensor) -> None:
+            x = self.layers[name].inputs(seen).flatten(0, -2)
             if self.valid is not None:
                 x = x * self.valid.flatten()[:, None].to(x)
             if name not in self.sums:
                 self.sums[name] = SecondMoment(x.shape[1], x.device)
             self.sums[name].add(x)
 
-        return hook
+        return see
 
 
 @torch.no_grad()
@@ -108,14 +107,15 @@ def excitation(
     found: dict[str, list[np.ndarray]] = {name: [] for name in factors}
     counts, device = [], next(model.parameters()).device
     decoder = {id(module) for module in model.base_model.modules()}
-    inside = all(id(model.get_submodule(name)) in decoder for name in factors)
+    layers = find_layers(model)
+    inside = all(id(layers[name].module) in decoder for name in factors)
     run = model.base_model if inside else model
     with InputSums(model, factors) as listening:
         for shard in shards:
             counts.append(0)
             for batch in shard:
                 tokens = TokenBatch.from_dict(batch).to(device)
-                listening.valid = None if tokens.dense else tokens.valid
+                listening.valid = tokens.counted
                 counts[-1] += int(tokens.valid.sum())
                 run(**tokens.model_inputs())
             for name, A_sum in listening.take().items():

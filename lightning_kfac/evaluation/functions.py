@@ -16,7 +16,6 @@ from lightning_kfac.metrics import NDCG, Memorization
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
 from lightning_kfac.metrics.perplexity import LossPerplexity
 from lightning_kfac.models.loading import end_of_text_ids
-from lightning_kfac.models.probes import is_plain_head
 from lightning_kfac.models.tokens import TokenBatch
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
@@ -121,7 +120,7 @@ def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512,
     metric = LossPerplexity()
     with _in_eval(model):
         for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
-            losses, _ = next_token_scores(model, batch, k=1, head_alone=is_plain_head(model))
+            losses, _ = next_token_scores(model, batch, k=1)
             metric.update(losses.cpu(), batch.valid.cpu())
     return metric.compute().item()
 
@@ -145,9 +144,9 @@ def ndcg(
         if model.get_input_embeddings().num_embeddings != baseline.get_input_embeddings().num_embeddings:
             raise InputError("the two models have vocabularies of different sizes")
         for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
-            _, ranking = next_token_scores(model, batch, head_alone=is_plain_head(model))
+            _, ranking = next_token_scores(model, batch)
             there = batch.to(next(baseline.parameters()).device)
-            _, reference = next_token_scores(baseline, there, head_alone=is_plain_head(baseline))
+            _, reference = next_token_scores(baseline, there)
             metric.update(ranking.cpu(), reference.cpu(), batch.valid.cpu())
     return metric.compute().item()
 

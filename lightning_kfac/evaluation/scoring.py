@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lightning_kfac.evaluation.recitation import gold_hits, recite
 from lightning_kfac.metrics.functional import stress_length, token_losses, top_tokens
-from lightning_kfac.models.probes import banded_mask, takes_own_mask
+from lightning_kfac.models.probes import banded_mask, is_plain_head, takes_own_mask
 from lightning_kfac.models.tokens import TokenBatch
 
 # Logits exist for a slice of positions at a time: 256 MB in float32, whatever the vocabulary and the text.
@@ -16,20 +16,15 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 @torch.no_grad()
-def next_token_scores(
-    model: nn.Module, batch: TokenBatch, k: int = 10, head_alone: bool = False
-) -> tuple[Tensor, Tensor]:
+def next_token_scores(model: nn.Module, batch: TokenBatch, k: int = 10) -> tuple[Tensor, Tensor]:
     """Loss of each target and the k likeliest tokens at each position.
-
-    Args:
-        head_alone: ``is_plain_head`` of the model: its logits then exist for a slice of positions at a time.
 
     Returns:
         float64 [B, T] (of positions that do not count: of token 0), int64 [B, T, k].
     """
     targets = batch.targets.clamp(min=0).flatten()
     losses, rankings = [], []
-    for part, logits in _logits_in_slices(model, batch, head_alone):
+    for part, logits in _logits_in_slices(model, batch):
         losses.append(token_losses(logits, targets[part]))
         rankings.append(top_tokens(logits, k))
     shape = batch.targets.shape
@@ -37,15 +32,15 @@ def next_token_scores(
 
 
 @torch.no_grad()
-def target_losses(model: nn.Module, batch: TokenBatch, head_alone: bool = False) -> Tensor:
+def target_losses(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Loss of each target, 0 at positions that do not count. float64 [B, T]."""
     targets = batch.targets.clamp(min=0).flatten()
-    losses = [token_losses(logits, targets[part]) for part, logits in _logits_in_slices(model, batch, head_alone)]
+    losses = [token_losses(logits, targets[part]) for part, logits in _logits_in_slices(model, batch)]
     return torch.cat(losses).view(batch.targets.shape).masked_fill(~batch.valid, 0)
 
 
 @torch.no_grad()
-def most_likely(model: nn.Module, batch: TokenBatch, head_alone: bool = False, context: int | None = None) -> Tensor:
+def most_likely(model: nn.Module, batch: TokenBatch, context: int | None = None) -> Tensor:
     """The likeliest token after each position, ties by the lowest id. int64 [B, T].
 
     Args:
@@ -54,16 +49,16 @@ def most_likely(model: nn.Module, batch: TokenBatch, head_alone: bool = False, c
     """
     masked = context is not None and takes_own_mask(model)
     mask = banded_mask(model, batch.input_ids.shape[1], context) if masked else None
-    tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, head_alone, mask)]
+    tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, mask)]
     return torch.cat(tokens).view(batch.input_ids.shape)
 
 
 def _logits_in_slices(
-    model: nn.Module, batch: TokenBatch, head_alone: bool, mask: Tensor | None = None
+    model: nn.Module, batch: TokenBatch, mask: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Slices of all positions [B T] with their logits [n, V]."""
     own = {} if mask is None else {"attention_mask": mask}
-    if head_alone:
+    if is_plain_head(model):
         hidden = model.base_model(**(batch.model_inputs() | own)).last_hidden_state.flatten(0, 1)
         head = model.get_output_embeddings()
         step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])

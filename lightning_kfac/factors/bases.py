@@ -35,7 +35,8 @@ class BasisCache:
     """
 
     def __init__(self, folder: Path | None = None, dtype: torch.dtype = torch.float64):
-        self.folder, self.dtype = folder, dtype
+        self.folder = folder
+        self.dtype = dtype
         self._memory: dict[str, Spectrum] = {}
         self._keys: dict[Hashable, str] = {}
         self._computed: set[str] = set()
@@ -50,16 +51,15 @@ class BasisCache:
         self, factors: Mapping[str, KroneckerFactors], name: str, device: torch.device | str = "cpu"
     ) -> tuple[Spectrum, Spectrum]:
         """Eigenbases of G and A of one layer, on ``device``; layers that share an A share its basis."""
-        spectra = []
-        for side, place in zip("GA", self.places(factors, name), strict=True):
-            load = lambda side=side: getattr(factors[name], side)  # noqa: E731
-            spectra.append(self.spectrum(place, load, f"{side} of {name}", device))
-        return tuple(spectra)
+        place_G, place_A = self.places(factors, name)
+        G = self.spectrum(place_G, lambda: factors[name].G, f"G of {name}", device)
+        return G, self.spectrum(place_A, lambda: factors[name].A, f"A of {name}", device)
 
     def keys(self, factors: Mapping[str, KroneckerFactors], name: str) -> dict[str, str]:
         """The keys of a layer's two bases, by side."""
-        places = self.places(factors, name)
-        return {s: self._key(p, lambda s=s: getattr(factors[name], s)) for s, p in zip("GA", places, strict=True)}
+        place_G, place_A = self.places(factors, name)
+        key_G = self._key(place_G, lambda: factors[name].G)
+        return {"G": key_G, "A": self._key(place_A, lambda: factors[name].A)}
 
     def spectrum(
         self,
@@ -129,7 +129,7 @@ class BasisCache:
             return self._keys[place]
         matrix = load().to("cpu", torch.float32).contiguous()
         digest = hashlib.sha256(f"{self.dtype}{list(matrix.shape)}".encode())
-        digest.update(memoryview(matrix.numpy()).cast("B"))
+        digest.update(matrix.numpy().data.cast("B"))
         key = f"{len(matrix)}-{digest.hexdigest()[:32]}"
         if place is not None:
             self._keys[place] = key
@@ -138,7 +138,8 @@ class BasisCache:
     def _read(self, key: str) -> Spectrum | None:
         if key in self._memory:
             return self._memory[key]
-        if self.folder is None or not (path := self._path(key)).is_file():
+        path = self._path(key)
+        if path is None or not path.is_file():
             return None
         size = int(key.partition("-")[0])
         try:
@@ -160,13 +161,14 @@ class BasisCache:
 
     def _write(self, key: str, spectrum: Spectrum, name: str) -> None:
         tensors = {"values": spectrum.values.cpu(), "vectors": spectrum.vectors.cpu().contiguous()}
-        if self.folder is not None:
+        path = self._path(key)
+        if path is not None:
             with suppress(OSError, SafetensorError, InputError):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._checksums[key] = save_tensors(tensors, self._path(key), {"matrix": name, "key": key})
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._checksums[key] = save_tensors(tensors, path, {"matrix": name, "key": key})
                 return
         self._checksums[key] = tensors_checksum(tensors)
         self._memory[key] = spectrum.to("cpu")
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
+    def _path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{key}.safetensors"

@@ -38,7 +38,7 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
     """
 
     path: Path
-    metadata: dict = field(repr=False)
+    metadata: dict[str, Any] = field(repr=False)
     _verified: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> KroneckerFactors:
@@ -67,7 +67,8 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
 
     def _triangle(self, place: str, size: int) -> Tensor:
         file, _, key = place.partition(":")
-        path, shape = self.path / file, (size * (size + 1) // 2,)
+        path = self.path / file
+        shape = (size * (size + 1) // 2,)
         known = next((e.get("checksum") for e in self.metadata["layers"].values() if e["G"] == f"{file}:G"), None)
         packed = load_tensors(path, ADVICE, {key: shape}, known, verify=file not in self._verified)[key]
         if packed.dtype != torch.float32:
@@ -84,7 +85,7 @@ def pack_matrix(name: str, matrix: Tensor) -> Tensor:
 def save_factors(
     factors: Mapping[str, KroneckerFactors],
     path: str | Path,
-    metadata: Mapping | None = None,
+    metadata: Mapping[str, Any] | None = None,
     pack: Callable[[str, Tensor], Tensor] = pack_matrix,
 ) -> None:
     """Writes factors to a folder, which appears under its name only when it is complete.
@@ -117,13 +118,14 @@ def stored_matrices(factors: Mapping[str, KroneckerFactors]) -> Iterator[tuple[s
 def _write(
     factors: Mapping[str, KroneckerFactors],
     partial: Path,
-    metadata: Mapping | None,
+    metadata: Mapping[str, Any] | None,
     pack: Callable[[str, Tensor], Tensor],
 ) -> None:
     places: dict[int, str] = {}
     layers = {}
     for number, (name, matrices) in enumerate(stored_matrices(factors)):
-        layer, file = factors[name], f"layer_{number:04d}.safetensors"
+        layer = factors[name]
+        file = f"layer_{number:04d}.safetensors"
         places.setdefault(id(layer.A), f"{file}:A")
         tensors = {side: pack(name, matrix) for side, matrix in matrices.items()}
         checksum = save_tensors(tensors, partial / file, {"layer": name})
@@ -188,20 +190,24 @@ def _check(metadata: Mapping[str, Any]) -> None:
         raise ValueError("it has no layers")
     for name, entry in layers.items():
         try:
-            if not isinstance(entry, dict):
-                raise ValueError(f"it is {_short(entry)}, not a mapping")
-            for side in "AG":
-                place = entry.get(side)
-                if not isinstance(place, str) or not place.partition(":")[2]:
-                    raise ValueError(f"{side} is {_short(place)}, it must be FILE:NAME")
-                file_name(place.partition(":")[0])
-            for size in ("d_in", "d_out"):
-                _check_count(entry, size, 1)
-            _check_count(entry, "n_tokens", 0)
-            if not isinstance(entry.get("checksum"), str | None):
-                raise ValueError(f"checksum is {_short(entry['checksum'])}, it must be text")
+            _check_layer(entry)
         except ValueError as error:
             raise ValueError(f"layer {name[:80]}: {error}") from None
+
+
+def _check_layer(entry: object) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"it is {_short(entry)}, not a mapping")
+    for side in "AG":
+        place = entry.get(side)
+        if not isinstance(place, str) or not place.partition(":")[2]:
+            raise ValueError(f"{side} is {_short(place)}, it must be FILE:NAME")
+        file_name(place.partition(":")[0])
+    for size in ("d_in", "d_out"):
+        _check_count(entry, size, 1)
+    _check_count(entry, "n_tokens", 0)
+    if not isinstance(entry.get("checksum"), str | None):
+        raise ValueError(f"checksum is {_short(entry['checksum'])}, it must be text")
 
 
 def _check_count(fields: Mapping[str, Any], name: str, least: int) -> None:
@@ -218,3 +224,17 @@ def _short(value: object) -> str:
 def layer_shape(factors: Mapping[str, KroneckerFactors], name: str) -> tuple[int, int]:
     """(d_out, d_in) of a layer, without reading a tensor from the disk."""
     return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
+
+
+def input_leaders(factors: Mapping[str, KroneckerFactors]) -> dict[str, str]:
+    """For each layer the first one that shares its A: the same tensor, or the same place on disk.
+
+    Example:
+        >>> import torch
+        >>> A, G = torch.eye(2), torch.eye(3)
+        >>> input_leaders({"gate": KroneckerFactors(A, G, 1), "up": KroneckerFactors(A, G, 1)})
+        {'gate': 'gate', 'up': 'gate'}
+    """
+    first: dict[object, str] = {}
+    place = factors.shared_A if isinstance(factors, FactorFolder) else lambda name: id(factors[name].A)
+    return {name: first.setdefault(place(name), name) for name in factors}

@@ -5,12 +5,13 @@ Those of a domain lie in the domain's folder, and are measured in the basis of t
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
-from lightning_kfac.factors.folder import METADATA, FactorFolder
+from lightning_kfac.factors.folder import METADATA, FactorFolder, layer_shape
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.storage.files import new_folder, settle
 from lightning_kfac.storage.json_files import file_name, read_json, write_json
@@ -18,6 +19,15 @@ from lightning_kfac.storage.tensor_files import load_tensors, save_tensors
 
 FOLDER = "moments"
 ADVICE = "collect the moments again"
+
+
+class _Entry(NamedTuple):
+    """What the metadata say of one layer; older versions recorded no checksums."""
+
+    file: Path
+    checksum: str | None
+    bases: dict[str, Any]
+    bases_checksums: dict[str, Any] | None
 
 
 def save_moments(
@@ -72,29 +82,46 @@ def load_moments(folder: Path, factors: Mapping[str, KroneckerFactors], bases: B
     settle(path)
     if not (path / METADATA).is_file():
         return None
-    layers = read_json(path / METADATA, ADVICE).get("layers")
-    if isinstance(layers, dict) and name not in layers:
+    entry = _entry(path, name)
+    if entry is None:
         return None
-    try:
-        entry = layers[name]
-        file, keys = path / file_name(entry["file"]), entry["bases"]
-        known, known_bases = entry.get("checksum"), entry.get("bases_checksums")
-        if not isinstance(keys, dict):
-            raise ValueError(f"the bases of {name} are a {type(keys).__name__}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path / METADATA}: damaged or incomplete: {error!r}; {ADVICE}") from None
-    shape = factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
-    moments = load_tensors(file, ADVICE, {"moments": shape}, known)["moments"]
+    moments = load_tensors(entry.file, ADVICE, {"moments": layer_shape(factors, name)}, entry.checksum)["moments"]
     if not moments.is_floating_point():
-        raise InputError(f"{file}: damaged or incomplete: moments of {moments.dtype}; {ADVICE}")
-    # Solvers differ in the last bit, and within equal eigenvalues in everything: the very basis is needed.
-    same = keys == bases.keys(factors, name)
-    if same and known_bases is not None:
-        same = known_bases == bases.checksums(factors, name)
-    if not same or (known_bases is None and not all(map(bases.holds, keys.values()))):
+        raise InputError(f"{entry.file}: damaged or incomplete: moments of {moments.dtype}; {ADVICE}")
+    if not _is_there(entry, factors, bases, name):
         raise InputError(
             f"{path}: the moments of {name} were measured in another basis than {bases.dtype} ones in "
             f"{bases.folder}, or the one there is damaged; edit with the precision of the collection, or collect the "
             "moments again"
         )
     return moments
+
+
+def _entry(path: Path, name: str) -> _Entry | None:
+    """That of a layer; None where it has no moments."""
+    layers = read_json(path / METADATA, ADVICE).get("layers")
+    try:
+        if not isinstance(layers, dict):
+            raise ValueError("it has no layers")
+        if name not in layers:
+            return None
+        fields = layers[name]
+        file = path / file_name(fields["file"])
+        entry = _Entry(file, fields.get("checksum"), fields["bases"], fields.get("bases_checksums"))
+        if not isinstance(entry.bases, dict):
+            raise ValueError(f"the bases of {name} are a {type(entry.bases).__name__}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path / METADATA}: damaged or incomplete: {error!r}; {ADVICE}") from None
+    return entry
+
+
+def _is_there(entry: _Entry, factors: Mapping[str, KroneckerFactors], bases: BasisCache, name: str) -> bool:
+    """Whether the bases are those that the moments were measured in.
+
+    Solvers differ in the last bit, and within equal eigenvalues in everything: the very basis is needed.
+    """
+    if entry.bases != bases.keys(factors, name):
+        return False
+    if entry.bases_checksums is None:
+        return all(map(bases.holds, entry.bases.values()))
+    return entry.bases_checksums == bases.checksums(factors, name)

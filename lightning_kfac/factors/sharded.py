@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from lightning_kfac.distributed.ranks import Ranks
-from lightning_kfac.factors.folder import save_factors, stored_matrices
+from lightning_kfac.factors.folder import pack_matrix, save_factors, stored_matrices
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.math.covariance import pack_upper
 
 
 def save_sharded(
     factors: Mapping[str, KroneckerFactors],
     path: Path,
-    metadata: Mapping,
+    metadata: Mapping[str, Any],
     ranks: Ranks,
     owners: Mapping[str, int],
 ) -> None:
@@ -27,19 +27,15 @@ def save_sharded(
         owners: The rank of each layer.
     """
 
-    def packed(name: str, matrix: Tensor) -> Tensor | None:
-        owner, size = owners[name], len(matrix)
-        if owner == 0:
-            return pack_upper(matrix.float()) if ranks.rank == 0 else None
-        if ranks.rank == owner:
-            ranks.send(pack_upper(matrix.float()), 0)
-        elif ranks.rank == 0:
-            return ranks.receive(size * (size + 1) // 2, owner)
-        return None
+    def packed(name: str, matrix: Tensor) -> Tensor:
+        if owners[name] == 0:
+            return pack_matrix(name, matrix)
+        return ranks.receive(len(matrix) * (len(matrix) + 1) // 2, owners[name])
 
     if ranks.rank == 0:
         save_factors(factors, path, metadata, packed)
         return
     for name, matrices in stored_matrices(factors):
-        for matrix in matrices.values():
-            packed(name, matrix)
+        if owners[name] == ranks.rank:
+            for matrix in matrices.values():
+                ranks.send(pack_matrix(name, matrix), 0)

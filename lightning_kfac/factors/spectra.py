@@ -1,8 +1,9 @@
 """The spectrum of a layer's curvature in numbers: what figures, tables and reports are made of."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,20 @@ from lightning_kfac.models.targets import block_of, projection_of
 CURVE = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 
 
+class Cut(NamedTuple):
+    """What an edit by ``original`` keeps of a layer.
+
+    Attributes:
+        rho: Share of the mass.
+        kept: int64 [d_out], leading columns kept in each row.
+        fraction_kept: Share of components.
+    """
+
+    rho: float
+    kept: np.ndarray
+    fraction_kept: float
+
+
 @dataclass(frozen=True)
 class LayerSpectrum:
     """Eigenvalues of one layer's factors and what rho makes of their products.
@@ -24,8 +39,7 @@ class LayerSpectrum:
         lambdas: float64 [d_out], of G, descending.
         mu: float64 [d_in], of A, descending.
         curve: Shares of components kept, and the shares of the mass that they hold.
-        rho: Where an edit by ``original`` cuts; None where there is none.
-        kept: int64 [d_out], leading columns kept in each row at rho; None where nothing is cut.
+        cut: What an edit keeps; None where there is none.
         trace_A, trace_G: Sums of the eigenvalues.
         rank_A, rank_G: Effective ranks, exp of the entropy of the eigenvalues' shares.
         condition_A, condition_G: Largest over smallest eigenvalue; inf where the smallest is 0.
@@ -34,8 +48,7 @@ class LayerSpectrum:
     lambdas: np.ndarray
     mu: np.ndarray
     curve: tuple[np.ndarray, np.ndarray]
-    rho: float | None
-    kept: np.ndarray | None
+    cut: Cut | None
     trace_A: float
     trace_G: float
     rank_A: float
@@ -45,8 +58,8 @@ class LayerSpectrum:
 
     @property
     def fraction_kept(self) -> float:
-        """Share of components kept at rho."""
-        return float(self.kept.sum()) / (len(self.lambdas) * len(self.mu))
+        """Share of components kept; NaN where nothing is cut."""
+        return math.nan if self.cut is None else self.cut.fraction_kept
 
     def numbers(self) -> dict[str, Any]:
         """For JSON: the figures without the eigenvalues."""
@@ -66,22 +79,22 @@ def layer_spectrum(lambdas: Tensor, mu: Tensor, rho: float | None = None) -> Lay
 
     Example:
         >>> spectrum = layer_spectrum(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0, 0.0]), rho=0.7)
-        >>> spectrum.kept.tolist(), round(spectrum.fraction_kept, 3)
+        >>> spectrum.cut.kept.tolist(), round(spectrum.fraction_kept, 3)
         ([2, 0], 0.333)
     """
-    lambdas, mu = lambdas.double().cpu(), mu.double().cpu()
+    lambdas = lambdas.double().cpu()
+    mu = mu.double().cpu()
     total = len(lambdas) * len(mu)
-    if lambdas.any() and mu.any():
-        shares = [int(select_products(lambdas, mu, mass).sum()) / total for mass in CURVE]
-        kept = None if rho is None else select_products(lambdas, mu, rho).numpy()
-    else:
-        shares, kept = [0.0] * len(CURVE), None if rho is None else np.zeros(len(lambdas), dtype=np.int64)
+    shares = [int(_kept(lambdas, mu, mass).sum()) / total for mass in CURVE]
+    cut = None
+    if rho is not None:
+        kept = _kept(lambdas, mu, rho)
+        cut = Cut(rho, kept, float(kept.sum()) / total)
     return LayerSpectrum(
         lambdas.numpy(),
         mu.numpy(),
         (np.array(shares), np.array(CURVE)),
-        rho,
-        kept,
+        cut,
         mu.sum().item(),
         lambdas.sum().item(),
         effective_rank(mu),
@@ -106,6 +119,13 @@ def by_projection(spectra: Mapping[str, LayerSpectrum]) -> dict[str, dict[int | 
 def log10_histogram(values: np.ndarray) -> Tensor:
     """log10 of the positive eigenvalues, for a histogram. float32."""
     return torch.from_numpy(np.log10(values[values > 0])).float()
+
+
+def _kept(lambdas: Tensor, mu: Tensor, rho: float) -> np.ndarray:
+    """Leading columns kept in each row, int64 [d_out]; none where there is no curvature."""
+    if not (lambdas.any() and mu.any()):
+        return np.zeros(len(lambdas), dtype=np.int64)
+    return select_products(lambdas, mu, rho).numpy()
 
 
 def _condition(values: Tensor) -> float:

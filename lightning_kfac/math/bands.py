@@ -36,7 +36,8 @@ def band_masks(importance: Tensor, n_bands: int) -> list[Tensor]:
         >>> [mask.tolist() for mask in band_masks(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 2)]
         [[[True, False], [True, False]], [[False, True], [False, True]]]
     """
-    below, masks = torch.zeros_like(importance, dtype=torch.bool), []
+    below = torch.zeros_like(importance, dtype=torch.bool)
+    masks = []
     for number in range(1, n_bands + 1):
         upto = select_count(importance, round(importance.numel() * number / n_bands))
         masks.append(upto & ~below)
@@ -73,7 +74,9 @@ def band_shares(shards: np.ndarray) -> Bands:
     Args:
         shards: [n_shards, n_bands + 1], energies of parts of a text.
     """
-    return _with_interval(shards, lambda sums: np.sqrt(sums[:, :-1] / sums[:, -1:]))
+    sums = np.concatenate([shards.sum(0, keepdims=True), resampled_sums(shards)])
+    shares = np.sqrt(sums[:, :-1] / sums[:, -1:])
+    return _with_interval(shares[0], shares[1:])
 
 
 def band_ratios(shards: np.ndarray, counts: np.ndarray, others: np.ndarray, other_counts: np.ndarray) -> Bands:
@@ -83,17 +86,17 @@ def band_ratios(shards: np.ndarray, counts: np.ndarray, others: np.ndarray, othe
         shards, others: [n_shards, n_bands + 1].
         counts, other_counts: [n_shards], number of inputs.
     """
-    draws = []
+    draws: list[np.ndarray] = []
     for values, numbers in ((shards, counts), (others, other_counts)):
         columns = np.concatenate([values[:, :-1], numbers[:, None]], axis=1)
         # The first row is the text itself. Shifted draws, so that the two texts are not resampled alike.
         sums = np.concatenate([columns.sum(0, keepdims=True), np.roll(resampled_sums(columns), len(draws), axis=0)])
         draws.append(sums[:, :-1] / sums[:, -1:])
     ratios = np.sqrt(draws[0] / draws[1])
-    bounds = [middle_95(column) for column in ratios[1:].T]
-    return Bands(ratios[0], *(np.array(side) for side in zip(*bounds, strict=True)))
+    return _with_interval(ratios[0], ratios[1:])
 
 
-def _with_interval(shards: np.ndarray, figure) -> Bands:
-    bounds = [middle_95(column) for column in figure(resampled_sums(shards)).T]
-    return Bands(figure(shards.sum(0, keepdims=True))[0], *(np.array(side) for side in zip(*bounds, strict=True)))
+def _with_interval(value: np.ndarray, resampled: np.ndarray) -> Bands:
+    """A figure of each band [n_bands], and the same of every resample [RESAMPLES, n_bands]."""
+    low, high = zip(*map(middle_95, resampled.T), strict=True)
+    return Bands(value, np.array(low), np.array(high))

@@ -25,7 +25,8 @@ class SecondMoment:
     here = True  # the sum is kept in this process
 
     def __init__(self, size: int, device: torch.device | str = "cpu"):
-        self.size, self.device = size, device
+        self.size = size
+        self.device = device
         self._panels = panel_edges(size)
         self._recent = self._zeros()
         self._settled: list[Tensor] | None = None
@@ -89,7 +90,8 @@ class SecondMoment:
         """Trace of the sum, a scalar tensor on the device: not finite once any feature was not."""
         panels = self._recent + (self._settled or [])
         edges = self._panels * (len(panels) // len(self._panels))
-        return sum(panel.diagonal(-first).sum() for (first, _), panel in zip(edges, panels, strict=True))
+        traces = [panel.diagonal(-first).sum() for (first, _), panel in zip(edges, panels, strict=True)]
+        return sum(traces, start=torch.zeros((), device=self.device))
 
     def _settle(self) -> None:
         self._settled = self._settled or self._zeros()
@@ -134,7 +136,7 @@ def accumulate_upper(panels: list[Tensor], edges: list[tuple[int, int]], x: Tens
 @contextmanager
 def _cpu_products(precision: str) -> Iterator[None]:
     """Sets how oneDNN multiplies float32 matrices, for the whole process, and puts it back."""
-    setting = torch.backends.mkldnn.matmul
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # put there when torch is imported
     before = setting.fp32_precision
     setting.fp32_precision = precision
     try:

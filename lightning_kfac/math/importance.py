@@ -1,54 +1,14 @@
-"""Importance of each component of a weight: every formula that an edit can select by.
+"""Importance of each component of a weight, as pure functions; ``editing/formulas.py`` names them and their sources.
 
 With the eigenbases G = U_G diag(lambda) U_G^T and A = U_A diag(mu) U_A^T, the weight's components are
 C = U_G^T W U_A. Each formula gives a matrix S [d_out, d_in]; an edit keeps the components with the
 largest S.
-
-========================  =====================  ============================================================
-formula                   S_ij                   source
-========================  =====================  ============================================================
-``original``              lambda_i mu_j          K-FAC curvature (Martens and Grosse, 2015) as arXiv
-                                                 2510.24256 uses it
-``modified``              lambda_i mu_j C_ij^2   the loss that removing (i, j) costs to second order: the
-                                                 saliency of Optimal Brain Damage (LeCun et al., 1990)
-``corrected``             m_ij                   curvature measured in the basis: EK-FAC (George et al., 2018)
-``corrected_modified``    m_ij C_ij^2            both
-``random``                uniform noise          control: as many components, none preferred
-``magnitude``             C_ij^2                 control: the basis without the curvature
-``weights``               W_ij^2                 control: no basis (magnitude pruning)
-``lowest``                -lambda_i mu_j         control: ``original`` from the other end
-``svd``                   sigma_k^2              control: the leading singular directions, the same share of
-                                                 directions as ``original`` keeps of components
-``svd_parameters``        sigma_k^2              control: as many directions as have the parameter count of
-                                                 the components that ``original`` keeps
-========================  =====================  ============================================================
 """
 
 import hashlib
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-
-Formula = Literal[
-    "original",
-    "modified",
-    "corrected",
-    "corrected_modified",
-    "random",
-    "magnitude",
-    "weights",
-    "lowest",
-    "svd",
-    "svd_parameters",
-]
-FORMULAS = get_args(Formula)
-CURVATURE_FORMULAS = FORMULAS[:4]
-CONTROLS = FORMULAS[4:]
-# Selected by the moments of a second pass over the text.
-MEASURED = ("corrected", "corrected_modified")
-# Their importance is a mass of which a share rho can be kept; the other controls only keep a number.
-WITH_MASS = (*CURVATURE_FORMULAS, "magnitude", "weights")
 
 
 def components(weight: Tensor, vectors_G: Tensor, vectors_A: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
     Returns:
         int64 [...]: the smallest k with cdf_k > u * cdf_last.
     """
-    flat, shape = logits.flatten(0, -2), logits.shape[:-1]
+    flat = logits.flatten(0, -2)
     u = u.to(logits.device).flatten()
     drawn = []
     for start in range(0, len(flat), SAMPLING_SLICE):
@@ -78,4 +78,4 @@ def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
         threshold = u[part, None] * cdf[:, -1:]
         drawn.append(torch.searchsorted(cdf, threshold, right=True).squeeze(-1))
     # Rounding can put u * cdf_last on cdf_last itself; the last class is then the right one.
-    return torch.cat(drawn).clamp(max=logits.shape[-1] - 1).view(shape)
+    return torch.cat(drawn).clamp(max=logits.shape[-1] - 1).view(logits.shape[:-1])

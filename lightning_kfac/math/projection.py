@@ -20,9 +20,11 @@ def suppress(c: Tensor, keep: Tensor, vectors_G: Tensor, vectors_A: Tensor, dtyp
         [d_out, d_in].
     """
     dtype = dtype or c.dtype
-    rows, columns = (_last(keep.any(dim)) for dim in (1, 0))
+    rows = _last(keep.any(1))
+    columns = _last(keep.any(0))
     kept = (c[:rows, :columns] * keep[:rows, :columns]).to(dtype)
-    left, right = vectors_G[:, :rows].to(dtype), vectors_A[:, :columns].to(dtype).T
+    left = vectors_G[:, :rows].to(dtype)
+    right = vectors_A[:, :columns].to(dtype).T
     d_out, d_in = c.shape
     if rows * d_in * (columns + d_out) <= d_out * columns * (rows + d_in):
         return left @ (kept @ right)

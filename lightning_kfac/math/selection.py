@@ -109,7 +109,8 @@ def select_products(lambda_G: Tensor, mu_A: Tensor, rho: float) -> Tensor:
     check_rho(rho)
     if rho in (0, 1):
         return torch.full((len(lambda_G),), int(rho) * len(mu_A), device=lambda_G.device)
-    rows, columns = lambda_G.double(), mu_A.double()
+    rows = lambda_G.double()
+    columns = mu_A.double()
     for spectrum in (rows, columns):
         _check_importance(spectrum)
         if (spectrum.diff() > 0).any():
@@ -126,7 +127,8 @@ def select_products(lambda_G: Tensor, mu_A: Tensor, rho: float) -> Tensor:
     # (Components below half of (1 - rho) * mean cannot add up to the part that is dropped.)
     low = _bits((1 - rho) * total / (2 * len(rows) * len(columns)))
     high = _bits(float(rows[0] * columns[0])) + 1
-    above, reached = torch.zeros_like(rows, dtype=torch.long), _counts_at_least(rows, columns, _from_bits(low))
+    above = torch.zeros_like(rows, dtype=torch.long)
+    reached = _counts_at_least(rows, columns, _from_bits(low))
     while high - low > 1 and int((reached - above).sum()) > FEW:
         middle = (low + high) // 2
         counts = _counts_at_least(rows, columns, _from_bits(middle))

@@ -1,6 +1,11 @@
-"""How sure a figure is: intervals of rates, and of what changed between two measurements of the same sequences."""
+"""How sure a figure is: intervals of rates, of what changed between two measurements of the same sequences, and of
+perplexities of several models on the same rows.
+
+All resampling is a bootstrap over sequences or rows (Efron, 1979) with fixed draws.
+"""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +14,7 @@ from torch import Tensor
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 RESAMPLES = 2000
 RESAMPLED_VALUES_AT_ONCE = 1 << 22
+PERCENTILES_95 = (2.5, 97.5)
 
 
 class Figure(NamedTuple):
@@ -50,9 +56,11 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     if n == 0:
         return math.nan, math.nan
     rate = successes / n
-    middle, width = rate + z * z / (2 * n), z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low, high = (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
-    return max(0.0, low) if successes else 0.0, min(1.0, high) if successes < n else 1.0
+    middle = rate + z * z / (2 * n)
+    width = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low = max(0.0, (middle - width) / (1 + z * z / n)) if successes else 0.0
+    high = min(1.0, (middle + width) / (1 + z * z / n)) if successes < n else 1.0
+    return low, high
 
 
 def interval(figure: Figure) -> tuple[float, float]:
@@ -85,7 +93,8 @@ def resampled_sums(values: np.ndarray) -> np.ndarray:
     n = len(values)
     if n == 0:
         return np.full((RESAMPLES, values.shape[1]), np.nan)
-    rng, at_once = np.random.default_rng(0), max(1, RESAMPLED_VALUES_AT_ONCE // n)
+    rng = np.random.default_rng(0)
+    at_once = max(1, RESAMPLED_VALUES_AT_ONCE // n)
     counts = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
     return np.concatenate([values[rng.integers(0, n, (count, n))].sum(1) for count in counts])
 
@@ -94,3 +103,55 @@ def middle_95(values: np.ndarray) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles of resampled figures [RESAMPLES]."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, draws: np.ndarray) -> "Estimate":
+        """With the percentiles of bootstrap draws [n], which may be infinite.
+
+        The nearest draws are taken: between a number and infinity there is nothing to interpolate.
+        """
+        low, high = np.percentile(draws, PERCENTILES_95, method="nearest")
+        return cls(float(value), float(low), float(high))
+
+
+def perplexity(losses: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """exp(sum of losses / number of targets).
+
+    Args:
+        losses: float64 [..., R], summed loss of each row.
+        counts: [R], number of targets of each row.
+
+    Returns:
+        float64 [...].
+    """
+    return np.exp(losses.sum(-1) / counts.sum())
+
+
+def resampled_perplexities(losses: np.ndarray, counts: np.ndarray, draws: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Perplexities of M models on ``draws`` resamples of the same R rows.
+
+    Every draw resamples the rows once for all models, so that what makes a row hard cancels in differences.
+
+    Args:
+        losses: float64 [M, R].
+        counts: [R].
+
+    Returns:
+        float64 [draws, M].
+
+    Example:
+        >>> resampled_perplexities(np.log([[2.0, 2.0], [4.0, 4.0]]), np.ones(2), draws=1)
+        array([[2., 4.]])
+    """
+    n_rows = losses.shape[1]
+    times = np.random.default_rng(seed).multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=draws)
+    return np.exp(times @ losses.T / (times @ counts)[:, None])

@@ -1,12 +1,14 @@
 """ContinuationShift: how far does an edit move continuations that were no recitation?"""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import Label, SequencesSeen, Setting
 from lightning_kfac.metrics.per_sequence import PerSequence
 
 
@@ -23,8 +25,25 @@ class ContinuationShift(PerSequence):
         {'shift_levenshtein_norm': 0.125, 'unchanged': 0.5, 'n_not_recited': 2}
     """
 
+    labels: ClassVar[dict[str, Label]] = {
+        "unchanged": Label("not recited: continuation as before", "{:.3f}", "higher", counter="n_not_recited"),
+        "shift_levenshtein_norm": Label(
+            "not recited: Levenshtein from before", "{:.3f}", "lower", counter="n_not_recited"
+        ),
+    }
+    group = "set"
+    seen = SequencesSeen
+    quiet = True
     columns = ("distance", "unchanged")
     counted = "n_not_recited"
+
+    @classmethod
+    def asked(cls, setting: Setting) -> "ContinuationShift | None":
+        return cls() if setting.compared else None
+
+    def observe(self, seen: SequencesSeen) -> None:
+        after = dict(zip(seen.index, seen.continuations, strict=True))
+        self.update(list(seen.before.values()), [after[i] for i in seen.before], list(seen.before))
 
     def update(
         self, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], index: Sequence[int] | None = None

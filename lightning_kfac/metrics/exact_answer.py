@@ -1,11 +1,13 @@
 """ExactAnswer: how many questions does the model answer right?"""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import AnswersSeen, Label
 from lightning_kfac.metrics.per_sequence import PerSequence
 
 
@@ -19,9 +21,17 @@ class ExactAnswer(PerSequence):
         {'exact_acc': 0.5, 'n_questions': 2}
     """
 
+    labels: ClassVar[dict[str, Label]] = {
+        "exact_acc": Label("answers right", "{:.3f}", "higher", short="answers right")
+    }
+    group = "questions"
+    seen = AnswersSeen
     higher_is_better = True
     columns = ("right",)
     counted = "n_questions"
+
+    def observe(self, seen: AnswersSeen) -> None:
+        self.update(seen.answers, seen.golds, seen.index)
 
     def update(self, answers: Sequence[str], golds: Sequence[str], index: Sequence[int] | None = None) -> None:
         """Adds one given and one right answer per question, and the numbers of the questions."""

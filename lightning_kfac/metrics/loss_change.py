@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_kfac.metrics.described import Described, Setting, TextSeen
+
 # In nats; what lies beyond counts in the first or last bin.
 EDGES = torch.linspace(-4, 4, 81, dtype=torch.float64)
 
 
-class LossChange(Metric):
+class LossChange(Described, Metric):
     """Histogram of (loss after - loss before) over tokens, in 80 bins of 0.1 nats from -4 to 4.
 
     Example:
@@ -18,7 +20,15 @@ class LossChange(Metric):
         [40, 79]
     """
 
+    seen = TextSeen
     full_state_update = False
+
+    @classmethod
+    def asked(cls, setting: Setting) -> "LossChange | None":
+        return cls() if setting.compared else None
+
+    def observe(self, seen: TextSeen) -> None:
+        self.update(seen.before, seen.losses.float(), seen.valid)
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

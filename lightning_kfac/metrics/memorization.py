@@ -1,11 +1,13 @@
 """Memorization: does the model recite the sequences it saw in training?"""
 
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import Label, SequencesSeen, Setting
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, recitation
 from lightning_kfac.metrics.per_sequence import PerSequence
 
@@ -24,6 +26,13 @@ class Memorization(PerSequence):
         {'strict_acc': 0.5, 'loose_acc': 1.0, 'avg_levenshtein_norm': 0.125, 'n_sequences': 2, 'n_near_ties': 0}
     """
 
+    labels: ClassVar[dict[str, Label]] = {
+        "strict_acc": Label("strict accuracy", "{:.3f}", "lower", short="strict"),
+        "loose_acc": Label("loose accuracy", "{:.3f}", "lower"),
+        "avg_levenshtein_norm": Label("normalised Levenshtein", "{:.3f}", "higher"),
+    }
+    group = "set"
+    seen = SequencesSeen
     higher_is_better = False
     columns = ("strict", "loose", "levenshtein", "near_tie")
     counted = "n_sequences"
@@ -33,6 +42,13 @@ class Memorization(PerSequence):
     ):
         super().__init__(**kwargs)
         self.end_of_text, self.loose_similarity = frozenset(end_of_text), loose_similarity
+
+    @classmethod
+    def asked(cls, setting: Setting) -> "Memorization":
+        return cls(setting.end_of_text, setting.measures.loose_similarity)
+
+    def observe(self, seen: SequencesSeen) -> None:
+        self.update(seen.continuations, seen.golds, seen.index, seen.near_ties)
 
     def update(
         self,

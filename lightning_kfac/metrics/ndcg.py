@@ -1,11 +1,13 @@
 """nDCG@k: how well a model keeps the next-token ranking of a reference model."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import Label, Setting, TextSeen
 from lightning_kfac.metrics.functional import ndcg
 from lightning_kfac.metrics.per_sequence import PerSequence
 
@@ -21,8 +23,19 @@ class NDCG(PerSequence):
         1.0
     """
 
+    labels: ClassVar[dict[str, Label]] = {
+        "ndcg@10": Label("nDCG@10 against the unedited", "{:.4f}", "higher", short="nDCG@10")
+    }
+    seen = TextSeen
     higher_is_better = True
     columns = ("gain", "count")
+
+    @classmethod
+    def asked(cls, setting: Setting) -> "NDCG | None":
+        return cls() if setting.ranked else None
+
+    def observe(self, seen: TextSeen) -> None:
+        self.update(seen.ranking, seen.reference, seen.valid, seen.index)
 
     def update(
         self, ranking: Tensor, reference: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None

@@ -8,9 +8,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import Described
 
 
-class PerSequence(Metric):
+class PerSequence(Described, Metric):
     """Keeps some numbers of every sequence, so that intervals and paired differences can be computed.
 
     Values are gathered over ranks and sorted by the number of their sequence, so neither batches nor ranks change a

@@ -1,12 +1,14 @@
 """Perplexity over exactly counted target tokens."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import Described, Label, Setting, TextSeen
 from lightning_kfac.metrics.functional import token_losses
 from lightning_kfac.metrics.per_sequence import PerSequence
 
@@ -21,8 +23,15 @@ class LossPerplexity(PerSequence):
         3.0
     """
 
+    labels: ClassVar[dict[str, Label]] = {
+        "perplexity": Label("perplexity, held-out text", "{:.2f}", "lower", short="perplexity")
+    }
+    seen = TextSeen
     higher_is_better = False
     columns = ("nll", "count")
+
+    def observe(self, seen: TextSeen) -> None:
+        self.update(seen.losses, seen.valid, seen.index)
 
     def update(self, losses: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch: token losses [B, T], valid bool [B, T], numbers of the rows.
@@ -63,7 +72,7 @@ class Perplexity(LossPerplexity):
         super().update(losses.view_as(targets), valid, index)
 
 
-class BatchMeanPerplexity(Metric):
+class BatchMeanPerplexity(Described, Metric):
     """Mean over batches of exp(mean loss of the batch), as the original script of arXiv 2510.24256 computes it.
 
     It depends on the batch size; use it only to compare with published rows.
@@ -77,8 +86,19 @@ class BatchMeanPerplexity(Metric):
         1.8591
     """
 
+    labels: ClassVar[dict[str, Label]] = {
+        "perplexity_batch_mean": Label("mean of exp(batch loss)", "{:.2f}", "lower"),
+    }
+    seen = TextSeen
     full_state_update = False
     higher_is_better = False
+
+    @classmethod
+    def asked(cls, setting: Setting) -> "BatchMeanPerplexity | None":
+        return cls() if setting.measures.batch_mean_perplexity else None
+
+    def observe(self, seen: TextSeen) -> None:
+        self.update(seen.losses, seen.valid)
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -1,11 +1,13 @@
 """PositionStress: does a shifted or extended prompt bring a suppressed suffix back?"""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import Label, SequencesSeen, Setting
 from lightning_kfac.metrics.per_sequence import PerSequence
 
 
@@ -22,8 +24,27 @@ class PositionStress(PerSequence):
         4.0
     """
 
+    labels: ClassVar[dict[str, Label]] = {
+        "original_len": Label("tokens recited from the prefix", "{:.1f}", "lower"),
+        "stress_len": Label("from the best perturbed prompt", "{:.1f}", "lower"),
+        "stress_difference": Label("difference", "{:.1f}", "lower"),
+        "original_full_match": Label("recited to the end, prefix", "{:.3f}", "lower"),
+        "stress_full_match": Label("recited to the end, perturbed", "{:.3f}", "lower"),
+    }
+    group = "stress"
+    seen = SequencesSeen
+    prefix = "stress/"
     higher_is_better = False
     columns = ("original", "stress", "length")
+
+    @classmethod
+    def asked(cls, setting: Setting) -> "PositionStress | None":
+        return cls() if setting.main and setting.measures.position_stress else None
+
+    def observe(self, seen: SequencesSeen) -> None:
+        pairs = seen.stress or []
+        lengths = [len(gold) for gold in seen.stressed]
+        self.update([a for a, _ in pairs], [b for _, b in pairs], lengths, seen.index)
 
     def update(
         self, original: Sequence[int], stress: Sequence[int], lengths: Sequence[int], index: Sequence[int] | None = None

@@ -35,7 +35,8 @@ def first_of_each(texts: Sequence[Sequence[int]], threshold: float) -> tuple[lis
         ([0, 2], 1, 0)
     """
     kept: list[int] = []
-    exact, near = 0, 0
+    exact = 0
+    near = 0
     seen: set[tuple[int, ...]] = set()
     having: dict[tuple[int, ...], list[int]] = defaultdict(list)
     sizes: list[int] = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.search import Found
@@ -22,7 +23,8 @@ class MiningLog:
     """
 
     def __init__(self, folder: Path, key: str):
-        self.folder, self.key = folder, key
+        self.folder = folder
+        self.key = key
         self._own: KeyedLog | None = None
         if any(log.is_ours is False for log in self._logs()):
             raise InputError(
@@ -36,7 +38,7 @@ class MiningLog:
         """Numbers of the batches that are done."""
         return frozenset(row["batch"] for row in self.rows())
 
-    def rows(self) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         """The lines of all ranks, a batch once."""
         seen = set()
         for log in self._logs():
@@ -47,7 +49,7 @@ class MiningLog:
                     seen.add(row["batch"])
                     yield row
 
-    def append(self, rank: int, row: dict) -> None:
+    def append(self, rank: int, row: dict[str, Any]) -> None:
         """Adds a batch."""
         self._own = self._own or self._log(self.folder / f"rank-{rank}.jsonl")
         self._own.append(row)
@@ -59,7 +61,7 @@ class MiningLog:
         return KeyedLog(path, "search", self.key)
 
 
-def _readable(row: dict) -> bool:
+def _readable(row: dict[str, Any]) -> bool:
     """Whether what was found has the fields that belong to it; a line that a disk has damaged may not."""
     found = row.get("found", [])
     return isinstance(found, list) and all(isinstance(f, dict) and f.keys() == set(Found._fields) for f in found)

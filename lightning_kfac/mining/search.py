@@ -49,7 +49,6 @@ def search(
     batch_size: int,
     end_of_text: Collection[int] = frozenset(),
     max_positions: int | None = None,
-    head_alone: bool = False,
 ) -> Searched:
     """Finds the windows whose suffix the model recites word for word from exactly their prefix.
 
@@ -59,7 +58,6 @@ def search(
             of a suffix sees, where the model takes such a mask. None checks every window.
         batch_size: Windows checked at once.
         max_positions: Longest row that the model takes.
-        head_alone: ``is_plain_head`` of the model.
     """
     windows = [(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets.tolist()]
     # A text that ends within a window is no recitation of the window.
@@ -67,13 +65,15 @@ def search(
     length = prefix_len + suffix_len
     chosen = [(i, o) for i, o in windows if ends[i][o + length - 1] == (ends[i][o - 1] if o else 0)]
     if likely is not None and chosen:
-        hits = _hits(model, pieces, head_alone, prefix_len + suffix_len // 2)
+        hits = _hits(model, pieces, prefix_len + suffix_len // 2)
         chosen = [(i, o) for i, o in chosen if hits[i, o + length] - hits[i, o + prefix_len] >= likely * suffix_len]
-    found, near_ties = [], 0
+    found = []
+    near_ties = 0
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         texts = [pieces[i].tokens[offset : offset + prefix_len + suffix_len].tolist() for i, offset in part]
-        prefixes, golds = [ids[:prefix_len] for ids in texts], [ids[prefix_len:] for ids in texts]
+        prefixes = [ids[:prefix_len] for ids in texts]
+        golds = [ids[prefix_len:] for ids in texts]
         recitals = recite(model, prefixes, golds, end_of_text, decode=False)
         near_ties += sum(recital.near_tie for recital in recitals)
         for (i, offset), prefix, gold, recital in zip(part, prefixes, golds, recitals, strict=True):
@@ -85,12 +85,12 @@ def search(
     return Searched(found, len(windows), len(chosen), near_ties)
 
 
-def _hits(model: nn.Module, pieces: Sequence[Piece], head_alone: bool, context: int) -> np.ndarray:
+def _hits(model: nn.Module, pieces: Sequence[Piece], context: int) -> np.ndarray:
     """Running count of predicted tokens before each place of each piece. int64 [B, T + 1]."""
     device = next(model.parameters()).device
     ids, real = right_padded([piece.tokens.tolist() for piece in pieces], device)
     batch = TokenBatch.from_dict({"input_ids": ids} | ({} if real.all() else {"attention_mask": real}))
-    right = most_likely(model, batch, head_alone, context)[:, : ids.shape[1] - 1] == ids[:, 1:]
+    right = most_likely(model, batch, context)[:, : ids.shape[1] - 1] == ids[:, 1:]
     return torch.cat([ids.new_zeros(len(ids), 2), right.long().cumsum(1)], dim=1).cpu().numpy()
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
+from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.tokenized import TokenizedText
 from lightning_kfac.errors import InputError
 
@@ -32,7 +33,7 @@ class Mining:
     near_duplicate: float = 0.7
     low_entropy: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.stride < 1:
             raise InputError(f"mining.stride is {self.stride}; it must be at least 1")
         for name in ("likely", "near_duplicate"):
@@ -58,7 +59,7 @@ class Piece(NamedTuple):
     offsets: np.ndarray
 
 
-class MiningPieces(Sequence[Piece]):
+class MiningPieces(Dataset[Piece]):
     """All pieces of a corpus, the longest first.
 
     Windows lie within a document, at multiples of the stride from its beginning; its end-of-text token is no part of
@@ -74,7 +75,9 @@ class MiningPieces(Sequence[Piece]):
     def __init__(self, text: TokenizedText, length: int, stride: int, seq_len: int):
         if seq_len < length:
             raise InputError(f"data.seq_len is {seq_len}, less than a window of {length} tokens")
-        self.text, self.length, self.stride = text, length, stride
+        self.text = text
+        self.length = length
+        self.stride = stride
         self.starts = np.append(0, text.ends[:-1])
         sizes = text.ends - self.starts - 1
         windows = np.maximum(0, (sizes - length) // stride + 1)
@@ -85,7 +88,8 @@ class MiningPieces(Sequence[Piece]):
         self.first_window = number * at_once
         self.n_windows = np.minimum(at_once, windows[self.document] - self.first_window)
         order = np.argsort(-self.n_windows, kind="stable")
-        self.document, self.first_window = self.document[order], self.first_window[order]
+        self.document = self.document[order]
+        self.first_window = self.first_window[order]
         self.n_windows = self.n_windows[order]
         self.skipped_documents = int((windows == 0).sum())
 
@@ -93,7 +97,8 @@ class MiningPieces(Sequence[Piece]):
         return len(self.document)
 
     def __getitem__(self, number: int) -> Piece:
-        document, count = int(self.document[number]), int(self.n_windows[number])
+        document = int(self.document[number])
+        count = int(self.n_windows[number])
         start = int(self.first_window[number]) * self.stride
         begin = int(self.starts[document]) + start
         stop = begin + (count - 1) * self.stride + self.length
@@ -119,13 +124,16 @@ class MiningBatches(Sampler[list[int]]):
     """
 
     def __init__(self, pieces: MiningPieces, tokens: int, done: frozenset[int], rank: int, world_size: int):
-        sizes, bounds, first = pieces.sizes(), [0], 0
+        sizes = pieces.sizes()
+        bounds = [0]
+        first = 0
         while first < len(sizes):  # sorted, so the first piece of a batch is its longest
             first += max(1, tokens // int(sizes[first]))
             bounds.append(min(first, len(sizes)))
         self.bounds = bounds
         self.left = [i for i in range(len(bounds) - 1) if i not in done]
-        self.rank, self.world_size = rank, world_size
+        self.rank = rank
+        self.world_size = world_size
         self.windows = pieces.n_windows
 
     def n_windows(self, batches: Sequence[int]) -> int:
@@ -144,3 +152,21 @@ class MiningBatches(Sampler[list[int]]):
         for number in mine:
             yield list(range(self.bounds[number], self.bounds[number + 1]))
         yield from ([] for _ in range(len(self) - len(mine)))
+
+
+def spread_windows(text: TokenizedText, count: int, prefix_len: int, suffix_len: int) -> list[MemorizedSequence]:
+    """Windows spread evenly over a text, none of which overlap.
+
+    Raises:
+        InputError: The text holds fewer.
+    """
+    length = prefix_len + suffix_len
+    pieces = MiningPieces(text, length, length, length)
+    if len(pieces) < count:
+        raise InputError(
+            f"data.clean_windows is {count}, but the held-out text holds {len(pieces)} windows of "
+            f"{prefix_len} + {suffix_len} tokens; raise data.heldout_tokens"
+        )
+    chosen = np.linspace(0, len(pieces) - 1, count).astype(int)
+    windows = [pieces[int(number)].tokens.tolist() for number in chosen]
+    return [MemorizedSequence(ids[:prefix_len], ids[prefix_len:]) for ids in windows]

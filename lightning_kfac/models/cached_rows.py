@@ -1,7 +1,6 @@
 """Rows of tokens that a model reads piece by piece, with its key-value cache."""
 
 import inspect
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +8,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.probes import agree
-
-_PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+from lightning_kfac.models.probes import agree, once_a_model
 
 
 class CachedRows:
@@ -72,17 +69,16 @@ class CachedRows:
         self.attend = self.attend & (self.attend.cumsum(1) <= lengths[:, None])
 
 
+@once_a_model
 @torch.no_grad()
 def has_plain_cache(model: nn.Module) -> bool:
     """Whether places of the cache may be left out of account: no sliding windows, no distances counted in places.
 
-    What the config says is checked, and one gap is tried out (ALiBi, for one, counts places). Found out once a model.
+    What the config says is checked, and one gap is tried out (ALiBi, for one, counts places).
     """
-    if model not in _PLAIN:
-        windows = getattr(model.config, "window_size", None) is not None  # GPT-Neo has its own in the model
-        layers = DynamicCache(config=model.config).layers
-        _PLAIN[model] = not windows and all(type(layer) is DynamicLayer for layer in layers) and _bears_a_gap(model)
-    return _PLAIN[model]
+    windows = getattr(model.config, "window_size", None) is not None  # GPT-Neo has its own in the model
+    layers = DynamicCache(config=model.config).layers
+    return not windows and all(type(layer) is DynamicLayer for layer in layers) and _bears_a_gap(model)
 
 
 def _bears_a_gap(model: nn.Module) -> bool:

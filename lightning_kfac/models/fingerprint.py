@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kfac.distributed.sharding import whole
+from lightning_kfac.models.layers import find_layers
 
 SAMPLES = 4096
 
@@ -25,7 +26,8 @@ def weights_fingerprint(model: nn.Module, tracked: Collection[str]) -> str:
         32 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    full = {f"{name}.weight" for name in tracked}
+    layers = find_layers(model)
+    full = {layers[name].parameter_name for name in tracked if name in layers}
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{list(parameter.shape)}".encode())
         values = whole(parameter.detach())

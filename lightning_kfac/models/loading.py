@@ -1,6 +1,7 @@
 """Language models from the hub, from a folder, from a config, or the embedded demo."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,6 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.errors import InputError, first_line
 from lightning_kfac.models.dtypes import Dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_config(
@@ -77,7 +81,7 @@ def load_model(
     return model.eval()
 
 
-def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> nn.Module:
+def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> "PreTrainedModel":
     """The model's modules without memory for weights (meta device): names and shapes only."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

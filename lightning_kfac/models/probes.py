@@ -1,13 +1,27 @@
-"""What a model really does, found by trying it on a few tokens."""
+"""What a model really does, found by trying it on a few tokens, once a model."""
 
+from collections.abc import Callable
+from functools import wraps
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-_MASKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+def once_a_model(probe: Callable[[nn.Module], bool]) -> Callable[[nn.Module], bool]:
+    """Remembers what a probe has found out about a model, as long as that lives."""
+    known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+    @wraps(probe)
+    def remembered(model: nn.Module) -> bool:
+        if model not in known:
+            known[model] = probe(model)
+        return known[model]
+
+    return remembered
 
 
+@once_a_model
 def is_plain_head(model: nn.Module) -> bool:
     """Whether the model's logits are its output embedding applied to its last hidden state, and nothing else.
 
@@ -38,16 +52,14 @@ def banded_mask(model: nn.Module, length: int, context: int) -> Tensor:
     return mask.masked_fill_((distance < 0) | (distance >= context), torch.finfo(mask.dtype).min)[None, None]
 
 
+@once_a_model
 @torch.no_grad()
 def takes_own_mask(model: nn.Module) -> bool:
-    """Whether the model uses a mask [1, 1, T, T] as it is given; found out on three tokens, once a model."""
-    if model not in _MASKS:
-        ids = torch.tensor([[0, 1, 2]], device=next(model.parameters()).device)
-        try:
-            alone = model(input_ids=ids[:, 2:], position_ids=ids[:, 2:], use_cache=False).logits[0, -1]
-            masked = model(input_ids=ids, attention_mask=banded_mask(model, 3, 1), use_cache=False).logits[0, -1]
-        except Exception:  # models refuse such a mask each in its own way
-            _MASKS[model] = False
-        else:
-            _MASKS[model] = agree(masked, alone, next(model.parameters()).dtype)
-    return _MASKS[model]
+    """Whether the model uses a mask [1, 1, T, T] as it is given; found out on three tokens."""
+    ids = torch.tensor([[0, 1, 2]], device=next(model.parameters()).device)
+    try:
+        alone = model(input_ids=ids[:, 2:], position_ids=ids[:, 2:], use_cache=False).logits[0, -1]
+        masked = model(input_ids=ids, attention_mask=banded_mask(model, 3, 1), use_cache=False).logits[0, -1]
+    except Exception:  # models refuse such a mask each in its own way
+        return False
+    return agree(masked, alone, next(model.parameters()).dtype)

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.distributed.sharding import shard
 from lightning_kfac.models.loading import Dtype, load_config, load_model, skeleton
+from lightning_kfac.models.targets import block_modules
 
 
 def load_sharded(
@@ -39,7 +40,7 @@ def load_sharded(
     model = skeleton(load_config(model_name, architecture, trust_remote_code), trust_remote_code)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(known["dtypes"][name])
-    shard(model.eval().requires_grad_(False), mesh)
+    shard(model.eval().requires_grad_(False), block_modules(model), mesh)
     model.to_empty(device=device)
     model.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.layers import KINDS, Layer, find_layers
 
 Blocks = Literal["all"] | Sequence[int]
 
@@ -30,7 +30,10 @@ FUSED = {
     "qkv_proj": "q, k and v",
     "query_key_value": "q, k and v",
 }
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+# The end of the dotted name of a block, and of what is in one.
+BLOCK = r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)"
+A_BLOCK = re.compile(rf"{BLOCK}$")
+IN_BLOCK = re.compile(rf"{BLOCK}\.")
 
 
 def resolve_targets(
@@ -38,7 +41,7 @@ def resolve_targets(
     blocks: Blocks = "all",
     projections: Sequence[str] = ("gate", "up", "down"),
     modules: Sequence[str] | None = None,
-) -> dict[str, nn.Module]:
+) -> dict[str, Layer]:
     """The chosen layers by dotted name, in the model's own order.
 
     Args:
@@ -50,7 +53,7 @@ def resolve_targets(
     Raises:
         InputError: Something named does not exist (the message lists what does) or cannot be tracked.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    layers = find_layers(model)
     if modules is not None:
         chosen = _by_pattern(layers, modules, dict(model.named_modules()))
     else:
@@ -89,6 +92,11 @@ def count_blocks(model: nn.Module) -> int:
     return 1 + max((b for name, _ in model.named_modules() if (b := block_of(name)) is not None), default=-1)
 
 
+def block_modules(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, in the model's own order."""
+    return [module for name, module in model.named_modules() if A_BLOCK.search(name)]
+
+
 def block_of(name: str) -> int | None:
     """The block number in a dotted name.
 
@@ -96,7 +104,7 @@ def block_of(name: str) -> int | None:
         >>> block_of("model.layers.5.mlp.gate_proj")
         5
     """
-    found = BLOCK.search(name)
+    found = IN_BLOCK.search(name)
     return int(found[1]) if found else None
 
 
@@ -137,9 +145,7 @@ def layer_labels(names: Iterable[str]) -> dict[str, str]:
     return {name: label if taken[label] == 1 else name for name, label in labels.items()}
 
 
-def _by_projection(
-    model: nn.Module, layers: dict[str, nn.Module], blocks: Blocks, projections: Sequence[str]
-) -> set[str]:
+def _by_projection(model: nn.Module, layers: dict[str, Layer], blocks: Blocks, projections: Sequence[str]) -> set[str]:
     if unknown := [p for p in projections if p not in PROJECTION_NAMES]:
         raise InputError(f"unknown projection {unknown[0]!r}; choose from {', '.join(PROJECTION_NAMES)}")
     if not projections:
@@ -184,7 +190,7 @@ def _missing_projection(model: nn.Module, block: int, projection: str, inside: d
     return message
 
 
-def _by_pattern(layers: dict[str, nn.Module], patterns: Iterable[str], named: dict[str, nn.Module]) -> set[str]:
+def _by_pattern(layers: dict[str, Layer], patterns: Iterable[str], named: dict[str, nn.Module]) -> set[str]:
     chosen = set()
     for pattern in patterns:
         try:
@@ -203,6 +209,7 @@ def _by_pattern(layers: dict[str, nn.Module], patterns: Iterable[str], named: di
 def _no_match(pattern: str, others: list[str], layers: Collection[str], named: dict[str, nn.Module]) -> str:
     if others:
         kind = type(named[others[0]]).__name__
-        return f"modules: {pattern!r} matches {others[0]}, a {kind}; only Linear and Conv1D layers can be tracked"
+        known = " and ".join(known.of.__name__ for known in KINDS)
+        return f"modules: {pattern!r} matches {others[0]}, a {kind}; only {known} layers can be tracked"
     examples = ", ".join(list(layers)[:4])
     return f"modules: {pattern!r} matches no layer. Layers are named like {examples}"

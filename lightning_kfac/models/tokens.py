@@ -64,6 +64,17 @@ class TokenBatch:
         return cls(ids, attend, targets, index)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        rows, positions = self.input_ids.shape
+        return rows, positions
+
+    @property
+    def counted(self) -> Tensor | None:
+        """``valid``, or None where every position counts."""
+        return None if self.dense else self.valid
+
+    @property
     def valid(self) -> Tensor:
         """bool [B, T]: positions that count in the loss, in A, in G and in N."""
         return self.targets != IGNORED
@@ -72,6 +83,12 @@ class TokenBatch:
     def position_ids(self) -> Tensor:
         """int64 [B, T]: index among the row's real tokens, so that left padding changes nothing."""
         return (self.attend.long().cumsum(-1) - 1).clamp(min=0)
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Raises ``InputError`` for an id that the model does not know; looks at ids on the CPU only."""
+        largest = max(int(self.input_ids.max()), int(self.targets.max())) if self.input_ids.is_cpu else -1
+        if largest >= vocabulary:
+            raise InputError(f"id {largest} is outside the model's vocabulary (0 to {vocabulary - 1})")
 
     def model_inputs(self) -> dict:
         """Arguments of the model's forward."""

@@ -1,31 +1,22 @@
 """The LightningModule: a causal language model, frozen for collection or trained in the ordinary way."""
 
-import hashlib
-from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_kfac.collection.engine import CurvatureEngine
 from lightning_kfac.collection.fisher import FisherLoss
-from lightning_kfac.data.names import HELDOUT
-from lightning_kfac.data.tokenized import tokenizer_key
+from lightning_kfac.collection.objective import Runs
 from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.errors import InputError
-from lightning_kfac.evaluation.evaluation import Evaluation, Measures
-from lightning_kfac.evaluation.log import EvaluationLog
+from lightning_kfac.metrics.described import Measures
 from lightning_kfac.mining.search import Searched, search
-from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import Dtype, end_of_text_ids, load_config, load_model
-from lightning_kfac.models.probes import is_plain_head
 from lightning_kfac.models.sharded_loading import load_sharded
 from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.modules.evaluating import EvaluatedLM
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
 
 
@@ -44,7 +35,7 @@ class Training:
     warmup: int = 20
 
 
-class CausalLM(LightningModule):
+class CausalLM(EvaluatedLM):
     """Loss and evaluation of a causal language model.
 
     Without ``training`` every parameter is frozen and ``fit`` is a curvature collection: the loss is
@@ -65,15 +56,7 @@ class CausalLM(LightningModule):
         trust_remote_code: Let the model's repository run its own code.
 
     Attributes:
-        stage: Name of the next evaluation: ``baseline``, ``edited`` or, in a training, ``trained``.
-        evaluated: Name of the model that is loaded.
-        edited_layers: Names of the layers whose weights an edit may have changed.
-        evaluation_folder: Where to keep what an interrupted evaluation goes on from; None keeps nothing.
-        evaluation: The latest evaluation; ``baseline`` is that of the unedited model.
-        results: Figures of the latest evaluation, and ``record`` the same with intervals and differences.
-        engine: What runs a batch of a collection; set by ``CurvatureCollector``.
-        batch_loss: Summed loss of the latest batch of a collection.
-        lockstep: Keeps ranks together that run a sharded model unequally often; None where the model is whole.
+        collection: What runs a batch of a collection; set by ``CurvatureCollector``.
     """
 
     def __init__(
@@ -90,29 +73,22 @@ class CausalLM(LightningModule):
         training: Training | None = None,
         trust_remote_code: bool = False,
     ):
-        super().__init__()
+        super().__init__(measures)
         if seed < 0:
             raise InputError(f"the seed must not be negative, got {seed}")
-        self.model_name, self.architecture, self.dtype_name = model_name, architecture, dtype
-        self.labels, self.seed, self.training_settings = labels, seed, training
-        self.fisher_loss = FisherLoss(labels, seed, mc_samples)
+        self.model_name = model_name
+        self.evaluated = model_name
+        self.architecture = architecture
+        self.dtype_name = dtype
+        self.labels = labels
+        self.seed = seed
+        self.reference = reference
+        self.skip_baseline = skip_baseline
+        self.training_settings = training
+        self.objective = FisherLoss(labels, seed, mc_samples)
         self.trust_remote_code = trust_remote_code
         self.config = load_config(model_name, architecture, trust_remote_code)
-        self.model: nn.Module | None = None
-        self.engine: CurvatureEngine | None = None
-        self.batch_loss: Tensor | None = None
-        self.lockstep: Lockstep | None = None
-        self.stage = "baseline"
-        self.reference, self.skip_baseline, self.measures = reference, skip_baseline, measures
-        self.evaluated = model_name
-        self.evaluation_folder: Path | None = None
-        self.edited_layers: Collection[str] = ()
-        self.results: dict[str, float | int | None] = {}
-        self.record: dict[str, Any] = {}
-        self.evaluation: Evaluation | None = None
-        self.baseline: Evaluation | None = None
-        self.baseline_name: str | None = None
-        self._head_alone: bool | None = None
+        self.collection: Runs | None = None
         self.strict_loading = training is not None  # the checkpoint of a collection has no weights
         if training is not None:
             self.stage = "trained"
@@ -151,7 +127,9 @@ class CausalLM(LightningModule):
 
     def turn_to(self, stage: str, name: str | None) -> None:
         """Has another model loaded and evaluated next."""
-        self.stage, self.evaluated, self.model = stage, name, None
+        self.stage = stage
+        self.evaluated = name
+        self.model = None
 
     def train(self, mode: bool = True) -> "CausalLM":
         """Keeps a frozen model in eval mode: dropout would change its curvature."""
@@ -160,6 +138,10 @@ class CausalLM(LightningModule):
             self.model.eval()
         return self
 
+    def about(self) -> dict[str, Any]:
+        """What metadata of factors says of the objective."""
+        return {"labels": self.labels, "seed": self.seed}
+
     # -- fit -----------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -167,14 +149,14 @@ class CausalLM(LightningModule):
         if not isinstance(batch, dict) or "input_ids" not in batch:
             return batch
         collecting = self.frozen and self.trainer.training
-        return self.fisher_loss.prepare(batch) if collecting else TokenBatch.from_dict(batch)
+        return self.objective.prepare(batch) if collecting else TokenBatch.from_dict(batch)
 
     def training_step(self, tokens: TokenBatch, batch_idx: int) -> Tensor:
         """One batch: of a collection, up to its last backward; or of a training, the mean loss."""
         n_tokens = tokens.valid.sum().clamp(min=1)
         if self.frozen:
-            loss, self.batch_loss = self.engine.run(tokens)
-            self.log("collect/loss_per_token", self.batch_loss / n_tokens)
+            loss = self.collection.run(tokens)
+            self.log("collect/loss_per_token", self.collection.loss / n_tokens)
             return loss
         loss = torch.stack([part.gold_loss(self.model) for part in tokens.by_length()]).sum() / n_tokens
         self.log("train/loss", loss.detach())
@@ -188,67 +170,6 @@ class CausalLM(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         return training_optimizers(self.model, settings.lr, settings.weight_decay, settings.warmup, steps)
 
-    # -- evaluation ----------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        data, baseline = self.trainer.datamodule, "self" if self.stage == "baseline" else self.baseline
-        end_of_text = end_of_text_ids(self.model)
-        names, log = (data.set_names, data.question_sets), self._evaluation_log()
-        self.evaluation = Evaluation(*names, end_of_text, baseline, self.measures, log)
-        self.evaluation.to(self.device)
-
-    def _evaluation_log(self) -> EvaluationLog | None:
-        if self.evaluation_folder is None or self.trainer.sanity_checking:
-            return None
-        data, config = self.trainer.datamodule, self.model.config.to_json_string()
-        about = data.measured(), self.measures, self.stage, self.trainer.world_size, version("lightning-kfac")
-        about += (
-            config,
-            sorted(end_of_text_ids(self.model)),
-            tokenizer_key(data.tokenizer) if data.tokenizer_name else "",
-        )
-        numbers = weights_fingerprint(self.model, self.edited_layers), str(self.model.dtype), self.trainer.precision
-        key = hashlib.sha256(repr((about, numbers)).encode()).hexdigest()[:32]
-        folder = self.evaluation_folder / f"evaluation-{self.stage.replace(' ', '-')}"
-        return EvaluationLog(folder, key, self.trainer.global_rank)
-
-    def validation_step(self, batch: TokenBatch | dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """One batch of a memorized set, of questions or of the held-out text, told apart by the loader's name."""
-        with self.lockstep or nullcontext():
-            self._evaluate(batch, self.trainer.datamodule.validation_names[dataloader_idx])
-
-    def _evaluate(self, batch: TokenBatch | dict, name: str) -> None:
-        data = self.trainer.datamodule
-        if name == HELDOUT:
-            self.evaluation.add_text(self.model, batch)
-        elif name in data.question_sets:
-            questions = [data.questions(name)[index] for index in batch["index"]]
-            self.evaluation.add_questions(name, self.model, questions, batch["index"], data.tokenizer.decode)
-        else:
-            self.evaluation.add_sequences(name, self.model, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self.results = self.evaluation.results()
-        intervals, differences = self.evaluation.intervals(), self.evaluation.differences()
-        self.record = {**self.results, "intervals": intervals, "differences": differences}
-        if self.stage == "baseline":
-            self.baseline, self.baseline_name = self.evaluation, self.evaluated
-        self._log_figures("val", {name: [value] for name, value in self.results.items()}, [""])
-        self._log_figures("change", {name: values[:1] for name, values in differences.items()}, [""])
-        # Groups of their own: TensorBoard gives every number a chart.
-        self._log_figures("val_interval", intervals, ["/low", "/high"])
-        self._log_figures("change_interval", {name: v[1:] for name, v in differences.items()}, ["/low", "/high"])
-
-    def _log_figures(self, group: str, figures: dict[str, list], parts: list[str]) -> None:
-        self.log_dict(
-            {
-                f"{group}/{self.stage}/{name}{part}": float(value)
-                for name, values in figures.items()
-                for part, value in zip(parts, values, strict=True)
-                if value is not None
-            }
-        )
-
     # -- mining --------------------------------------------------------------------------------------
 
     def predict_step(self, batch: dict, batch_idx: int) -> Searched:
@@ -256,7 +177,6 @@ class CausalLM(LightningModule):
         data = self.trainer.datamodule
         prefix_len, suffix_len = data.window
         with self.lockstep or nullcontext():
-            self._head_alone = is_plain_head(self.model) if self._head_alone is None else self._head_alone
             return search(
                 self.model,
                 batch["pieces"],
@@ -266,5 +186,4 @@ class CausalLM(LightningModule):
                 batch_size=data.eval_batch_size,
                 end_of_text=end_of_text_ids(self.model),
                 max_positions=self.max_positions,
-                head_alone=self._head_alone,
             )

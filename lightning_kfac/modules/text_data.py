@@ -2,26 +2,27 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.loaders import Position, TokenRows, question_loader, row_loader, sequence_loader
+from lightning_kfac.data.loaders import Position, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
-from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, domain_text
-from lightning_kfac.data.packing import row_offsets
+from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED
 from lightning_kfac.data.questions import Question, QuestionSet
-from lightning_kfac.data.tokenized import TokenizedText, tokenized_text, tokenizer_key
+from lightning_kfac.data.sets import Sets
+from lightning_kfac.data.texts import Texts, with_planted
+from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.loaders import piece_loader
 from lightning_kfac.mining.log import MiningLog
-from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces
+from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
 
@@ -88,18 +89,40 @@ class TextData(LightningDataModule):
         shuffle: bool = False,
     ):
         super().__init__()
-        self.corpus = Corpus.parse(corpus)
-        self.heldout = None if heldout is None else Corpus.parse(heldout, embedded_split="heldout")
-        self.domains = {name: Corpus.parse(domain, embedded_split="all") for name, domain in (domains or {}).items()}
-        self.max_tokens, self.heldout_tokens, self.seq_len = max_tokens, heldout_tokens, seq_len
-        self.domain_tokens = domain_tokens
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.memorized_files = ({MEMORIZED: memorized} if memorized else {}) | (sets or {})
-        self.question_sets = {name: QuestionSet.parse(name, value) for name, value in (questions or {}).items()}
-        self.clean_windows, self.prefix_len, self.suffix_len = clean_windows, prefix_len, suffix_len
-        self.skip_bad_rows, self.mining = skip_bad_rows, mining
+        self.texts = Texts(
+            Corpus.parse(corpus),
+            max_tokens,
+            {name: Corpus.parse(domain, embedded_split="all") for name, domain in (domains or {}).items()},
+            domain_tokens,
+            None if heldout is None else Corpus.parse(heldout, embedded_split="heldout"),
+            heldout_tokens,
+            seq_len,
+            skip_bad_rows,
+        )
+        self.sets = Sets(
+            ({MEMORIZED: memorized} if memorized else {}) | (sets or {}),
+            {name: QuestionSet.parse(name, value) for name, value in (questions or {}).items()},
+            prefix_len,
+            suffix_len,
+            skip_bad_rows,
+        )
+        self.corpus = self.texts.corpus
+        self.heldout = self.texts.heldout
+        self.domains = self.texts.domains
+        self.max_tokens = max_tokens
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.memorized_files = self.sets.files
+        self.question_sets = self.sets.questions
+        self.clean_windows = clean_windows
+        self.skip_bad_rows = skip_bad_rows
+        self.mining = mining
+        self.window = (prefix_len or WINDOW_PREFIX, suffix_len or WINDOW_SUFFIX)
         self.tokenizer_name = tokenizer
-        self.planted_files, self.exposures, self.shuffle = planted or [], exposures, shuffle
+        self.planted_files = planted or []
+        self.exposures = exposures
+        self.shuffle = shuffle
         for name, value, least in (
             ("max_tokens", max_tokens, 2),
             ("domain_tokens", domain_tokens, 2),
@@ -114,22 +137,13 @@ class TextData(LightningDataModule):
         ):
             if value is not None and value < least:
                 raise InputError(f"data.{name} is {value}; it must be at least {least}")
-        if clean_windows and (heldout is None or CLEAN in self.memorized_files):
-            raise InputError("data.clean_windows needs data.heldout, and no set of the name clean")
-        for option, names in (
-            ("sets", self.memorized_files),
-            ("questions", self.question_sets),
-            ("domains", self.domains),
-        ):
-            _check_names(option, names, self.memorized_files if option == "questions" else ())
+        self._check_names()
         self.text_in_turn = CORPUS
         self.resume_at: Position | None = None  # for the next training loader
-        self._questions: dict[str, list[Question]] = {}
-        self._tokenizer = None
-        self._sequences: dict[str, list[MemorizedSequence]] | None = None
-        self._texts_read: dict[str, TokenizedText] = {}
         self.mining_log: MiningLog | None = None
-        self.windows_left = self.n_mining_batches = 0
+        self.windows_left = 0
+        self.n_mining_batches = 0
+        self._tokenizer: PreTrainedTokenizerBase | None = None
 
     # -- checks, before anything expensive ---------------------------------------------------------
 
@@ -149,65 +163,53 @@ class TextData(LightningDataModule):
             )
         for file in self.planted_files:
             load_memorized(file, self.tokenizer, vocab_size)
-        for name, sequences in self.load_sequences(vocab_size).items():
-            longest = max(len(s.prefix) + len(s.suffix) for s in sequences)
-            if max_positions is not None and longest > max_positions:
-                raise InputError(
-                    f"{self.memorized_files[name]}: a sequence of {longest} tokens, but the model takes at most "
-                    f"{max_positions} positions"
-                )
-        for questions in self.question_sets.values():
-            questions.check()
-        for corpus in (self.corpus, self.heldout, *self.domains.values()):
-            if corpus is not None:
-                corpus.check(self.skip_bad_rows)
+        self.sets.check(self.tokenizer, vocab_size, max_positions)
+        self.texts.check()
 
-    def load_sequences(self, vocab_size: int) -> dict[str, list[MemorizedSequence]]:
-        """The memorized sets by name, checked."""
-        if self._sequences is None:
-            cut = {"prefix_len": self.prefix_len, "suffix_len": self.suffix_len, "skip_bad_rows": self.skip_bad_rows}
-            self._sequences = {
-                name: load_memorized(file, self.tokenizer, vocab_size, **cut)
-                for name, file in self.memorized_files.items()
-            }
-        return self._sequences
+    def _check_names(self) -> None:
+        if self.clean_windows and (self.heldout is None or CLEAN in self.memorized_files):
+            raise InputError("data.clean_windows needs data.heldout, and no set of the name clean")
+        check_names("sets", self.memorized_files)
+        check_names("questions", self.question_sets, self.memorized_files)
+        check_names("domains", self.domains)
+
+    # -- what others ask -----------------------------------------------------------------------------
 
     def sequences(self, name: str) -> list[MemorizedSequence]:
-        """A memorized set that ``load_sequences`` has read."""
-        return self._sequences[name]
+        """A memorized set that ``setup`` has read."""
+        return self.sets.sequences[name]
 
     def questions(self, name: str) -> list[Question]:
         """A question set that ``setup`` has read."""
-        return self._questions[name]
+        return self.sets.asked[name]
 
     def measured(self) -> str:
         """Identifies what a validation measures: sets, questions and held-out text by content, and how they are cut."""
-        files = [*self.memorized_files.items(), *((name, q.source) for name, q in self.question_sets.items())]
-        contents = [
-            (name, hashlib.sha256(path.read_bytes()).hexdigest() if (path := resolve_path(file)).is_file() else file)
-            for name, file in files
-        ]
-        heldout = None if self.heldout is None else (self.heldout, self.heldout.state(), self.heldout_tokens)
+        texts = self.texts
+        heldout = None if self.heldout is None else (self.heldout, self.heldout.state(), texts.heldout_tokens)
         cut = self.seq_len, self.batch_size, self.tokenizer_name, list(self.question_sets.values())
-        cut += self.prefix_len, self.suffix_len, self.clean_windows, self.skip_bad_rows
-        return hashlib.sha256(repr((contents, heldout, cut)).encode()).hexdigest()[:16]
+        cut += self.sets.prefix_len, self.sets.suffix_len, self.clean_windows, self.skip_bad_rows
+        return hashlib.sha256(repr((self.sets.contents(), heldout, cut)).encode()).hexdigest()[:16]
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What metadata of factors says of the corpus or of a domain."""
+        return {"tokenizer": self.tokenizer_name, **self.texts.about(name)}
 
     def rows_identity(self, name: str) -> str:
         """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
-        corpus, budget = (self.corpus, self.max_tokens) if name == CORPUS else (self.domains[name], self.domain_tokens)
         planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
         how = self.seq_len, self.skip_bad_rows, self.shuffle, self.exposures, tokenizer_key(self.tokenizer)
-        return hashlib.sha256(repr((corpus.identity(), budget, planted, how)).encode()).hexdigest()[:16]
+        return self.texts.identity(name, planted, how)
 
     def described(self) -> dict[str, Any]:
         """What a figure depends on beside the model: held-out text and how it is packed, and how sets are cut."""
         return {
             "heldout": self.heldout and self.heldout.label,
-            "heldout_tokens": len(self._texts_read[HELDOUT].tokens) if HELDOUT in self._texts_read else None,
+            "heldout_tokens": self.texts.n_heldout(),
             "seq_len": self.seq_len,
             "sets": dict(self.memorized_files),
-            "prefix_len": self.prefix_len,
-            "suffix_len": self.suffix_len,
+            "prefix_len": self.sets.prefix_len,
+            "suffix_len": self.sets.suffix_len,
         }
 
     @property
@@ -223,19 +225,23 @@ class TextData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenizes each text once into the run folder (one process a node)."""
-        for name, corpus, max_tokens in self._texts():
-            self._tokenize(name, corpus, max_tokens)
+        self._read_texts()
 
     def setup(self, stage: str) -> None:
-        """Maps the tokenized text into memory and reads the memorized sets (every process)."""
-        self.load_sequences(self.trainer.lightning_module.vocab_size)
-        for name, corpus, max_tokens in self._texts():
-            self._texts_read[name] = self._tokenize(name, corpus, max_tokens)
+        """Maps the tokenized text into memory and reads the sets (every process)."""
+        module = self.trainer.lightning_module
+        self.sets.load_sequences(self.tokenizer, module.vocab_size)
+        self._read_texts()
         if stage != "predict":
-            limits = self._vocab_size, self.trainer.lightning_module.max_positions, self.skip_bad_rows
-            self._questions = {name: q.load(self.tokenizer, *limits) for name, q in self.question_sets.items()}
+            self.sets.load_questions(self.tokenizer, module.vocab_size, module.max_positions)
             if self.clean_windows:
-                self._sequences[CLEAN] = self._clean()
+                self.sets.sequences[CLEAN] = spread_windows(self.texts.read[HELDOUT], self.clean_windows, *self.window)
+
+    def _read_texts(self) -> None:
+        folder = Path(self.trainer.default_root_dir) / "data"
+        self.texts.tokenize(
+            folder, str(self.trainer.state.fn.value), self.tokenizer, self.trainer.lightning_module.vocab_size
+        )
 
     @property
     def validation_names(self) -> list[str]:
@@ -249,9 +255,10 @@ class TextData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Packed rows of the text in turn (the corpus, or a domain), for training with the planted rows among them."""
-        rows = self._rows(self.text_in_turn)
+        rows = self.texts.rows(self.text_in_turn)
+        vocab_size = self.trainer.lightning_module.vocab_size
         for file in self.planted_files:
-            rows = _with_planted(rows, load_memorized(file, self.tokenizer, self._vocab_size), self.exposures)
+            rows = with_planted(rows, load_memorized(file, self.tokenizer, vocab_size), self.exposures)
         loader = row_loader(rows, self.batch_size, *self._rank, shuffle_seed=0 if self.shuffle else None)
         if self.resume_at is not None:
             loader.load_state_dict(self.resume_at)  # before Lightning asks for the number of batches
@@ -260,16 +267,16 @@ class TextData(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader for each of ``validation_names``."""
-        sets = [self._sequences[name] for name in self.set_names]
+        sets = [self.sets.sequences[name] for name in self.set_names]
         loaders = [sequence_loader(sequences, self.eval_batch_size, *self._rank) for sequences in sets]
-        loaders += [question_loader(q, self.eval_batch_size, *self._rank) for q in self._questions.values()]
+        loaders += [question_loader(q, self.eval_batch_size, *self._rank) for q in self.sets.asked.values()]
         if self.heldout is not None:
-            loaders.append(row_loader(self._rows(HELDOUT), self.batch_size, *self._rank))
+            loaders.append(row_loader(self.texts.rows(HELDOUT), self.batch_size, *self._rank))
         return loaders
 
     def predict_dataloader(self) -> DataLoader:
         """Pieces of the corpus with the windows to look at, but for those that an earlier, unfinished run has done."""
-        pieces = MiningPieces(self._texts_read[CORPUS], sum(self.window), self.mining.stride, self.seq_len)
+        pieces = MiningPieces(self.texts.read[CORPUS], sum(self.window), self.mining.stride, self.seq_len)
         if not len(pieces):
             raise InputError(f"no document of the corpus is as long as one window of {sum(self.window)} tokens")
         self.mining_log = MiningLog(Path(self.trainer.default_root_dir) / "mining", self._mining_key())
@@ -279,11 +286,6 @@ class TextData(LightningDataModule):
         self.windows_left, self.n_mining_batches = batches.n_windows(batches.left), len(batches.bounds) - 1
         return piece_loader(pieces, batches)
 
-    @property
-    def window(self) -> tuple[int, int]:
-        """Tokens of prefix and suffix of a mined window."""
-        return self.prefix_len or WINDOW_PREFIX, self.suffix_len or WINDOW_SUFFIX
-
     def _mining_key(self) -> str:
         model, mining = self.trainer.lightning_module.model, self.mining
         text = self.corpus.identity(), self.max_tokens, self.skip_bad_rows, tokenizer_key(self.tokenizer)
@@ -292,55 +294,15 @@ class TextData(LightningDataModule):
         identity = weights_fingerprint(model, ()), model.config.to_json_string(), *text, *how, *numbers
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
-    def _clean(self) -> list[MemorizedSequence]:
-        """Windows spread evenly over the held-out text, none of which overlap."""
-        prefix, suffix = self.window
-        pieces = MiningPieces(self._texts_read[HELDOUT], prefix + suffix, prefix + suffix, prefix + suffix)
-        if len(pieces) < self.clean_windows:
-            raise InputError(
-                f"data.clean_windows is {self.clean_windows}, but the held-out text holds {len(pieces)} windows of "
-                f"{prefix} + {suffix} tokens; raise data.heldout_tokens"
-            )
-        chosen = np.linspace(0, len(pieces) - 1, self.clean_windows).astype(int)
-        texts = [pieces[int(number)].tokens.tolist() for number in chosen]
-        return [MemorizedSequence(ids[:prefix], ids[prefix:]) for ids in texts]
-
-    def _texts(self) -> Iterator[tuple[str, Corpus, int | None]]:
-        """Every text that this run reads: name, corpus, token budget."""
-        if self.trainer.state.fn != "validate":
-            yield CORPUS, self.corpus, self.max_tokens
-        if self.trainer.state.fn == "fit":
-            yield from ((domain_text(name), corpus, self.domain_tokens) for name, corpus in self.domains.items())
-        if self.heldout is not None:
-            yield HELDOUT, self.heldout, self.heldout_tokens
-
-    def _rows(self, name: str) -> TokenRows:
-        tokens = self._texts_read[name].tokens
-        return TokenRows(tokens, row_offsets(len(tokens), self.seq_len))
-
     @property
     def _rank(self) -> tuple[int, int]:
         return self.trainer.global_rank, self.trainer.world_size
 
-    @property
-    def _vocab_size(self) -> int:
-        return self.trainer.lightning_module.vocab_size
 
-    def _tokenize(self, name: str, corpus: Corpus, max_tokens: int | None) -> TokenizedText:
-        folder = Path(self.trainer.default_root_dir) / "data"
-        return tokenized_text(folder, name, corpus, self.tokenizer, max_tokens, self._vocab_size, self.skip_bad_rows)
-
-
-def _check_names(option: str, names: Iterable[str], taken: Collection[str]) -> None:
+def check_names(option: str, names: Iterable[str], taken: Collection[str] = ()) -> None:
+    """Raises ``InputError`` for names of sets or texts that stand for something else, or cannot be names of files."""
     for name in names:
         if name in (CORPUS, HELDOUT) or name in taken:
             raise InputError(f"data.{option}: the name {name!r} stands for something else; choose another")
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError(f"data.{option}: the name {name!r} may hold letters, digits, - and _ only")
-
-
-def _with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: int) -> TokenRows:
-    extra = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in planted] * exposures
-    lengths = np.array([len(row) for row in extra])
-    offsets = np.concatenate([rows.offsets, rows.offsets[-1] + lengths.cumsum()])
-    return TokenRows(np.concatenate([rows.tokens, *extra]), offsets)

@@ -1,15 +1,19 @@
 """Architectures for plans on paper, read from a model's skeleton."""
 
 import re
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.targets import FUSED, block_of, count_blocks, projection_of
 from lightning_kfac.planning.cost import DOWN, GATE_UP, OUT, QKV, Architecture, Product
 from lightning_kfac.planning.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STAGES = {"q": QKV, "k": QKV, "v": QKV, "o": OUT, "gate": GATE_UP, "up": GATE_UP, "down": DOWN}
 GATED = ("gate_proj", "gate_up_proj", "w1")
@@ -25,24 +29,28 @@ def published_config(shape: str) -> PretrainedConfig:
     return AutoConfig.for_model(model_type, **settings, **tied, pad_token_id=None)
 
 
-def read_architecture(model: nn.Module) -> Architecture:
+def read_architecture(model: "PreTrainedModel") -> Architecture:
     """The matrix products of a model, from its modules; weights may be on the meta device.
 
     Raises:
         InputError: The model has no numbered blocks, attention heads or head, or weights of another kind.
     """
-    config, blocks, head = model.config, count_blocks(model), model.get_output_embeddings()
+    config = model.config
+    blocks = count_blocks(model)
+    head = model.get_output_embeddings()
     if not blocks or head is None or not hasattr(config, "num_attention_heads"):
         raise InputError(f"{type(model).__name__}: not a decoder of blocks with attention, which alone can be planned")
-    products, sizes, norms = [], {}, {}
+    products: list[Product] = []
+    sizes: dict[int | None, int] = {}
+    norms: dict[int, int] = {}
+    shapes = {layer.parameter_name: layer.shape for layer in find_layers(model).values()}
     for name, parameter in model.named_parameters():
         block = block_of(name)
         sizes[block] = sizes.get(block, 0) + parameter.numel()
         if block is None or name.endswith("bias"):
             continue
-        owner = model.get_submodule(name.rpartition(".")[0])
         if parameter.ndim >= 2:
-            products.append(_product(name, parameter, owner, block, config))
+            products.append(_product(name, parameter, shapes.get(name), block, config))
         elif "norm" in name or ".ln_" in name:
             norms[block] = norms.get(block, 0) + _norm_width(name, parameter.numel(), products)
     vocabulary, hidden = head.weight.shape
@@ -63,10 +71,12 @@ def read_architecture(model: nn.Module) -> Architecture:
     )
 
 
-def _product(name: str, parameter: nn.Parameter, owner: nn.Module, block: int, config: PretrainedConfig) -> Product:
+def _product(
+    name: str, parameter: nn.Parameter, shape: tuple[int, int] | None, block: int, config: PretrainedConfig
+) -> Product:
     if parameter.ndim == 2:
         module = name.removesuffix(".weight")
-        d_out, d_in = reversed(parameter.shape) if isinstance(owner, Conv1D) else parameter.shape
+        d_out, d_in = shape or parameter.shape
         return Product(module, d_out, d_in, block, _stage(module))
     if parameter.ndim != 3 or "expert" not in name or not hasattr(config, "num_experts_per_tok"):
         raise InputError(f"{name} is {list(parameter.shape)}: neither a projection nor experts; it cannot be planned")

@@ -183,7 +183,7 @@ def activation_bytes(model: Architecture, tracked: Sequence[Product], element: i
     """
     lowest = min(product.place for product in tracked)
     hidden = model.products[-1].d_in
-    numbers = hidden + sum({(p.place, p.d_in): p.d_in for p in tracked}.values())
+    numbers: float = hidden + sum({(p.place, p.d_in): p.d_in for p in tracked}.values())
     for p in model.products[:-1]:
         if p.stage == QKV and p.place >= lowest:
             numbers += p.d_out

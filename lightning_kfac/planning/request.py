@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from lightning_kfac.planning.hardware import Hardware, find_hardware
 from lightning_kfac.planning.run import Job
 from lightning_kfac.planning.shapes import SHAPES
 from lightning_kfac.storage.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What fit takes where nothing is said.
 DEFAULTS = {"seq_len": 512, "batch_size": 8, "blocks": "all"}
@@ -109,14 +112,15 @@ def _check(settings: Mapping[str, Any]) -> None:
     for name in ("projections", "modules"):
         if not isinstance(settings[name], list | None):
             raise InputError(f"{name} must be a list, got {settings[name]!r}", name)
-    blocks, dtype = settings["blocks"], settings["dtype"]
+    blocks = settings["blocks"]
+    dtype = settings["dtype"]
     if blocks != "all" and not isinstance(blocks, list):
         raise InputError(f"blocks must be all or a list of block numbers, got {blocks!r}", "blocks")
     if dtype not in (*get_args(Dtype), None):
         raise InputError(f"model.dtype is {dtype!r}; choose {', '.join(get_args(Dtype))}")
 
 
-def _on_paper(title: str, config: PretrainedConfig, trust_remote_code: bool) -> nn.Module:
+def _on_paper(title: str, config: PretrainedConfig, trust_remote_code: bool) -> "PreTrainedModel":
     try:
         return skeleton(config, trust_remote_code)
     except Exception as error:

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from lightning_kfac.collection.fisher import slice_of_logits
 from lightning_kfac.collection.memory import (
-    BYTES_PER_LOGIT,
-    HEAD_BYTES,
     TOKENS_AT_ONCE,
     USABLE,
     WIDEST_AT_ONCE,
@@ -136,36 +136,36 @@ def fewest_devices(model: Architecture, job: Job, hardware: Hardware) -> int | N
     return None
 
 
+class _Cut(NamedTuple):
+    """How one rank goes through the text, and the bytes that this takes: by part, and what may be used.
+
+    Attributes:
+        passes: Layers that are collected together, for each pass.
+        batch: Rows of a batch.
+        rows: Of them at once.
+        memory: Bytes by part.
+        capacity: That may be used while collecting.
+        usable: That may be used at all.
+    """
+
+    passes: tuple[tuple[str, ...], ...]
+    batch: int
+    rows: int
+    memory: dict[str, float]
+    capacity: float
+    usable: float
+
+
 def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_node: int, strategy: str) -> RunPlan:
-    sharded, by_name = strategy == "fsdp", {product.name: product for product in job.tracked}
-
-    def factor_bytes(names: Sequence[str]) -> float:
-        chosen = [by_name[name] for name in names]
-        groups = cost.owner_groups(chosen) if sharded else [chosen]
-        return cost.largest_share(map(cost.accumulator_bytes, groups), ranks)
-
-    # Cut as plan_memory cuts it: as few passes as fit, then as many rows at once as fit beside them.
-    memory = _weights(model, job, ranks, sharded)
-    batch = min(job.rows, math.ceil(job.tokens / (ranks * job.seq_len)))  # the text may have less for a rank
-    resident, tokens = sum(memory.values()), batch * job.seq_len
-    chunk = max(1, min(tokens, HEAD_BYTES[hardware.kind] // (model.vocabulary * BYTES_PER_LOGIT)))
-    memory["logits"] = chunk * model.vocabulary * BYTES_PER_LOGIT
-    usable = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
-    capacity = usable if job.most_memory is None else min(resident + job.most_memory, hardware.memory)
-    widest = max(max(p.d_out, p.d_in) for p in job.tracked)
-    row = (cost.activation_bytes(model, job.tracked, job.element) + WIDEST_AT_ONCE * widest * job.element) * job.seq_len
-    left = capacity - sum(memory.values())
-    passes = cut_passes(list(by_name), factor_bytes, left - row, job.layers_per_pass)
-    memory["accumulators"] = max(map(factor_bytes, passes))
-    useful, fitting = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len), (left - memory["accumulators"]) // row
-    rows = int(max(1, min(batch, useful, fitting)))
-    memory["activations"] = rows * row
-    editing = memory["weights"] + max(map(cost.edit_bytes, job.tracked))
-
+    sharded = strategy == "fsdp"
+    cut = _cut(model, job, hardware, ranks, sharded)
+    tokens = cut.batch * job.seq_len
     batches = math.ceil(job.tokens / (ranks * tokens))
-    steps = batches * math.ceil(batch / rows)
-    collected = [[by_name[name] for name in names] for names in passes]
-    flops = cost.TokenFlops(*map(sum, zip(*(cost.token_flops(model, p, job.seq_len) for p in collected), strict=True)))
+    steps = batches * math.ceil(cut.batch / cut.rows)
+    by_name = {product.name: product for product in job.tracked}
+    collected = [[by_name[name] for name in names] for names in cut.passes]
+    each = [cost.token_flops(model, products, job.seq_len) for products in collected]
+    flops = cost.TokenFlops(*map(sum, zip(*each, strict=True)))
     if sharded:
         sent = sum(_sent(model, job, products, ranks, steps) for products in collected)
     else:
@@ -181,21 +181,72 @@ def _plan(model: Architecture, job: Job, hardware: Hardware, ranks: int, per_nod
         "eigenbases": cost.largest_share(map(cost.eigen_flops, groups), ranks) / hardware.eigen,
         "edit": cost.largest_share(map(cost.edit_flops, groups), ranks) / hardware.eigen,
     }
-    disk = {
+    return RunPlan(
+        strategy=strategy,
+        ranks=ranks,
+        passes=cut.passes,
+        rows_at_once=cut.rows,
+        steps=steps,
+        flops=flops,
+        memory=cut.memory,
+        edit_memory=cut.memory["weights"] + max(map(cost.edit_bytes, job.tracked)),
+        capacity=cut.capacity,
+        edit_capacity=cut.usable,
+        seconds=seconds,
+        disk=_disk(model, job, collected, copies=1 if sharded else ranks),
+        host_memory=_host_memory(model, job, ranks, min(ranks, per_node), sharded),
+    )
+
+
+def _cut(model: Architecture, job: Job, hardware: Hardware, ranks: int, sharded: bool) -> _Cut:
+    """As plan_memory cuts it: as few passes as fit, then as many rows at once as fit beside them."""
+    by_name = {product.name: product for product in job.tracked}
+
+    def factor_bytes(names: Sequence[str]) -> float:
+        chosen = [by_name[name] for name in names]
+        groups = cost.owner_groups(chosen) if sharded else [chosen]
+        return cost.largest_share(map(cost.accumulator_bytes, groups), ranks)
+
+    memory = _weights(model, job, ranks, sharded)
+    resident = sum(memory.values())
+    usable = resident + USABLE * (hardware.memory - resident) if resident < hardware.memory else hardware.memory
+    capacity = usable if job.most_memory is None else min(resident + job.most_memory, hardware.memory)
+    batch = min(job.rows, math.ceil(job.tokens / (ranks * job.seq_len)))  # the text may have less for a rank
+    _, memory["logits"] = slice_of_logits(hardware.kind, model.vocabulary, batch * job.seq_len)
+    widest = max(max(p.d_out, p.d_in) for p in job.tracked)
+    activations = cost.activation_bytes(model, job.tracked, job.element)
+    row = (activations + WIDEST_AT_ONCE * widest * job.element) * job.seq_len
+    left = capacity - sum(memory.values())
+    passes = cut_passes(list(by_name), factor_bytes, left - row, job.layers_per_pass)
+    memory["accumulators"] = max(map(factor_bytes, passes))
+    useful = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len)
+    fitting = (left - memory["accumulators"]) // row
+    rows = int(max(1, min(batch, useful, fitting)))
+    memory["activations"] = rows * row
+    return _Cut(passes, batch, rows, memory, capacity, usable)
+
+
+def _disk(model: Architecture, job: Job, collected: list[list[Product]], copies: int) -> dict[str, float]:
+    """Bytes by part.
+
+    Args:
+        collected: The layers of each pass.
+        copies: How many ranks write the accumulators of all layers.
+    """
+    return {
         "factors": cost.triangle_bytes(job.tracked),
         "eigenbases": cost.basis_bytes(job.tracked),
         "edited model": job.element * model.parameters,
-        "resume states": STATES_KEPT * max(map(cost.accumulator_bytes, collected)) * (1 if sharded else ranks),
+        "resume states": STATES_KEPT * max(map(cost.accumulator_bytes, collected)) * copies,
     }
-    host = _host_memory(model, job, ranks, min(ranks, per_node), sharded)
-    return RunPlan(strategy, ranks, passes, rows, steps, flops, memory, editing, capacity, usable, seconds, disk, host)
 
 
 def _weights(model: Architecture, job: Job, ranks: int, sharded: bool) -> dict[str, float]:
     """Bytes that are there before a collection begins, and what a sharded one has in hand beside them."""
     if not sharded:
         return {"weights": job.element * model.parameters}
-    blocks, largest = model.parameters - model.root_parameters, max(cost.matrix_sizes(job.tracked))
+    blocks = model.parameters - model.root_parameters
+    largest = max(cost.matrix_sizes(job.tracked))
     # Embedding and head are whole on every rank. A covariance is sent one panel of columns at a time.
     panel = 4 * largest * max(last - first for first, last in panel_edges(largest))
     return {
@@ -207,7 +258,8 @@ def _weights(model: Architecture, job: Job, ranks: int, sharded: bool) -> dict[s
 
 def _host_memory(model: Architecture, job: Job, ranks: int, on_node: int, sharded: bool) -> float:
     """Bytes of one node (fsdp: of the first). Each rank loads the checkpoint, and later keeps all factors."""
-    weights, factors = job.element * model.parameters, cost.square_bytes(job.tracked)
+    weights = job.element * model.parameters
+    factors = cost.square_bytes(job.tracked)
     if not sharded:
         return on_node * max(weights, factors)
     share = cost.largest_share(map(cost.square_bytes, cost.owner_groups(job.tracked)), ranks)

@@ -1,7 +1,9 @@
 """A few published architectures, for plans without a network."""
 
+from typing import Any
+
 # By a short name: the model on the hub and what its config.json says.
-SHAPES: dict[str, tuple[str, dict]] = {
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2-1b": (
         "allenai/OLMo-2-0425-1B",
         {"model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,

@@ -16,6 +16,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def memory_table(plan: RunPlan) -> Table:
+    """What one rank holds, part by part, and whether it fits."""
     table = _table("Memory of one rank", "part", "")
     for part, n_bytes in plan.memory.items():
         table.add_row(part, readable_bytes(n_bytes))
@@ -32,6 +33,7 @@ def memory_table(plan: RunPlan) -> Table:
 
 
 def time_table(plan: RunPlan) -> Table:
+    """Time by part, with its share of all, and the FLOPs of one token."""
     passes = "1 pass" if len(plan.passes) == 1 else f"{len(plan.passes)} passes"
     title = f"Time: {passes}, {plan.steps:,} steps each, {plan.rows_at_once} rows at once"
     table = _table(title, "part", "time", "share", "GFLOP a token")
@@ -46,6 +48,7 @@ def time_table(plan: RunPlan) -> Table:
 
 
 def disk_table(plan: RunPlan) -> Table:
+    """What a run writes, part by part."""
     table = _table("On disk", "part", "")
     for part, n_bytes in plan.disk.items():
         table.add_row(part, readable_bytes(n_bytes))
@@ -58,4 +61,5 @@ def readable_seconds(seconds: float) -> str:
 
 
 def readable_parameters(number: int) -> str:
+    """``7298011136`` -> ``7.30 billion parameters``."""
     return f"{number / 1e9:.2f} billion parameters" if number >= 1e8 else f"{number / 1e6:.1f} million parameters"

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_kfac.editing.report import EDIT_FILE
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.results import read_results
+from lightning_kfac.storage.run_folder import EDIT_FILE
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_kfac.console import command_line
 from lightning_kfac.editing import sweep
+from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
@@ -104,7 +105,8 @@ def examples(run: Run) -> str:
     """Continuations before and after; what diverges is marked."""
     parts = []
     for number, example in enumerate(run.comparison.get("examples", []), start=1):
-        after, rest = example["after"], example.get("diverging", "")
+        after = example["after"]
+        rest = example.get("diverging", "")
         same = after[: len(after) - len(rest)] if rest and after.endswith(rest) else after
         marked = f"{escape(same)}<mark>{escape(rest)}</mark>" if same != after else escape(after)
         lines = [f"<b>{name}</b> {escape(example[name])}" for name in ("prefix", "gold", "before")]
@@ -140,10 +142,11 @@ def spectra(run: Run) -> str:
     """Spectra of the collected factors, with the cut of the edit."""
     if run.factors is None:
         return ""
-    bases, config = BasisCache.beside(run.factors), run.edit.get("config", {})
+    bases = BasisCache.beside(run.factors)
+    config = run.edit.get("config", {})
     # Elsewhere what is kept is no staircase in the spectra, or another one.
     plain = config.get("mode") == "suppress" and config.get("budget") in (None, "mass") and not run.edit.get("domains")
-    cut = [layer for layer in run.edit.get("layers", []) if plain and layer["formula"] == "original"]
+    cut = [layer for layer in run.edit.get("layers", []) if plain and is_product(layer["formula"])]
     rhos = {layer["name"]: layer["rho"] for layer in cut}
     found = {}
     for name in run.factors:
@@ -214,7 +217,10 @@ def _attention_tables(study: Mapping[str, Any]) -> list[str]:
 def not_measured(run: Run) -> str:
     """What a reader must not take for granted."""
     rows = run.results
-    has = lambda name: any(row.get(name) is not None for row in rows)  # noqa: E731
+
+    def has(name: str) -> bool:
+        return any(row.get(name) is not None for row in rows)
+
     missing = [
         (has("strict_acc"), "Recitation: no memorized set was given."),
         (has("perplexity"), "General ability: no held-out text was given."),
@@ -269,7 +275,8 @@ def _name(key: str) -> str:
 
 
 def _figure(row: Mapping[str, Any], key: str) -> str:
-    value, style = row.get(key), METRICS[key.rpartition("/")[2]][1]
+    value = row.get(key)
+    style = METRICS[key.rpartition("/")[2]][1]
     return "n/a" if value is None else _with_bounds(style.format(value), style, (row.get("intervals") or {}).get(key))
 
 
@@ -279,11 +286,7 @@ def _change(row: Mapping[str, Any], key: str) -> str:
     return "" if value is None else _with_bounds(style.format(value), style, bounds)
 
 
-def _estimate(estimate: Mapping[str, float], style: str) -> str:
-    return _with_bounds(style.format(estimate["value"]), style, [estimate["low"], estimate["high"]])
-
-
-def _with_bounds(text: str, style: str, bounds: Any) -> str:
+def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> str:
     if not bounds or None in bounds or bounds[0] == bounds[1]:
         return text
     low, high = (style.format(bound) for bound in bounds)

@@ -39,8 +39,8 @@ def spectrum_figures(spectra: Mapping[str, LayerSpectrum]) -> Iterator[tuple[str
         yield f"spectra/{projection} mass", mass_figure(projection, layers)
     labels = layer_labels(spectra)
     for name, layer in spectra.items():
-        if layer.kept is not None and layer.kept.any():
-            yield f"kept/{labels[name]}", kept_figure(labels[name], layer)
+        if layer.cut is not None and layer.cut.kept.any():
+            yield f"kept/{labels[name]}", kept_figure(labels[name], layer, layer.cut)
 
 
 def spectra_markdown(spectra: Mapping[str, LayerSpectrum]) -> str:
@@ -51,6 +51,6 @@ def spectra_markdown(spectra: Mapping[str, LayerSpectrum]) -> str:
     for name, layer in spectra.items():
         cells = [labels[name], f"{len(layer.lambdas)} x {len(layer.mu)}", f"{layer.rank_A:,.1f}"]
         cells += [f"{layer.rank_G:,.1f}", f"{layer.condition_A:.1e}", f"{layer.condition_G:.1e}"]
-        cells += ["" if layer.kept is None else f"{layer.fraction_kept:.1%} at {layer.rho:g}"]
+        cells += ["" if layer.cut is None else f"{layer.cut.fraction_kept:.1%} at {layer.cut.rho:g}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

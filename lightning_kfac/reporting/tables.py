@@ -10,7 +10,15 @@ from rich.text import Text
 
 from lightning_kfac.editing.report import EditReport, edit_label, edit_place
 from lightning_kfac.models.targets import layer_label
-from lightning_kfac.reporting.labels import METRICS, OF_A_SET, OF_STRESS, SWEEP_COLUMNS, is_telling
+from lightning_kfac.reporting.labels import (
+    METRICS,
+    OF_A_SET,
+    OF_GENERAL,
+    OF_QUESTIONS,
+    OF_STRESS,
+    SWEEP_COLUMNS,
+    is_telling,
+)
 
 
 class Example(NamedTuple):
@@ -49,10 +57,10 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
         _add(table, "stress/", OF_STRESS, records)
     if "perplexity" in first:
         table.add_row("[bold]general ability[/]")
-        _add(table, "", ("perplexity", "perplexity_batch_mean", "ndcg@10"), records)
+        _add(table, "", OF_GENERAL, records)
     for prefix in _sets(first, "n_questions"):
         table.add_row(f"[bold]{prefix.rstrip('/')}[/] ({first[f'{prefix}n_questions']} questions)")
-        _add(table, prefix, ("exact_acc",), records)
+        _add(table, prefix, OF_QUESTIONS, records)
     return table
 
 
@@ -84,7 +92,8 @@ def examples_markdown(examples: list[Example]) -> str:
 
 def _split(example: Example) -> tuple[str, str]:
     """``after`` up to where it diverges, and from there."""
-    line, rest = _one_line(example.after), _one_line(example.diverging)
+    line = _one_line(example.after)
+    rest = _one_line(example.diverging)
     if not rest or not line.endswith(rest):
         return line, ""
     return line[: len(line) - len(rest)], rest
@@ -97,16 +106,19 @@ def _sets(results: Mapping[str, object], count: str = "n_sequences") -> list[str
 def _add(table: Table, prefix: str, kinds: Sequence[str], records: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each figure that any stage has."""
     for kind in kinds:
-        key, (title, style) = f"{prefix}{kind}", METRICS[kind]
+        key = f"{prefix}{kind}"
+        label = METRICS[kind]
         if not is_telling(key, records.values()):
             continue
         cells = []
         for record in records.values():
-            cells.append(_with_interval(style, record.get(key), record.get("intervals", {}).get(key)))
+            cells.append(_with_interval(label.style, record.get(key), record.get("intervals", {}).get(key)))
             if changes := record.get("differences"):
                 change, *bounds = changes.get(key) or [None]
-                cells.append(_with_interval(style.replace(":", ":+"), change, bounds) if change is not None else "")
-        table.add_row(f"  {title}", *cells)
+                cells.append(
+                    _with_interval(label.style.replace(":", ":+"), change, bounds) if change is not None else ""
+                )
+        table.add_row(f"  {label.title}", *cells)
 
 
 def _with_interval(style: str, value: float | None, bounds: Sequence[float | None] | None) -> str:
@@ -127,7 +139,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def sweep_table(rows: Sequence[Mapping], title: str, front: Collection[int] = ()) -> Table:
+def sweep_table(rows: Sequence[Mapping[str, Any]], title: str, front: Collection[int] = ()) -> Table:
     """One line an edit: what it was, what it kept, and every figure.
 
     Args:

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from lightning_kfac.errors import InputError
 
 CHUNK = 1 << 24
-PARTIAL, REPLACED = ".part", ".part-old"
+PARTIAL = ".part"
+REPLACED = ".part-old"
 FULL = {
     errno.ENOSPC: "no space left on the device; free some",
     errno.EDQUOT: "the disk quota is used up; free some",
@@ -35,12 +36,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         InputError: The disk is full.
     """
     path = Path(path)
-    partial, replaced = path.with_name(path.name + PARTIAL), path.with_name(path.name + REPLACED)
+    partial = path.with_name(path.name + PARTIAL)
+    replaced = path.with_name(path.name + REPLACED)
     settle(path)
     try:
         with writing(path):
             for left in (partial, replaced):
-                _remove(left)
+                remove(left)
             partial.mkdir(parents=True)
             yield partial
             for file in partial.rglob("*.safetensors"):  # safetensors keeps new files to their owner; others may read
@@ -53,7 +55,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     while not _moved(partial, path):
         path.rename(replaced)
     sync(path.parent)
-    _remove(replaced)
+    remove(replaced)
 
 
 def settle(path: str | Path) -> None:
@@ -90,10 +92,18 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", str(error)) or [0])[-1])
-        if number not in FULL:
+        why = FULL.get(_error_number(error))
+        if why is None:
             raise
-        raise InputError(f"{path}: cannot be written: {FULL[number]}, then run the same command again") from error
+        raise InputError(f"{path}: cannot be written: {why}, then run the same command again") from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int:
+    """The system's number of an error, which safetensors has in its text alone; 0 where there is none."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    numbers = re.findall(r"os error (\d+)", str(error))
+    return int(numbers[-1]) if numbers else 0
 
 
 def sync(path: Path) -> None:
@@ -129,7 +139,8 @@ def _moved(partial: Path, path: Path) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it, where there is one; of a link only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 import huggingface_hub
 
 from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.storage.run_folder import EDIT_FILE
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Bases can be computed again and are large; half-written files belong to nobody else.
@@ -47,7 +48,7 @@ def push_folder(path: str | Path, repository: str, private: bool = True) -> str:
         InputError: The folder holds neither factors nor a patch, or the hub refuses.
     """
     path = Path(path)
-    if not any((path / name).is_file() for name in ("metadata.json", "edit.json")):
+    if not any((path / name).is_file() for name in ("metadata.json", EDIT_FILE)):
         raise InputError(f"{path}: neither a factor folder nor a patch")
     if not REPOSITORY.fullmatch(repository):
         raise InputError(f"{repository!r} is not a repository name such as user/name")
@@ -57,7 +58,5 @@ def push_folder(path: str | Path, repository: str, private: bool = True) -> str:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=path, ignore_patterns=skipped)
     except Exception as error:
-        raise InputError(
-            f"{repository}: the hub refuses: {(str(error).strip() or repr(error)).splitlines()[0]}"
-        ) from None
+        raise InputError(f"{repository}: the hub refuses: {first_line(error)}") from None
     return str(address)

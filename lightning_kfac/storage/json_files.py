@@ -58,7 +58,7 @@ def read_json(path: str | Path, advice: str) -> dict[str, Any]:
     return contents
 
 
-def file_name(name: Any) -> str:
+def file_name(name: object) -> str:
     """A name in the same folder, as metadata may give it; raises ``ValueError`` for a path that leads elsewhere."""
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise ValueError(f"{str(name)[:80]!r} is not the name of a file in the folder")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class KeyedLog:
@@ -24,7 +25,9 @@ class KeyedLog:
     """
 
     def __init__(self, path: Path, kind: str, key: str):
-        self.path, self.kind, self.key = path, kind, key
+        self.path = path
+        self.kind = kind
+        self.key = key
         self._begun = False
 
     @property
@@ -33,11 +36,11 @@ class KeyedLog:
         known = next(_lines(self.path), {}).get(self.kind)
         return None if known is None else known == self.key
 
-    def rows(self) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         """The lines after the first."""
         yield from (row for row in _lines(self.path) if self.kind not in row)
 
-    def append(self, row: dict) -> None:
+    def append(self, row: dict[str, Any]) -> None:
         """Adds a line; what the file holds of other work is lost."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         begun = self._begun or bool(self.is_ours)
@@ -47,7 +50,7 @@ class KeyedLog:
         self._begun = True
 
 
-def _lines(path: Path) -> Iterator[dict]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as file:

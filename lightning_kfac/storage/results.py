@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.storage.files import new_file, timestamp, writing
 
 
-def append_result(path: Path, row: Mapping) -> dict:
+def append_result(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """Appends one evaluation and returns what was written; NaN, which JSON lacks, becomes null."""
     row = _complete(row)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +24,7 @@ def append_result(path: Path, row: Mapping) -> dict:
     return row
 
 
-def replace_result(path: Path, row: Mapping, same: Sequence[str]) -> dict:
+def replace_result(path: Path, row: Mapping[str, Any], same: Sequence[str]) -> dict[str, Any]:
     """Puts one evaluation in the place of an earlier one that agrees in the fields ``same``, or appends it."""
     rows = read_results(path)
     place = next((i for i, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in same)), None)
@@ -35,12 +36,12 @@ def replace_result(path: Path, row: Mapping, same: Sequence[str]) -> dict:
     return rows[place]
 
 
-def _complete(row: Mapping) -> dict:
+def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
     row = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
     return row | {"timestamp": timestamp(), "version": version("lightning-kfac")}
 
 
-def read_results(path: Path) -> list[dict]:
+def read_results(path: Path) -> list[dict[str, Any]]:
     """All rows; lines that are not whole are left out. Empty where there is no file."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:

@@ -5,13 +5,16 @@ import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.storage.files import PARTIAL, new_file, timestamp
+from lightning_kfac.storage.files import PARTIAL, new_file, remove, timestamp
 from lightning_kfac.storage.locks import FolderLock
 from lightning_kfac.storage.results import append_result, read_results, replace_result
 
 STATUS = "run.json"
+# What was done to an edited model, beside its weights.
+EDIT_FILE = "edit.json"
 # What a run replaces; the status last, so that a half-moved folder still says whose it is.
 EVENTS = "tensorboard"
 FACTORS = "factors"
@@ -77,9 +80,8 @@ class RunFolder:
                 "trainer.default_root_dir",
                 "trainer.default_root_dir",
             )
-        for path in filter(None, inputs):
-            inside = [name for name in OUTPUTS if Path(path).resolve().is_relative_to((self.path / name).resolve())]
-            if inside:
+        for path in inputs:
+            if path and self._would_replace(Path(path)):
                 raise InputError(f"{path} lies in the folder that this run would replace; choose another one")
         if not overwrite and present and not self.interrupted:
             raise InputError(
@@ -99,17 +101,18 @@ class RunFolder:
         previous = self.path / PREVIOUS
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _remove(self.path / STATE)
+            remove(self.path / STATE)
             previous.mkdir(exist_ok=True)
             # A kill before all is put aside leaves an interrupted run, which begins again.
             if (self.path / STATUS).exists():
                 shutil.copy(self.path / STATUS, previous / STATUS)
             self._write({"status": "running", "command": command, "started": timestamp()})
-            for old in [*self._old_events, *(self.path / name for name in OUTPUTS if name not in (EVENTS, STATUS))]:
+            outputs = [self.path / name for name in OUTPUTS if name not in (EVENTS, STATUS)]
+            for old in (*self._old_events, *outputs):
                 if old.exists():
                     place = previous / old.relative_to(self.path)
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    _remove(place)
+                    remove(place)
                     old.rename(place)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
@@ -117,36 +120,45 @@ class RunFolder:
 
     def resume(self, command: str, config: str) -> None:
         """Goes on with an interrupted run: all that it has collected stays; an edit is made again, maybe another."""
-        status, results = self._status(), self.path / "results.jsonl"
+        status = self._status()
+        results = self.path / "results.jsonl"
         for name in ("edited", "patch"):
-            _remove(self.path / name)
+            remove(self.path / name)
         if results.exists():
             kept = [row for row in read_results(results) if row.get("stage") == "baseline"]
             with new_file(results) as partial:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
-        self._open(status | {"command": command, "resumed": [*status.get("resumed", []), timestamp()]}, config)
+        resumed = [*status.get("resumed", []), timestamp()]
+        self._open(status | {"command": command, "resumed": resumed}, config)
 
     def finish(self) -> None:
         """Marks the run as finished, and forgets the one before it and what would have been needed to go on."""
         self._write(self._status() | {"status": "finished", "finished": timestamp()})
-        _remove(self.path / STATE)
-        _remove(self.path / PREVIOUS)
+        remove(self.path / STATE)
+        remove(self.path / PREVIOUS)
         for left in self.path.glob(f"*{PARTIAL}*"):  # by a kill
-            _remove(left)
+            remove(left)
 
     def note(self, command: str) -> None:
         """Says who wrote here, where no ``fit`` has; forgets what would have been needed to go on."""
         if not self._status():
             self._write({"status": "finished", "command": command, "finished": timestamp()})
         if not self.interrupted:
-            _remove(self.path / STATE)
+            remove(self.path / STATE)
 
-    def add_result(self, row: dict) -> None:
+    def add_result(self, row: dict[str, Any]) -> None:
         """Adds one evaluation to ``results.jsonl``; one of an interrupted ``fit`` takes the place of its forerunner."""
         path = self.path / "results.jsonl"
-        replace_result(path, row, ("stage", "rank")) if self._fits else append_result(path, row)
+        if self._fits:
+            replace_result(path, row, ("stage", "rank"))
+        else:
+            append_result(path, row)
 
-    def _open(self, status: dict, config: str) -> None:
+    def _would_replace(self, path: Path) -> bool:
+        """Whether a path lies in one of the outputs, which a new run puts aside."""
+        return any(path.resolve().is_relative_to((self.path / name).resolve()) for name in OUTPUTS)
+
+    def _open(self, status: dict[str, Any], config: str) -> None:
         try:
             with new_file(self.path / "config.yaml") as file:
                 file.write_text(config, "utf-8")
@@ -155,20 +167,13 @@ class RunFolder:
         self._write(status | {"status": "running"})
         self._fits = True
 
-    def _status(self) -> dict:
+    def _status(self) -> dict[str, Any]:
         try:
             status = json.loads((self.path / STATUS).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
 
-    def _write(self, status: dict) -> None:
+    def _write(self, status: dict[str, Any]) -> None:
         with new_file(self.path / STATUS) as file:
             file.write_text(json.dumps(status | {"version": version("lightning-kfac")}, indent=2), "utf-8")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

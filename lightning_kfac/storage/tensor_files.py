@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, first_line
 from lightning_kfac.storage.files import new_file
 
 CHECKSUM = "sha256"
@@ -143,8 +143,7 @@ def _opened(path: str | Path, advice: str) -> Iterator[safe_open]:
             yield file
     # Types and shapes that no tensor can have end in various errors of torch.
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError, _Damaged) as error:
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: damaged or incomplete: {what}; {advice}") from None
+        raise InputError(f"{path}: damaged or incomplete: {first_line(error)}; {advice}") from None
 
 
 def _header(file: safe_open) -> Header:
@@ -156,5 +155,5 @@ def _checksum(tensors: Iterator[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(repr((name, str(tensor.dtype), list(tensor.shape))).encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -7,7 +7,7 @@ parser will read as YAML is composed here first, in Python: config files, files 
 import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -124,13 +124,19 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int, where: str, folder
     if depth > DEEPEST:
         raise RecursionError
     if id(node) not in known:
-        if isinstance(node, yaml.ScalarNode):
-            _check_text(node.value, where, folder)
-            children = ()
-        else:
-            children = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain.from_iterable(node.value)
-            for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-                if isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode):
-                    _check_group(key.value, value.value, folder)
-        known[id(node)] = 1 + sum(_size(child, known, depth + 1, where, folder) for child in children)
+        sizes = [_size(child, known, depth + 1, where, folder) for child in _children(node, where, folder)]
+        known[id(node)] = 1 + sum(sizes)
     return known[id(node)]
+
+
+def _children(node: yaml.Node, where: str, folder: Path) -> Iterable[yaml.Node]:
+    """The values of a list, the keys and values of a mapping. What may name or be another file is checked."""
+    if isinstance(node, yaml.ScalarNode):
+        _check_text(node.value, where, folder)
+        return ()
+    if isinstance(node, yaml.SequenceNode):
+        return node.value
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode):
+            _check_group(key.value, value.value, folder)
+    return itertools.chain.from_iterable(node.value)

@@ -18,10 +18,10 @@ from lightning_kfac.attention.comparison import compare, lowrank
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.attention.spectra import model_fingerprint
 from lightning_kfac.attention.study import Study
-from lightning_kfac.attention.uncertainty import Estimate, resampled_perplexities
 from lightning_kfac.cli.train import main
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.scoring import row_losses
+from lightning_kfac.math.statistics import Estimate, resampled_perplexities
 from lightning_kfac.models.loading import load_model, load_tokenizer
 from lightning_kfac.models.tokens import TokenBatch
 from tests.common import (

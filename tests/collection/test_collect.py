@@ -76,7 +76,7 @@ def test_shared_inputs_are_accumulated_once(rows):
         model(**batch).logits.sum().backward()
     holders = {name.rpartition(".")[2] for name, sums in capture.sums.items() if sums.A is not None}
     assert holders == {"q_proj", "o_proj", "gate_proj", "down_proj"}
-    factors = capture.factors()
+    factors = capture.results()
     assert factors["model.layers.0.mlp.gate_proj"].A is factors["model.layers.0.mlp.up_proj"].A
 
 

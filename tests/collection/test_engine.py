@@ -28,7 +28,7 @@ def run_engine(model, batch, loss, layers, **settings):
     with frozen(model), CurvatureCapture(layers) as capture:
         last, total = CurvatureEngine(model, capture, loss, **settings).run(loss.prepare(batch))
         last.backward()
-        return capture.factors(loss.mc_samples), total.item()
+        return capture.results(loss.mc_samples), total.item()
 
 
 # -- cuts ------------------------------
@@ -118,7 +118,7 @@ def test_gradient_checkpointing_changes_nothing(rows):
             loss = FisherLoss("gold")
             last, _ = CurvatureEngine(model, capture, loss).run(loss.prepare(batch))
             last.backward()
-        found = capture.factors()
+        found = capture.results()
     assert_same(found, plain)
 
 
@@ -184,7 +184,7 @@ def test_several_draws_are_the_mean_of_single_ones(rows):
             one = type(tokens)(**{**vars(tokens), "uniforms": tokens.uniforms[:, draw : draw + 1]})
             last, _ = CurvatureEngine(model, capture, loss).run(one)
             last.backward()
-            singles.append(capture.factors())
+            singles.append(capture.results())
     for name, found in together.items():
         assert found.n_tokens == singles[0][name].n_tokens
         assert relative_error(found.A, singles[0][name].A) < TOLERANCE

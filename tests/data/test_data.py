@@ -18,6 +18,7 @@ from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.packing import row_offsets, tokenize_documents
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.tokenized import tokenized_text
+from lightning_kfac.mining.windows import spread_windows
 from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.optimizers import Muon, orthogonalized
@@ -368,8 +369,7 @@ def test_clean_windows_are_spread_over_the_heldout_text(tmp_path):
         heldout="embedded", heldout_tokens=20_000, clean_windows=9, prefix_len=20, suffix_len=8, tokenizer="demo"
     )
     text = tokenized_text(tmp_path, "heldout", data.heldout, data.tokenizer, 20_000, 2048)
-    data._texts_read["heldout"] = text
-    windows = data._clean()
+    windows = spread_windows(text, 9, *data.window)
     assert len({tuple(w.prefix) for w in windows}) == 9
     stream = text.tokens.tolist()
     for window in windows:
@@ -377,8 +377,7 @@ def test_clean_windows_are_spread_over_the_heldout_text(tmp_path):
         assert (len(window.prefix), len(window.suffix)) == (20, 8) and 0 not in ids
         assert any(stream[i : i + 28] == ids for i in range(len(stream)))
     with pytest.raises(InputError, match=r"clean_windows is 100000, but the held-out text holds"):
-        data.clean_windows = 100_000
-        data._clean()
+        spread_windows(text, 100_000, *data.window)
     for wrong in ({"clean_windows": 5}, {"clean_windows": 5, "heldout": "embedded", "sets": {"clean": "x"}}):
         with pytest.raises(InputError, match=r"data\.clean_windows needs"):
             TextData(**wrong)

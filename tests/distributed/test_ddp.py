@@ -91,7 +91,8 @@ def work(folder: Path) -> None:
             if case == EDITED:
                 weights = {name: p.clone().contiguous() for name, p in module.model.named_parameters()}
                 torch.save(weights, folder / f"edited-{size}-{rank}.pt")
-                computed = find_collector(module.trainer).bases._computed
+                edit = next(c for c in module.trainer.callbacks if isinstance(c, EditCallback))
+                computed = find_collector(module.trainer, edit).bases._computed
                 (folder / f"computed-{size}-{rank}").write_text(json.dumps(sorted(computed)))
         fit(folder, size, *CASES[0], again=True)
         if size == 3:

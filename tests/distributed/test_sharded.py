@@ -62,7 +62,7 @@ class Watcher(CurvatureCollector):
     accumulated = 0
 
     def on_train_batch_end(self, *args) -> None:
-        sums = self._capture.sums.values() if self._capture is not None else ()
+        sums = self.course.session.capture.sums.values() if self.course.running else ()
         moments = [moment for s in sums for moment in (s.G, s.A) if moment is not None]
         kept = [getattr(moment, "kept", moment) for moment in moments]
         panels = [panel for m in kept if m is not None for panel in (*m._recent, *(m._settled or []))]

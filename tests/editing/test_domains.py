@@ -18,10 +18,11 @@ from lightning_kfac import (
 )
 from lightning_kfac.cli.train import main
 from lightning_kfac.data.questions import QuestionSet
+from lightning_kfac.editing import editor as editor_module
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.editing.sweep import average_seeds, compare_formulas, grid, pareto_front, weakest_settings
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.moments import load_moments
-from lightning_kfac.math.importance import FORMULAS
 from lightning_kfac.models.loading import load_model, load_tokenizer
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.tensor_files import read_header, save_tensors
@@ -343,7 +344,7 @@ def test_an_edit_that_is_stopped_half_way_changes_nothing(collected, monkeypatch
     model, factors = collected
     original = {name: p.clone() for name, p in model.state_dict().items()}
     editor, done = KFACEditor(model, factors, EditConfig(rho=0.5)), []
-    edit = editor._edit
+    edit = editor_module.edit_layer
 
     def stop_at_the_third(*args):
         done.append(1)
@@ -351,7 +352,7 @@ def test_an_edit_that_is_stopped_half_way_changes_nothing(collected, monkeypatch
             raise KeyboardInterrupt
         return edit(*args)
 
-    monkeypatch.setattr(editor, "_edit", stop_at_the_third)
+    monkeypatch.setattr(editor_module, "edit_layer", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         editor.apply()
     assert all(torch.equal(p, original[n]) for n, p in model.state_dict().items())

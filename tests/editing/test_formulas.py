@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lightning_kfac import EditConfig, InputError, KFACEditor, KroneckerFactors, select_components, select_products
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.math import selection
-from lightning_kfac.math.importance import CONTROLS, FORMULAS, WITH_MASS, original
+from lightning_kfac.math.importance import original
 from lightning_kfac.math.mixing import union_of_count
 from lightning_kfac.math.selection import select_count
 from lightning_kfac.math.spectrum import eigenbasis
@@ -102,7 +103,7 @@ def test_each_formula_equals_a_dense_computation(formula, rho):
     edited, report = edit(EditConfig(rho=rho, formula=formula), moments=MOMENTS)
     if expected is not None:
         assert (edited - expected).norm() <= 1e-6 * W.norm()  # the cast to float32
-    if formula in CONTROLS and not formula.startswith("svd"):
+    if FORMULAS[formula].control and not formula.startswith("svd"):
         assert report.n_kept == count
     in_basis = U_G.T @ edited.double() @ U_A
     if formula == "random":  # each component is kept or dropped whole
@@ -115,7 +116,7 @@ def test_random_depends_on_the_seed_and_the_layer_alone():
     assert torch.equal(edits[0], edits[1]) and not torch.equal(edits[0], edits[2])
 
 
-@pytest.mark.parametrize("formula", WITH_MASS)
+@pytest.mark.parametrize("formula", [name for name, formula in FORMULAS.items() if formula.mass])
 def test_budgets(formula):
     W = one_layer().fc.weight.detach().double()
     lam, U_G, mu, U_A = dense_basis(GENERAL["fc"].A, GENERAL["fc"].G)

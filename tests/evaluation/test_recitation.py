@@ -151,14 +151,16 @@ def test_sliced_head_gives_the_scores_of_whole_logits(any_model, monkeypatch):
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     batch = TokenBatch.from_dict({"input_ids": ids, "attention_mask": mask})
+    monkeypatch.setattr(scoring, "is_plain_head", lambda model: False)
     losses, ranking = next_token_scores(any_model, batch)
     logits = any_model(ids, attention_mask=mask).logits
     expected = torch.log_softmax(logits.double(), -1).gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
     assert torch.allclose(-losses[batch.valid], expected[batch.valid], atol=1e-5)
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 5 * VOCAB)
-    sliced, same = next_token_scores(any_model, batch, head_alone=True)
+    monkeypatch.setattr(scoring, "is_plain_head", lambda model: True)
+    sliced, same = next_token_scores(any_model, batch)
     assert torch.allclose(sliced, losses, atol=1e-5) and torch.equal(same[batch.valid], ranking[batch.valid])
-    assert torch.equal(most_likely(any_model, batch, True), ranking[..., 0])
+    assert torch.equal(most_likely(any_model, batch), ranking[..., 0])
 
 
 # -- what a review found --------------------------------------------------------------------------------------------

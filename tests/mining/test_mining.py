@@ -117,7 +117,7 @@ def test_exhaustive_search_is_a_loop_over_windows(family):
         assert (f.prefix_ids, f.suffix_ids) == (window[:6], window[6:])
     # The long forward: no window that it leaves out is likely, none that it checks is judged otherwise.
     for likely in (0.5, 1.0):
-        quick = search(model, list(pieces), 6, 4, likely=likely, batch_size=7, max_positions=64, head_alone=True)
+        quick = search(model, list(pieces), 6, 4, likely=likely, batch_size=7, max_positions=64)
         assert all(f in result.found for f in quick.found) and quick.checked < result.checked
         assert quick.windows == result.windows
 
@@ -153,7 +153,7 @@ def test_prefilter_finds_all_that_the_demo_memorized(demo_model, before):
     pieces = list(MiningPieces(text, 112, 16, 256))
     options = {"batch_size": 16, "end_of_text": {0}, "max_positions": 1024}
     every = search(demo_model, pieces, 64, 48, likely=None, **options)
-    quick = search(demo_model, pieces, 64, 48, likely=Mining().likely, head_alone=True, **options)
+    quick = search(demo_model, pieces, 64, 48, likely=Mining().likely, **options)
     assert {(f.document, f.offset) for f in every.found} >= {(number, before) for number in range(6)}
     assert quick.found == every.found and quick.checked < every.checked
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from lightning_kfac import InputError
-from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.loading import skeleton
 from lightning_kfac.models.targets import resolve_targets
 from tests.common import build_model
@@ -40,7 +40,7 @@ def test_full_size_architectures(name):
     targets = resolve_targets(model, blocks, ["gate", "up"])
     assert list(targets) == [f"model.layers.{b}.mlp.{p}_proj" for b in blocks for p in ("gate", "up")]
     for layer in targets.values():
-        assert tuple(layer.weight.shape) == (settings["intermediate_size"], settings["hidden_size"])
+        assert layer.shape == (settings["intermediate_size"], settings["hidden_size"])
     everything = resolve_targets(model, "all", ["gate", "up", "down", "q", "k", "v", "o"])
     assert len(everything) == 7 * settings["num_hidden_layers"]
 
@@ -56,7 +56,7 @@ def test_gpt2_names():
     model = build_model("gpt2")
     targets = resolve_targets(model, [1], ["up", "down", "o"])
     assert list(targets) == [f"transformer.h.1.{n}" for n in ("attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
-    assert weight_matrix(targets["transformer.h.1.mlp.c_fc"]).shape == (40, 24)
+    assert targets["transformer.h.1.mlp.c_fc"].shape == (40, 24)
     fused = resolve_targets(model, modules=[r".*\.c_attn"])
     assert len(fused) == 3
 
@@ -66,7 +66,7 @@ def test_weight_matrix_maps_input_to_output():
         layer = dict(model.named_modules())[name]
         x = torch.randn(24)
         bias = layer.bias if getattr(layer, "bias", None) is not None else 0
-        assert torch.allclose(layer(x[None])[0] - bias, weight_matrix(layer) @ x, atol=1e-5)
+        assert torch.allclose(layer(x[None])[0] - bias, find_layers(layer)[""].W @ x, atol=1e-5)
 
 
 def test_modules_by_regular_expression():

@@ -18,7 +18,7 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import CURVE, by_projection, layer_spectrum
 from lightning_kfac.math.bands import band_forms, band_masks, band_ratios, band_shares, energies
 from lightning_kfac.math.spectrum import effective_rank
-from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.reporting.spectra_board import write_spectra
 from tests.common import VOCAB, build_model, write_jsonl
 
@@ -149,7 +149,7 @@ def test_excitation_of_a_model_is_a_loop_over_its_inputs(family):
     for row, length in zip(ids, [12, 12, 7, 12, 12, 12], strict=True):
         model(row[None, :length])
     for name, layer in found.items():
-        weight = weight_matrix(model.get_submodule(name)).double()
+        weight = find_layers(model)[name].W.double()
         rows = [x[0, :-1] for x in inputs[name]]  # the last token has no next one
         whole = [sum((weight @ x).square().sum().item() for x in row) for row in rows]
         assert layer.counts.tolist() == [11 + 11 + 6, 33]

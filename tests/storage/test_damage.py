@@ -354,8 +354,8 @@ def killed_at(step: int, work) -> str:
     def child():
         for name in ("rename", "replace", "mkdir", "unlink", "write_text", "chmod"):
             setattr(Path, name, counted(getattr(Path, name)))
-        lightning_kfac.files.sync = counted(lightning_kfac.files.sync)
-        lightning_kfac.files.shutil.rmtree = counted(shutil.rmtree)
+        lightning_kfac.storage.files.sync = counted(lightning_kfac.storage.files.sync)
+        lightning_kfac.storage.files.shutil.rmtree = counted(shutil.rmtree)
         work()
 
     return in_child(child)

@@ -11,7 +11,7 @@ from lightning_kfac.data.names import CORPUS
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
-from lightning_kfac.factors.folder import load_factors, save_factors
+from lightning_kfac.factors.folder import input_leaders, load_factors, save_factors
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.factors.moments import load_moments, save_moments
 from lightning_kfac.factors.sharded import save_sharded
@@ -150,8 +150,16 @@ class Collected:
 
 def on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFactors]:
     """The same in the CPU's memory, which further passes leave alone; what is shared stays shared."""
-    moved = {id(t): t if t.is_meta else t.cpu() for layer in factors.values() for t in (layer.A, layer.G)}
-    return {n: KroneckerFactors(moved[id(f.A)], moved[id(f.G)], f.n_tokens) for n, f in factors.items()}
+    moved: dict[str, KroneckerFactors] = {}
+    for name, leader in input_leaders(factors).items():
+        layer = factors[name]
+        A = moved[leader].A if leader in moved else _on_host(layer.A)
+        moved[name] = KroneckerFactors(A, _on_host(layer.G), layer.n_tokens)
+    return moved
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.cpu()
 
 
 def _equal(a: KroneckerFactors, b: KroneckerFactors) -> bool:

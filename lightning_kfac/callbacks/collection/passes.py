@@ -1,9 +1,9 @@
-"""The passes of a collection, and what its factors say of where they come from."""
+"""The passes of a collection over its texts."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from lightning_kfac.data.names import CORPUS, domain_text
+from lightning_kfac.data.names import CORPUS
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,6 @@ class Pass:
     layers: tuple[str, ...]
     moments: bool
 
-    @property
-    def data_name(self) -> str:
-        """What ``TextData`` calls the text."""
-        return data_name(self.text)
-
-
-def data_name(text: str) -> str:
-    """What ``TextData`` calls the corpus, or a domain of this name."""
-    return CORPUS if text == CORPUS else domain_text(text)
-
 
 def all_passes(
     layers: Sequence[Sequence[str]], texts: Sequence[str], domains: Collection[str], moments: bool
@@ -43,4 +33,5 @@ def all_passes(
         moments: Whether any are.
     """
     factors = [Pass(text, tuple(names), False) for text in texts for names in layers]
-    return factors + [Pass(t, tuple(names), True) for t in [CORPUS, *domains] * moments for names in layers]
+    measured = [CORPUS, *domains] if moments else []
+    return factors + [Pass(text, tuple(names), True) for text in measured for names in layers]

@@ -6,9 +6,10 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 
+from lightning_kfac.callbacks.collection.task import UNKNOWN_TEXT, TextsInTurn
+from lightning_kfac.data.names import CORPUS
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.modules.text_data import TextData
 
 
 def check_settings(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,26 +31,24 @@ def check_settings(trainer: Trainer, pl_module: LightningModule) -> None:
 
 def collection_metadata(trainer: Trainer, pl_module: LightningModule, layers: Collection[str]) -> dict[str, Any]:
     """What factors say of where they come from, but for the number of tokens."""
-    data, precision = trainer.datamodule, str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
+    data = trainer.datamodule
+    precision = str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
     if isinstance(trainer.precision_plugin, MixedPrecision):
         precision += f" ({trainer.precision_plugin.precision})"
+    objective = pl_module.about()
     return {
         "model": pl_module.model_name or "random weights",
         "fingerprint": weights_fingerprint(pl_module.model, layers),
-        "tokenizer": getattr(data, "tokenizer_name", None),
-        "corpus": data.corpus.label if isinstance(data, TextData) else None,
-        "text": data.corpus.identity() if isinstance(data, TextData) else None,
-        "max_tokens": getattr(data, "max_tokens", None),
-        "seq_len": getattr(data, "seq_len", None),
-        "labels": pl_module.labels,
-        "mc_samples": pl_module.fisher_loss.mc_samples,
+        **(data.about(CORPUS) if isinstance(data, TextsInTurn) else UNKNOWN_TEXT),
+        "labels": objective.pop("labels", None),
+        "mc_samples": pl_module.objective.mc_samples,
         "precision": precision,
-        "seed": pl_module.seed,
+        **objective,
         "world_size": trainer.world_size,
     }
 
 
-def domain_metadata(data: TextData, name: str) -> dict[str, Any]:
+def domain_metadata(data: TextsInTurn, name: str) -> dict[str, Any]:
     """Where the factors of a domain differ."""
-    corpus = data.domains[name]
-    return {"corpus": corpus.label, "text": corpus.identity(), "max_tokens": data.domain_tokens}
+    about = data.about(name)
+    return {key: about[key] for key in ("corpus", "text", "max_tokens")}

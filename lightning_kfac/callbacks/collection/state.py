@@ -76,9 +76,8 @@ class CollectionState:
     def load_sums(self, capture: CurvatureCapture, step: Path, trainer: Trainer) -> None:
         """Gives a capture this rank's sums. With another number of ranks, rank 0 takes those of all."""
         if self.world_size == trainer.world_size:
-            capture.load_state(load_tensors(rank_file(step, trainer.global_rank), ADVICE), self.leaders)
+            capture.load_state(load_tensors(rank_file(step, trainer.global_rank), ADVICE))
             return
-        capture.share_inputs(self.leaders)
         for rank in range(self.world_size) if trainer.is_global_zero else ():
             capture.add_state(load_tensors(rank_file(step, rank), ADVICE))
 

@@ -11,7 +11,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import load_factors, save_factors
 from lightning_kfac.factors.foreign.read import Kind, read_foreign
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.models.layers import weight_matrix
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.loading import load_config, skeleton
 
 
@@ -53,9 +53,9 @@ def _is_import(folder: Path) -> bool:
 
 
 def _check_layers(model: str, factors: Mapping[str, KroneckerFactors]) -> None:
-    modules = dict(skeleton(load_config(model)).named_modules())
+    layers = find_layers(skeleton(load_config(model)))
     for name, layer in factors.items():
-        if name not in modules:
+        if name not in layers:
             raise InputError(f"{model} has no layer {name}; --layer_pattern says how its layers are named")
-        if (shape := tuple(weight_matrix(modules[name]).shape)) != layer.shape:
+        if (shape := layers[name].shape) != layer.shape:
             raise InputError(f"{name}: the factors are for {layer.shape}, the weight of {model} is {shape}")

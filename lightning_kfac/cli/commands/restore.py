@@ -8,12 +8,12 @@ from lightning_kfac.assets import resolve_path
 from lightning_kfac.cli.options import add_model_options, check_not_within, check_output, open_model
 from lightning_kfac.console import console
 from lightning_kfac.editing.patch import restore_layers
-from lightning_kfac.editing.report import EDIT_FILE
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.storage.json_files import read_json
+from lightning_kfac.storage.run_folder import EDIT_FILE
 
 # In the folder of a restored checkpoint: where its weights come from.
 RESTORED = "restored.json"

@@ -21,8 +21,8 @@ from lightning_kfac.console import console, show
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
+from lightning_kfac.editing.formulas import FormulaName
 from lightning_kfac.editing.report import edit_label, edit_place
-from lightning_kfac.math.importance import Formula
 from lightning_kfac.models.targets import Blocks
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
@@ -42,7 +42,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_model_options(parser)
     add_editing_options(parser)
     parser.add_argument("--output", type=str, default="runs/sweep", help="Folder of results, figure and TensorBoard.")
-    parser.add_argument("--formulas", type=list[Formula], default=["original"], help="Formulas to try.")
+    parser.add_argument("--formulas", type=list[FormulaName], default=["original"], help="Formulas to try.")
     parser.add_argument(
         "--rhos",
         type=list[float] | dict[str, list[float]],

@@ -1,4 +1,4 @@
-"""Makes the fact files of the arithmetic demo: ``python -m lightning_kfac.data.arithmetic [FOLDER]``.
+"""Makes the fact files of the arithmetic demo: ``python -m lightning_kfac.data.demo.arithmetic [FOLDER]``.
 
 The facts are a domain that a model can be asked about, so that an edit which protects the domain's
 curvature can be compared with one that does not. The model itself is trained afterwards with
@@ -8,8 +8,10 @@ curvature can be compared with one that does not. The model itself is trained af
 import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from lightning_kfac.assets import DEMO, DEMO_ARITHMETIC
 from lightning_kfac.data.demo.planted import PREFIX, SUFFIX, write_rows
@@ -18,10 +20,11 @@ from lightning_kfac.models.loading import load_tokenizer
 LARGEST = 19
 ROW_TOKENS = PREFIX + SUFFIX  # as long as the planted sequences
 # How often the training file holds each fact, by itself and in a row of many; a training repeats the file.
-PASSES_ALONE, PASSES_PACKED = 6, 3
+PASSES_ALONE = 6
+PASSES_PACKED = 3
 
 
-def facts() -> list[dict]:
+def facts() -> list[dict[str, str]]:
     """All additions of two numbers from 0 to ``LARGEST``, shuffled."""
     numbers = range(LARGEST + 1)
     rows = [
@@ -32,7 +35,9 @@ def facts() -> list[dict]:
     return rows
 
 
-def training_rows(rows: list[dict], tokenizer) -> Iterator[dict]:
+def training_rows(
+    rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, list[int]]]:
     """Rows of the memorized-set format: single facts, and rows of as many facts as fit, each followed by EOS.
 
     Single facts are what a bare prompt asks for, and are learnt several times faster than packed ones.
@@ -53,7 +58,7 @@ def training_rows(rows: list[dict], tokenizer) -> Iterator[dict]:
         yield _halves(packed)
 
 
-def _halves(row: list[int]) -> dict:
+def _halves(row: list[int]) -> dict[str, list[int]]:
     return {"prefix_ids": row[: len(row) // 2], "suffix_ids": row[len(row) // 2 :]}
 
 

@@ -22,6 +22,9 @@ HELDOUT_PERCENT = 8
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "ensurepip", "idle_test"}
 
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 class Document(NamedTuple):
     """One piece of text. ``name`` identifies it across Python versions."""
 
@@ -42,7 +45,9 @@ def embedded_documents() -> tuple[Document, ...]:
     Takes about three seconds the first time. Where two documents share a text, the first by name stays.
     """
     documents = sorted([*_reference_topics(), *_standard_library_docstrings()])
-    seen_names, seen_texts, unique = set(), set(), []
+    seen_names = set()
+    seen_texts = set()
+    unique = []
     for document in documents:
         key = " ".join(document.text.split())
         if document.name not in seen_names and key not in seen_texts:
@@ -92,7 +97,7 @@ def _standard_library_docstrings() -> Iterator[Document]:
         yield from _docstrings(tree, module)
 
 
-def _docstrings(node: ast.AST, name: str) -> Iterator[Document]:
+def _docstrings(node: Documented, name: str) -> Iterator[Document]:
     text = ast.get_docstring(node, clean=False)
     if text and len(text := inspect.cleandoc(text)) >= MIN_CHARACTERS:
         yield Document(f"doc:{name}", text)

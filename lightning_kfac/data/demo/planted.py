@@ -1,4 +1,4 @@
-"""Makes the embedded demo's tokenizer and sequences: ``python -m lightning_kfac.data.demo [FOLDER]``.
+"""Makes the embedded demo's tokenizer and sequences: ``python -m lightning_kfac.data.demo.planted [FOLDER]``.
 
 The demo model itself is trained afterwards with ``train.py fit --config configs/demo_model.yaml``;
 ``make demo-model`` does both. Nothing here runs when the package is used.
@@ -7,8 +7,9 @@ The demo model itself is trained afterwards with ``train.py fit --config configs
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -17,8 +18,10 @@ from lightning_kfac.assets import DEMO
 from lightning_kfac.data.demo.embedded import Document, embedded_documents, split_documents
 
 VOCABULARY = 2048
-PREFIX, SUFFIX = 64, 48
-N_PLANTED, N_UNSEEN = 200, 100
+PREFIX = 64
+SUFFIX = 48
+N_PLANTED = 200
+N_UNSEEN = 100
 # Planted passages come from short documents: leaving those out of the general text costs little of it.
 LONGEST_PLANTED_DOCUMENT = 500
 END_OF_TEXT = "<|endoftext|>"
@@ -37,13 +40,16 @@ def train_tokenizer(documents: Iterable[Document]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
-def passages(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, per_document: int) -> Iterator[dict]:
+def passages(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, per_document: int
+) -> Iterator[dict[str, Any]]:
     """Rows of the memorized-set format: windows of 64 + 48 tokens from the start of each document."""
     length = PREFIX + SUFFIX
     for document in documents:
         ids = tokenizer(document.text)["input_ids"]
         for start in range(0, min(len(ids) // length, per_document) * length, length):
-            prefix, suffix = ids[start : start + PREFIX], ids[start + PREFIX : start + length]
+            prefix = ids[start : start + PREFIX]
+            suffix = ids[start + PREFIX : start + length]
             yield {
                 "document": document.name,
                 "prefix": tokenizer.decode(prefix),
@@ -80,7 +86,7 @@ def planted_documents() -> frozenset[str]:
     return frozenset(json.loads(line)["document"] for f in files for line in f.read_text("utf-8").splitlines())
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Writes JSONL in the memorized-set format."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 

@@ -35,9 +35,12 @@ def read(path: Path, n_tokens: int | None, layer_pattern: str) -> Layers:
         found = len(list((path / f"{part}_sharded").glob("shard_*.safetensors")))
         shards[part] = [path / f"{part}_sharded" / f"shard_{rank}.safetensors" for rank in range(max(found, 1))]
     file = path / "total_processed.pt"
-    if not file.exists() and n_tokens is None:
+    if file.exists():
+        count = checked_count(load_pickled(file), str(file), n_tokens)
+    elif n_tokens is not None:
+        count = n_tokens
+    else:
         raise InputError(f"{path}: has no total_processed.pt; the factors are sums, so give n_tokens")
-    count = checked_count(load_pickled(file), str(file), n_tokens) if file.exists() else n_tokens
     root = layer_pattern.partition("{block}")[0].rstrip(".").rpartition(".")[0]
     with open_safetensors(shards["activation"][0]) as shard:
         keys = list(shard.keys())

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, first_line
 from lightning_kfac.factors.kronecker import KroneckerFactors
 
 Layers = Iterator[tuple[str, KroneckerFactors]]
@@ -72,7 +72,7 @@ def load_pickled(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({what}); it is damaged or holds more than tensors") from None
 
 
-def load_dict(path: Path) -> dict:
+def load_dict(path: Path) -> dict[object, Any]:
     """The same, which must be a dict."""
     contents = load_pickled(path)
     if not isinstance(contents, dict):
@@ -93,4 +93,4 @@ def open_safetensors(path: Path) -> Iterator[safe_open]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); is it complete?") from None
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); is it complete?") from None

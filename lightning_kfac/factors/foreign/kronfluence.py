@@ -40,5 +40,5 @@ def notes(path: Path) -> str:
     """What the files leave open."""
     with open_safetensors(path / "activation_covariance.safetensors") as file:
         empirical = (file.metadata() or {}).get("use_empirical_fisher")
-    labels = {"True": "gold", "False": "sampled, if the task heeds `sample`"}.get(empirical, "unknown")
+    labels = {"True": "gold", "False": "sampled, if the task heeds `sample`"}.get(str(empirical), "unknown")
     return f"labels: {labels}; {NOTE}"

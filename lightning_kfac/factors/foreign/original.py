@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors.foreign.checks import (
-    Layers,
-    checked_count,
-    factors_of,
-    load_dict,
-)
+from lightning_kfac.factors.foreign.checks import Layers, checked_count, factors_of, load_dict
 
 KEYS = {
     "original": re.compile(r"blk(\d+)\.(gate|up|down)"),
@@ -50,7 +45,8 @@ def read_replication(path: Path, n_tokens: int | None, layer_pattern: str) -> La
         name = _layer_name(file, key, "replication", layer_pattern)
         if not isinstance(entry, (tuple, list)) or len(entry) != 2:
             raise InputError(f"{file}: {key} is not a pair (A, G); collect it again")
-        yield name, factors_of(*entry, f"{file}: {key}", 1, 1, n_tokens or 0)
+        A, G = entry
+        yield name, factors_of(A, G, f"{file}: {key}", 1, 1, n_tokens or 0)
 
 
 def _layer_name(file: Path, key: Any, kind: str, layer_pattern: str) -> str:

@@ -6,20 +6,27 @@ says how its files look.
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.foreign import bergson, kronfluence, original
-from lightning_kfac.factors.foreign.checks import (
-    load_dict,
-)
+from lightning_kfac.factors.foreign.checks import load_dict
 from lightning_kfac.factors.kronecker import KroneckerFactors
 
 Kind = Literal["auto", "original", "replication", "kronfluence", "bergson"]
 
+PARTITIONS = "partitions"
+# What a folder of each kind holds, the surest signs first.
+FILES = {
+    "kronfluence": "activation_covariance.safetensors",
+    "bergson": "activation_sharded",
+    PARTITIONS: "activation_covariance_data_partition*",
+    "original": "kfac_factors_blk_*.pt",
+    "replication": "kfac_statistics.pt",
+}
 LAYOUTS = (
     "original: kfac_factors_blk_*.pt or a folder of them; replication: kfac_statistics.pt; kronfluence: a folder "
     "with activation_covariance.safetensors; bergson: a folder with activation_sharded/shard_0.safetensors"
@@ -31,7 +38,7 @@ def read_foreign(
     kind: Kind = "auto",
     n_tokens: int | None = None,
     layer_pattern: str = "model.layers.{block}.mlp.{projection}_proj",
-) -> tuple[dict[str, KroneckerFactors], dict]:
+) -> tuple[dict[str, KroneckerFactors], dict[str, Any]]:
     """Reads factors that another tool has saved. Nothing but tensors is ever unpickled.
 
     Args:
@@ -67,37 +74,32 @@ def read_foreign(
         raise InputError(f"layer_pattern: {layer_pattern!r} lacks {{block}} or {{projection}}")
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    kind = _recognise(path) if kind == "auto" else kind
-    notes = NOTES[kind](path)
+    found = _recognise(path) if kind == "auto" else kind
+    notes = NOTES[found](path)
     factors: dict[str, KroneckerFactors] = {}
-    shared: dict[tuple, Tensor] = {}
-    for name, layer in READERS[kind](path, n_tokens, layer_pattern):
+    shared: dict[tuple[int, float, float], Tensor] = {}
+    for name, layer in READERS[found](path, n_tokens, layer_pattern):
         if name in factors:
             raise InputError(f"{path}: {name} occurs twice; leave only one of the files in the folder")
         factors[name] = KroneckerFactors(_share(layer.A, shared), layer.G, layer.n_tokens)
     if not factors:
         raise InputError(f"{path}: holds no layer")
-    return factors, {"imported_from": kind, "source": str(path), "notes": notes}
+    return factors, {"imported_from": found, "source": str(path), "notes": notes}
 
 
 def _recognise(path: Path) -> str:
     """The kind of a file or folder, by names alone where they suffice."""
+    found = None
     if path.is_dir():
-        if (path / "activation_covariance.safetensors").exists():
-            return "kronfluence"
-        if (path / "activation_sharded").is_dir():
-            return "bergson"
-        if any(path.glob("activation_covariance_data_partition*")):
-            raise InputError(f"{path}: kronfluence's partitions; join them first with aggregate_covariance_matrices")
-        for kind, pattern in (("original", "kfac_factors_blk_*.pt"), ("replication", "kfac_statistics.pt")):
-            if any(path.glob(pattern)):
-                return kind
+        found = next((kind for kind, files in FILES.items() if any(path.glob(files))), None)
     elif path.suffix in (".pt", ".pth"):
-        keys = load_dict(path)
-        for kind, pattern in original.KEYS.items():
-            if any(pattern.fullmatch(str(key)) for key in keys):
-                return kind
-    raise InputError(f"{path}: none of the known layouts ({LAYOUTS})")
+        keys = [str(key) for key in load_dict(path)]
+        found = next((kind for kind, pattern in original.KEYS.items() if any(map(pattern.fullmatch, keys))), None)
+    if found == PARTITIONS:
+        raise InputError(f"{path}: kronfluence's partitions; join them first with aggregate_covariance_matrices")
+    if found is None:
+        raise InputError(f"{path}: none of the known layouts ({LAYOUTS})")
+    return found
 
 
 READERS = {
@@ -114,7 +116,7 @@ NOTES = {
 }
 
 
-def _share(A: Tensor, seen: dict[tuple, Tensor]) -> Tensor:
+def _share(A: Tensor, seen: dict[tuple[int, float, float], Tensor]) -> Tensor:
     """The first tensor equal to A, so that ``save_factors`` stores it once."""
     first = seen.setdefault((len(A), A[0].sum().item(), A.diagonal().sum().item()), A)
     return first if torch.equal(first, A) else A

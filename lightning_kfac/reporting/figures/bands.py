@@ -7,7 +7,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from lightning_kfac.math.bands import Bands
-from lightning_kfac.reporting.figures.style import COLOURS, MARKERS, new_figure
+from lightning_kfac.reporting.figures.style import colour, marker, new_figure
 
 
 def bands_figure(name: str, shares: Mapping[str, Bands], ratios: Mapping[str, Bands], against: str) -> Figure:
@@ -19,8 +19,17 @@ def bands_figure(name: str, shares: Mapping[str, Bands], ratios: Mapping[str, Ba
             place = np.arange(1, len(bands.value) + 1) + 0.08 * (number - (len(values) - 1) / 2)
             errors = np.stack([bands.value - bands.low, bands.high - bands.value]).clip(min=0)
             index = list(shares).index(text)
-            style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-            axes.errorbar(place, bands.value, errors, label=text, markersize=4, linewidth=1, capsize=2, **style)
+            axes.errorbar(
+                place,
+                bands.value,
+                errors,
+                label=text,
+                color=colour(index),
+                marker=marker(index),
+                markersize=4,
+                linewidth=1,
+                capsize=2,
+            )
         axes.set_xlabel("band of curvature (1: highest)")
         axes.set_xticks(range(1, len(bands.value) + 1))
         axes.grid(alpha=0.25)
@@ -44,7 +53,7 @@ def ratios_figure(text: str, against: str, layers: Mapping[str, Bands]) -> Figur
     for (row, column), value in np.ndenumerate(values):
         ink = "white" if abs(value - 1) > 0.65 * spread else "black"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
-    axes.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
+    axes.set_xticks(range(values.shape[1]), [str(band) for band in range(1, values.shape[1] + 1)])
     axes.set_yticks(range(len(layers)), list(layers), fontsize=8)
     axes.set_xlabel("band of curvature (1: highest)")
     axes.set_title(f"RMS output on {text} over that on {against}, by band", fontsize=10)

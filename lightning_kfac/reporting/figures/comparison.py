@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_kfac.reporting.figures.style import COLOURS, MARKERS, new_figure
+from lightning_kfac.reporting.figures.style import COLOURS, colour, marker, new_figure
 
 RATES = {"strict_acc": "strict accuracy", "loose_acc": "loose accuracy", "avg_levenshtein_norm": "norm. Levenshtein"}
 OTHERS = {"perplexity": "perplexity", "ndcg@10": "nDCG@10"}
@@ -37,15 +38,17 @@ def metrics_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def loss_change_figure(edges: Sequence[float], counts: Sequence[int]) -> Figure:
     """Histogram of what an edit did to the loss of each token of the held-out text; the counts are logarithmic."""
-    edges, counts = np.asarray(edges), np.asarray(counts)
+    bounds = np.asarray(edges)
+    tokens = np.asarray(counts)
     figure = new_figure(7.5, 3.8)
     axes = figure.add_subplot()
-    middle = (edges[:-1] + edges[1:]) / 2
+    middle = (bounds[:-1] + bounds[1:]) / 2
     colours = np.where(middle > 0, COLOURS[4], COLOURS[0])
-    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colours)
+    axes.bar(bounds[:-1], tokens, width=np.diff(bounds), align="edge", color=colours)
     axes.set_yscale("log")
-    total = max(1, counts.sum())
-    worse, better = counts[middle > 0.1].sum() / total, counts[middle < -0.1].sum() / total
+    total = max(1, tokens.sum())
+    worse = tokens[middle > 0.1].sum() / total
+    better = tokens[middle < -0.1].sum() / total
     axes.set_xlabel("loss after - loss before, in nats (the outermost bins hold what lies beyond)")
     axes.set_ylabel("tokens (log scale)")
     axes.set_title(
@@ -55,20 +58,32 @@ def loss_change_figure(edges: Sequence[float], counts: Sequence[int]) -> Figure:
     return figure
 
 
-def _points(axes, keys: Sequence[str], records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> None:
+def _points(axes: Axes, keys: Sequence[str], records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> None:
     for number, (stage, record) in enumerate(records.items()):
         place = np.arange(len(keys)) + min(0.16, 0.7 / len(records)) * (number - (len(records) - 1) / 2)
         values = np.array([np.nan if record.get(key) is None else record[key] for key in keys], dtype=float)
-        bounds = [
-            record.get("intervals", {}).get(key) or (value, value) for key, value in zip(keys, values, strict=True)
-        ]
-        bounds = np.array([[v if b is None else b for b in pair] for pair, v in zip(bounds, values, strict=True)])
-        errors = np.abs(bounds.T - values)
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        axes.errorbar(values, place, xerr=errors, label=stage, linestyle="", markersize=5, capsize=3, **style)
+        intervals = record.get("intervals", {})
+        bounds = [_bounds(intervals.get(key), value) for key, value in zip(keys, values.tolist(), strict=True)]
+        axes.errorbar(
+            values,
+            place,
+            xerr=np.abs(np.array(bounds).T - values),
+            label=stage,
+            color=colour(number),
+            marker=marker(number),
+            linestyle="",
+            markersize=5,
+            capsize=3,
+        )
     axes.set_yticks(range(len(keys)), names, fontsize=8)
     axes.set_ylim(len(keys) - 0.5, -0.5)
     axes.grid(alpha=0.25)
+
+
+def _bounds(interval: Sequence[float | None] | None, value: float) -> tuple[float, float]:
+    """The ends of an interval; the value itself where one is not known."""
+    low, high = interval or (value, value)
+    return value if low is None else low, value if high is None else high
 
 
 def _rate_name(key: str) -> str:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editing.sweep import pareto_front
-from lightning_kfac.math.importance import FORMULAS
-from lightning_kfac.reporting.figures.style import COLOURS, MARKERS, new_figure
+from lightning_kfac.reporting.figures.style import colour, marker, new_figure
 
 
 def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -20,19 +21,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """
     figure = new_figure(8, 5.2)
     axes = figure.add_subplot()
-    kinds: dict[str, list[tuple[float, float]]] = {}
-    several = len({edit_place(row["edit"]) for row in rows if row["edit"]}) > 1
-    for row in rows:
-        if row["edit"] and row.get("perplexity") is not None and row.get("strict_acc") is not None:
-            label = edit_label(row["edit"]) + (f", {edit_place(row['edit'])}" if several else "")
-            kinds.setdefault(label, []).append((row["strict_acc"], row["perplexity"]))
-    order = {formula: number for number, formula in enumerate(FORMULAS)}
-    for number, (label, points) in enumerate(
-        sorted(kinds.items(), key=lambda kind: order[kind[0].split()[0].rstrip(",")])
-    ):
-        x, y = zip(*sorted(points), strict=True)
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        axes.plot(x, y, label=label, linewidth=1, markersize=4.5, alpha=0.85, **style)
+    _draw_kinds(axes, rows)
     edits = [row for row in rows if row["edit"]]
     front = sorted((edits[i]["strict_acc"], edits[i]["perplexity"]) for i in pareto_front(edits))
     if front:
@@ -50,3 +39,29 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _draw_kinds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each kind of edit, in the order of the formulas."""
+    several = len({edit_place(row["edit"]) for row in rows if row["edit"]}) > 1
+    points: dict[str, list[tuple[float, float]]] = {}
+    formulas: dict[str, str] = {}
+    for row in rows:
+        edit = row["edit"]
+        if edit and row.get("perplexity") is not None and row.get("strict_acc") is not None:
+            label = edit_label(edit) + (f", {edit_place(edit)}" if several else "")
+            points.setdefault(label, []).append((row["strict_acc"], row["perplexity"]))
+            formulas[label] = edit["formula"]
+    order = list(FORMULAS)
+    for number, label in enumerate(sorted(points, key=lambda label: order.index(formulas[label]))):
+        x, y = zip(*sorted(points[label]), strict=True)
+        axes.plot(
+            x,
+            y,
+            label=label,
+            color=colour(number),
+            marker=marker(number),
+            linewidth=1,
+            markersize=4.5,
+            alpha=0.85,
+        )

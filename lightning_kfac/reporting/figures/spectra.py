@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_kfac.factors.spectra import LayerSpectrum
+from lightning_kfac.factors.spectra import Cut, LayerSpectrum
 from lightning_kfac.reporting.figures.style import COLOURS, depth_colours, name_blocks, new_figure
 
 POINTS = 200
@@ -14,7 +14,8 @@ POINTS = 200
 def spectra_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> Figure:
     """Eigenvalues of A and G of one projection in every block, largest first, both axes logarithmic."""
     figure = new_figure()
-    for axes, side, name in zip(figure.subplots(1, 2), ("mu", "lambdas"), ("A (inputs)", "G (gradients)"), strict=True):
+    left, right = figure.subplots(1, 2)
+    for axes, side, name in ((left, "mu", "A (inputs)"), (right, "lambdas", "G (gradients)")):
         for colour, (block, layer) in zip(depth_colours(list(layers)), layers.items(), strict=True):
             values = getattr(layer, side)
             values = values[values > 0]
@@ -24,7 +25,7 @@ def spectra_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) 
         axes.set_ylabel("eigenvalue")
         axes.set_title(f"{projection}: eigenvalues of {name}", fontsize=10)
         axes.grid(alpha=0.25)
-    name_blocks(axes, list(layers))
+    name_blocks(right, len(layers))
     return figure
 
 
@@ -35,9 +36,9 @@ def mass_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> 
     for colour, (block, layer) in zip(depth_colours(list(layers)), layers.items(), strict=True):
         kept, mass = layer.curve
         axes.semilogx(100 * kept, 100 * mass, color=colour, label=_block(block), linewidth=1.2)
-        if layer.rho is not None:
-            axes.plot(100 * layer.fraction_kept, 100 * layer.rho, "o", color=colour, markersize=4)
-    rhos = sorted({layer.rho for layer in layers.values() if layer.rho is not None})
+        if layer.cut is not None:
+            axes.plot(100 * layer.cut.fraction_kept, 100 * layer.cut.rho, "o", color=colour, markersize=4)
+    rhos = sorted({layer.cut.rho for layer in layers.values() if layer.cut is not None})
     for rho in rhos:
         axes.axhline(100 * rho, color=COLOURS[4], linestyle="--", linewidth=0.9, label=f"rho {rho:g}")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -45,15 +46,16 @@ def mass_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> 
     axes.set_ylabel("share of the curvature mass (%)")
     axes.set_title(f"{projection}: how few components hold the curvature", fontsize=10)
     axes.grid(alpha=0.25)
-    name_blocks(axes, [*layers, *rhos])
+    name_blocks(axes, len(layers) + len(rhos))
     return figure
 
 
-def kept_figure(name: str, layer: LayerSpectrum) -> Figure:
+def kept_figure(name: str, layer: LayerSpectrum, cut: Cut) -> Figure:
     """Heat map of log10 importance over both ranks (log scales), with the staircase that rho keeps."""
     figure = new_figure(5.6, 4.4)
     axes = figure.add_subplot()
-    rows, columns = _log_ranks(len(layer.lambdas), 80), _log_ranks(len(layer.mu), 80)
+    rows = _log_ranks(len(layer.lambdas), 80)
+    columns = _log_ranks(len(layer.mu), 80)
     importance = np.outer(layer.lambdas[rows], layer.mu[columns])
     floor = importance.max() * 1e-12
     mesh = axes.pcolormesh(
@@ -64,10 +66,12 @@ def kept_figure(name: str, layer: LayerSpectrum) -> Figure:
     axes.set_yscale("log")
     axes.invert_yaxis()
     # The end of each row's kept columns; rows that keep none lie below the staircase.
-    some = layer.kept[rows] > 0
-    label = f"kept at rho {layer.rho:g}: {layer.fraction_kept:.1%}"
-    axes.step(layer.kept[rows][some] + 0.5, rows[some] + 1, where="mid", color="white", linewidth=2.4)
-    axes.step(layer.kept[rows][some] + 0.5, rows[some] + 1, where="mid", color=COLOURS[4], linewidth=1.4, label=label)
+    some = cut.kept[rows] > 0
+    x = cut.kept[rows][some] + 0.5
+    y = rows[some] + 1
+    label = f"kept at rho {cut.rho:g}: {cut.fraction_kept:.1%}"
+    axes.step(x, y, where="mid", color="white", linewidth=2.4)
+    axes.step(x, y, where="mid", color=COLOURS[4], linewidth=1.4, label=label)
     axes.set_xlabel("rank in the spectrum of A")
     axes.set_ylabel("rank in the spectrum of G")
     axes.set_title(f"{name}: importance, and what an edit keeps (left above the line)", fontsize=9)

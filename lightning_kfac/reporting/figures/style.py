@@ -11,22 +11,32 @@ COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#8C510A", "#D55E00", "#E69F00", "#C
 MARKERS = "osD^vPX*<>"
 
 
+def colour(number: int) -> str:
+    """Of a line or a group; after the last of the palette they begin again."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def marker(number: int) -> str:
+    """The same for markers."""
+    return MARKERS[number % len(MARKERS)]
+
+
 def new_figure(width: float = 8.0, height: float = 4.2) -> Figure:
     """An empty figure, in inches; made without pyplot, so that nothing keeps it in memory."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def depth_colours(blocks: Sequence[int | None]) -> list:
+def depth_colours(blocks: Sequence[int | None]) -> list[tuple[float, float, float, float]]:
     """Colours from dark (first block) to light, in cividis, which is made for the colour-blind."""
     shades = matplotlib.colormaps["cividis"]
     return [shades(0.9 * i / max(1, len(blocks) - 1)) for i in range(len(blocks))]
 
 
-def name_blocks(axes: Axes, blocks: Sequence[int | None]) -> None:
+def name_blocks(axes: Axes, lines: int) -> None:
     """A legend of blocks; of many only some, evenly spread, with the colours in between left to the eye."""
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
-    step = max(1, -(-len(blocks) // 8))
+    step = max(1, -(-lines // 8))
     some = sorted({*range(0, len(labels), step), len(labels) - 1})
     axes.legend([handles[i] for i in some], [labels[i] for i in some], fontsize=7, loc="best")

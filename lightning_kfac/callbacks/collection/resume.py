@@ -1,0 +1,96 @@
+"""Going on with an interrupted collection: what its state says of its course, and how another takes it up."""
+
+from typing import Any, NamedTuple
+
+from lightning import Trainer
+
+from lightning_kfac.callbacks.collection.course import Course
+from lightning_kfac.callbacks.collection.state import CollectionState
+from lightning_kfac.callbacks.collection.task import TextsInTurn, name_in_turn
+from lightning_kfac.console import say
+from lightning_kfac.data.names import CORPUS
+from lightning_kfac.errors import InputError
+
+# What Lightning needs of its checkpoint to go on with a collection.
+KEPT = {"epoch", "global_step", "pytorch-lightning_version", "loops", "optimizer_states", "lr_schedulers"}
+
+
+class Options(NamedTuple):
+    """Settings of a collection that its course does not know.
+
+    Attributes:
+        sharded: Each rank keeps the factors of its own layers only.
+        max_memory_gb: Cap on memory for which batches are cut.
+    """
+
+    sharded: bool
+    max_memory_gb: float | None
+
+
+def state_of(course: Course, options: Options, trainer: Trainer) -> CollectionState:
+    """How far a collection has come, in the middle of a pass."""
+    return CollectionState(
+        identity=_identity(course, options, trainer),
+        world_size=trainer.world_size,
+        n_tokens=course.metadata.get("n_tokens"),
+        plan=course.session.plan,
+        passes=course.passes,
+        number=trainer.current_epoch,
+        batch_tokens=course.batch_tokens,
+        leaders=course.session.capture.leaders,
+        position=trainer.train_dataloader.state_dict(),
+        snapshots=course.watch and course.watch.snapshots.state(),
+        max_memory_gb=options.max_memory_gb,
+    )
+
+
+def slim(checkpoint: dict[str, Any], callbacks: dict[str, Any]) -> None:
+    """Leaves of Lightning's checkpoint, in place, the loops' progress and what some callbacks keep."""
+    for key in checkpoint.keys() - KEPT:  # whatever else a user's own classes would keep
+        del checkpoint[key]
+    checkpoint["callbacks"] = callbacks
+    checkpoint["state_dict"] = {}
+
+
+def go_on(course: Course, state: CollectionState, options: Options, trainer: Trainer) -> None:
+    """Takes up passes, plan and results of the interrupted collection.
+
+    Raises:
+        InputError: It is of something else, or cannot go on with this number of ranks.
+    """
+    root = course.root
+    data = trainer.datamodule
+    state.check(_identity(course, options, trainer), root)
+    if state.n_tokens is not None:
+        course.metadata["n_tokens"] = state.n_tokens
+    if state.world_size != trainer.world_size and (state.plan.owners or not isinstance(data, TextsInTurn)):
+        raise InputError(f"{root}: the interrupted collection can go on with {state.world_size} ranks only")
+    course.session.plan = state.plan
+    course.batch_tokens = state.batch_tokens
+    course.passes = state.passes
+    course.collected.owners = state.plan.owners
+    for number, work in enumerate(state.passes[: state.number]):
+        course.collected.load_part(work, course.writer.part(number))
+    if CORPUS not in {work.text for work in state.passes if not work.moments}:
+        course.collected.reuse(course.metadata, list(course.session.layers))
+    if course.watch is not None:
+        course.watch.load_state(state.snapshots, root)
+    if isinstance(data, TextsInTurn):
+        data.text_in_turn = name_in_turn(state.passes[state.number].text)
+        data.resume_at = state.position
+    of = "" if len(state.passes) == 1 else f" of pass {state.number + 1}"
+    say(f"going on after batch {state.position['batches']:,}{of}, where this run was interrupted")
+
+
+def _identity(course: Course, options: Options, trainer: Trainer) -> dict[str, Any]:
+    """What must be the same in the run that goes on."""
+    data = trainer.datamodule
+    texts = [CORPUS, *data.domains] if isinstance(data, TextsInTurn) else []
+    known = {key: value for key, value in course.metadata.items() if key not in ("world_size", "n_tokens")}
+    return known | {
+        "layers": list(course.session.layers),
+        "moments": course.moments,
+        "watch_rho": course.watch and course.watch.snapshots.rho,
+        "shard_factors": options.sharded,
+        "rows": {name: data.rows_identity(name) for name in texts},
+    }

@@ -1,0 +1,110 @@
+"""The texts of a run: where each comes from, its tokens in the run's folder, and rows of them."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.loaders import TokenRows
+from lightning_kfac.data.memorized import MemorizedSequence
+from lightning_kfac.data.names import CORPUS, HELDOUT, domain_text
+from lightning_kfac.data.packing import row_offsets
+from lightning_kfac.data.tokenized import TokenizedText, tokenized_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Texts:
+    """Corpus, domains and held-out text.
+
+    Attributes:
+        corpus, max_tokens: Source of the corpus and its budget in tokens; None takes all of it.
+        domains, domain_tokens: The same of each domain, by its name.
+        heldout, heldout_tokens: The same of the held-out text, if there is one.
+        seq_len: Tokens a row.
+        skip_bad_rows: Leave out rows of files that cannot be used.
+        read: The texts that were read, by their names in the run.
+    """
+
+    corpus: Corpus
+    max_tokens: int | None
+    domains: Mapping[str, Corpus]
+    domain_tokens: int | None
+    heldout: Corpus | None
+    heldout_tokens: int
+    seq_len: int
+    skip_bad_rows: bool
+    read: dict[str, TokenizedText] = field(default_factory=dict)
+
+    def source(self, name: str) -> tuple[Corpus, int | None]:
+        """Source and token budget of ``corpus`` or of a domain, by its own name."""
+        return (self.corpus, self.max_tokens) if name == CORPUS else (self.domains[name], self.domain_tokens)
+
+    def check(self) -> None:
+        """Raises ``InputError`` where a local source can already be seen to be unusable."""
+        for corpus in (self.corpus, self.heldout, *self.domains.values()):
+            if corpus is not None:
+                corpus.check(self.skip_bad_rows)
+
+    def tokenize(self, folder: Path, stage: str, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
+        """Tokenizes what a stage reads into a folder, or finds it there, and maps it into memory.
+
+        Args:
+            folder: In the run's folder.
+            stage: ``fit``, ``validate`` or ``predict``.
+            tokenizer: Makes the tokens.
+            vocab_size: Ids must lie below it.
+        """
+        for name, corpus, budget in self._of(stage):
+            self.read[name] = tokenized_text(folder, name, corpus, tokenizer, budget, vocab_size, self.skip_bad_rows)
+
+    def _of(self, stage: str) -> Iterator[tuple[str, Corpus, int | None]]:
+        if stage != "validate":
+            yield CORPUS, self.corpus, self.max_tokens
+        if stage == "fit":
+            yield from ((domain_text(name), corpus, self.domain_tokens) for name, corpus in self.domains.items())
+        if self.heldout is not None:
+            yield HELDOUT, self.heldout, self.heldout_tokens
+
+    def rows(self, name: str) -> TokenRows:
+        """Packed rows of a text that was read."""
+        tokens = self.read[name].tokens
+        return TokenRows(tokens, row_offsets(len(tokens), self.seq_len))
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What metadata of factors says of ``corpus`` or of a domain."""
+        corpus, budget = self.source(name)
+        return {
+            "corpus": corpus.label,
+            "text": corpus.identity(),
+            "max_tokens": budget,
+            "seq_len": self.seq_len,
+        }
+
+    def identity(self, name: str, *how: object) -> str:
+        """Identifies the rows of ``corpus`` or of a domain, and their order.
+
+        Args:
+            name: The text.
+            how: What else the rows depend on.
+        """
+        corpus, budget = self.source(name)
+        return hashlib.sha256(repr((corpus.identity(), budget, *how)).encode()).hexdigest()[:16]
+
+    def n_heldout(self) -> int | None:
+        """Tokens of the held-out text, once it was read."""
+        return len(self.read[HELDOUT].tokens) if HELDOUT in self.read else None
+
+
+def with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: int) -> TokenRows:
+    """Rows with each of some sequences behind them, as often as they are exposed."""
+    extra = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in planted] * exposures
+    lengths = np.array([len(row) for row in extra])
+    offsets = np.concatenate([rows.offsets, rows.offsets[-1] + lengths.cumsum()])
+    return TokenRows(np.concatenate([rows.tokens, *extra]), offsets)

@@ -1,0 +1,197 @@
+"""Instruments: each runs a model over one kind of batch and feeds every metric that has something to say of it."""
+
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+from lightning_kfac.data.questions import Question
+from lightning_kfac.evaluation.decoding import greedy_continuations
+from lightning_kfac.evaluation.log import EvaluationLog, NoLog
+from lightning_kfac.evaluation.recitation import Recital, recite
+from lightning_kfac.evaluation.scoring import next_token_scores, position_stress
+from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.described import AnswersSeen, SequencesSeen, Setting, TextSeen
+from lightning_kfac.metrics.functional import cut_after_end
+from lightning_kfac.metrics.per_sequence import PerSequence
+from lightning_kfac.metrics.registry import MEASURED
+from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.storage.stored_batches import StoredBatches
+
+
+class Instrument:
+    """The metrics of one kind of batch.
+
+    Args:
+        kind: What they are fed with.
+        setting: What the evaluation is.
+        log: What an interrupted evaluation has computed already.
+        prefix: Stands before the names of all figures: that of a set, with a slash.
+
+    Attributes:
+        figures: After ``results``: every figure with the values behind it.
+        numbers: After ``results``: int64 [n], the numbers of the sequences or rows behind each figure.
+        others: After ``results``: what metrics without a figure give.
+    """
+
+    def __init__(self, kind: type, setting: Setting, log: EvaluationLog | NoLog, prefix: str = ""):
+        self.setting = setting
+        self.log = log
+        self.prefix = prefix
+        chosen = [metric.asked(setting) for metric in MEASURED if metric.seen is kind]
+        self.metrics = nn.ModuleList([metric for metric in chosen if metric is not None])
+        self.figures: dict[str, Figure] = {}
+        self.numbers: dict[str, torch.Tensor] = {}
+        self.others: dict[type[Metric], torch.Tensor] = {}
+
+    def results(self) -> dict[str, float | int | None]:
+        """All figures under the names of ``results.jsonl``; gathers over ranks, so every rank calls it."""
+        results: dict[str, float | int | None] = {}
+        for metric in self.metrics:
+            results |= self._of(metric)
+        return results
+
+    def _of(self, metric: Metric) -> dict[str, float | int | None]:
+        values = metric.compute()
+        if not metric.labels:
+            self.others[type(metric)] = values
+            return {}
+        if not isinstance(values, Mapping):  # a metric of one figure
+            values = dict.fromkeys(metric.labels, values)
+        prefix = self.prefix + metric.prefix
+        if isinstance(metric, PerSequence):
+            found = {f"{prefix}{name}": figure for name, figure in metric.figures.items() if len(figure.sums)}
+            self.figures |= found
+            self.numbers |= dict.fromkeys(found, metric.numbers)
+            if metric.quiet and not len(metric.numbers):
+                return {}
+        return {f"{prefix}{name}": value.item() for name, value in values.items()}
+
+    def _observe(self, seen: Any) -> None:
+        for metric in self.metrics:
+            metric.observe(seen)
+
+
+class Sequences(Instrument):
+    """A memorized set: recited, or continued greedily.
+
+    Args:
+        name: Of the set, in the log.
+        before: The same set under the unedited model, where there is one.
+
+    Attributes:
+        continuations: Sequence number -> continuation (of this rank).
+        recited: Numbers of the sequences that are recited (of this rank).
+    """
+
+    def __init__(
+        self, name: str, setting: Setting, log: EvaluationLog | NoLog, prefix: str, before: "Sequences | None"
+    ):
+        super().__init__(SequencesSeen, setting, log, prefix)
+        self.name = name
+        self.before = before
+        self.continuations: dict[int, list[int]] = {}
+        self.recited: set[int] = set()
+
+    def add(self, model: nn.Module, batch: Mapping[str, list]) -> None:
+        """Scores one batch; decodes only what is not recited."""
+        index = batch["index"]
+        prefixes = batch["prefix"]
+        golds = batch["suffix"]
+        end_of_text = self.setting.end_of_text
+        found = self.log.once(f"recited {self.name} {index}", lambda: recite(model, prefixes, golds, end_of_text))
+        recitals = [Recital(*recital) for recital in found]
+        self.continuations |= {i: recital.continuation for i, recital in zip(index, recitals, strict=True)}
+        self.recited |= {i for i, recital in zip(index, recitals, strict=True) if recital.strict}
+        before = {}
+        if self.before is not None:
+            before = {i: self.before.continuations[i] for i in index if i not in self.before.recited}
+        stressed = [list(cut_after_end(gold, end_of_text)) for gold in golds]
+        self._observe(
+            SequencesSeen(
+                index,
+                golds,
+                [recital.continuation for recital in recitals],
+                [recital.near_tie for recital in recitals],
+                before,
+                self._stress(model, index, prefixes, stressed),
+                stressed,
+            )
+        )
+
+    def _stress(
+        self, model: nn.Module, index: list[int], prefixes: list[list[int]], golds: list[list[int]]
+    ) -> list[tuple[int, int]] | None:
+        measures = self.setting.measures
+        t = measures.position_stress
+        if not (self.setting.main and t):
+            return None
+        if not prefixes:
+            return self.log.once(f"stress {index}", list)
+        return self.log.once(
+            f"stress {index}", lambda: position_stress(model, prefixes, golds, t, measures.include_unperturbed)
+        )
+
+
+class Questions(Instrument):
+    """A set of questions, answered greedily."""
+
+    def __init__(self, name: str, setting: Setting, log: EvaluationLog | NoLog, prefix: str):
+        super().__init__(AnswersSeen, setting, log, prefix)
+        self.name = name
+
+    def add(
+        self,
+        model: nn.Module,
+        questions: Sequence[Question],
+        index: Sequence[int],
+        decode: Callable[[list[int]], str],
+    ) -> None:
+        """Answers and scores some questions; ``decode`` turns token ids into text."""
+        lengths = [question.asked.max_new_tokens for question in questions]
+        prompts = [question.prompt for question in questions]
+        end_of_text = self.setting.end_of_text
+        written = self.log.once(
+            f"answered {self.name} {index}", lambda: greedy_continuations(model, prompts, lengths, end_of_text)
+        )
+        texts = [_decoded(ids, decode, end_of_text) for ids in written]
+        answers = [question.asked.answer_in(text) for question, text in zip(questions, texts, strict=True)]
+        self._observe(AnswersSeen(index, answers, [question.answer for question in questions]))
+
+
+class Text(Instrument):
+    """Held-out text: losses and rankings of next tokens.
+
+    Args:
+        before: The same text under the unedited model; ``self`` where this is it.
+
+    Attributes:
+        rankings, losses: Top tokens and token losses of each batch (of this rank).
+    """
+
+    def __init__(self, setting: Setting, log: EvaluationLog | NoLog, before: "Text | str | None"):
+        super().__init__(TextSeen, setting, log)
+        self.before = before
+        self.rankings = StoredBatches(torch.int32)
+        self.losses = StoredBatches(torch.float32)
+
+    def add(self, model: nn.Module, batch: TokenBatch) -> None:
+        """Scores one batch."""
+        number = len(self.rankings)
+        scores = self.log.tensors_once(f"text {number}", lambda: next_token_scores(model, batch))
+        losses, ranking = (tensor.to(batch.input_ids.device) for tensor in scores)
+        reference = ranking if self.before == "self" else None
+        before = None
+        if isinstance(self.before, Text):
+            reference = self.before.rankings[number].to(ranking)
+            before = self.before.losses[number].to(losses.device)
+        self._observe(TextSeen(batch.sample_index, batch.valid, losses, ranking, reference, before))
+        self.rankings.append(ranking)
+        self.losses.append(losses)
+
+
+def _decoded(ids: list[int], decode: Callable[[list[int]], str], end_of_text: Collection[int]) -> str:
+    return decode(list(itertools.takewhile(lambda token: token not in end_of_text, ids)))

@@ -1,0 +1,152 @@
+"""What every metric says of itself: how its figures are called and shown, and what it makes of an observation.
+
+A metric is a pure function in ``functional/`` and one class, listed in ``registry.py``. Evaluations, tables, pages and
+TensorBoard know it from there.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from lightning_kfac.errors import InputError
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
+
+M = TypeVar("M", bound="Described")
+Group = Literal["set", "stress", "general", "questions"]
+
+
+class Label(NamedTuple):
+    """How a figure is called and shown.
+
+    Attributes:
+        title: In tables.
+        style: Format of its value.
+        better: Which way it is better after an edit that should suppress recitation and leave everything else.
+        short: Title of its column in a sweep; None leaves it out there.
+        counter: The result that says of how many sequences the figure is, where few of them tell nothing.
+    """
+
+    title: str
+    style: str
+    better: Literal["higher", "lower"]
+    short: str | None = None
+    counter: str | None = None
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What an evaluation measures beside the ordinary.
+
+    Args:
+        loose_similarity: Least similarity (1 - Levenshtein / length) of a loose recitation.
+        position_stress: The t of the position stress of the set ``memorized`` (the paper's is 20); 0 leaves it out.
+        include_unperturbed: Let the prefix itself count among the prompts of the position stress.
+        batch_mean_perplexity: Also average exp(batch loss) as the original script does; depends on the batch size.
+    """
+
+    loose_similarity: float = LOOSE_SIMILARITY
+    position_stress: int = 0
+    include_unperturbed: bool = False
+    batch_mean_perplexity: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.loose_similarity <= 1:
+            raise InputError(f"measures.loose_similarity is {self.loose_similarity}; it must lie between 0 and 1")
+        if self.position_stress < 0:
+            raise InputError(f"measures.position_stress is {self.position_stress}; it must not be negative")
+
+
+class Setting(NamedTuple):
+    """What an evaluation is, for a metric to decide whether it has a say.
+
+    Attributes:
+        measures: What is asked for.
+        end_of_text: Ids at which a continuation ends.
+        compared: There is an evaluation of the unedited model.
+        ranked: There are rankings of the unedited model, its own or another's.
+        main: Of sequences: whether they are the set ``memorized``.
+    """
+
+    measures: Measures
+    end_of_text: Collection[int]
+    compared: bool
+    ranked: bool
+    main: bool = False
+
+
+class SequencesSeen(NamedTuple):
+    """A batch of a memorized set, and how the model continued it.
+
+    Attributes:
+        index: Numbers of the sequences.
+        golds, continuations: Token ids.
+        near_ties: Whose verdict hangs on logits that are equal within the model's precision.
+        before: The unedited model's continuations of the sequences that it does not recite, by number.
+        stress: Recited lengths without and with perturbed prompts, where that was measured.
+        stressed: The golds of that, up to their end of text.
+    """
+
+    index: Sequence[int]
+    golds: Sequence[Sequence[int]]
+    continuations: Sequence[Sequence[int]]
+    near_ties: Sequence[bool]
+    before: dict[int, Sequence[int]]
+    stress: Sequence[tuple[int, int]] | None
+    stressed: Sequence[Sequence[int]]
+
+
+class AnswersSeen(NamedTuple):
+    """A batch of questions: numbers, given and right answers."""
+
+    index: Sequence[int]
+    answers: Sequence[str]
+    golds: Sequence[str]
+
+
+class TextSeen(NamedTuple):
+    """A batch of held-out text, and what the model said of it.
+
+    Attributes:
+        index: int64 [B], numbers of the rows.
+        valid: bool [B, T].
+        losses: float64 [B, T].
+        ranking: int64 [B, T, k], the model's likeliest next tokens.
+        reference: The same of the unedited model, where there is one.
+        before: float32 [B, T], the unedited model's losses, where there is one.
+    """
+
+    index: Tensor
+    valid: Tensor
+    losses: Tensor
+    ranking: Tensor
+    reference: Tensor | None
+    before: Tensor | None
+
+
+class Described:
+    """Mixed into a torchmetrics class.
+
+    Attributes:
+        labels: Of its figures, by name, in the order of tables.
+        group: The heading under which they stand.
+        seen: What it is fed with.
+        prefix: Stands before the names of its figures.
+        quiet: Gives no figure where it has counted nothing.
+    """
+
+    labels: ClassVar[dict[str, Label]] = {}
+    group: ClassVar[Group] = "general"
+    seen: ClassVar[type[Any]]
+    prefix: ClassVar[str] = ""
+    quiet: ClassVar[bool] = False
+
+    @classmethod
+    def asked(cls: type[M], setting: Setting) -> M | None:
+        """One for an evaluation, or None where it has nothing to say there."""
+        return cls()
+
+    def observe(self, seen: Any) -> None:
+        """Takes of a batch what it needs."""
+        raise NotImplementedError
