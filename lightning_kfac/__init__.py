@@ -1,8 +1,11 @@
 """Collect the K-FAC curvature of a language model, edit its weights in the curvature basis, measure both."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from lightning_kfac.lazy import lazy
+
+__version__ = version("lightning-kfac")
 
 if TYPE_CHECKING:
     from lightning_kfac.collection.collect import collect_factors, collect_moments
