@@ -26,7 +26,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_tokenizer
-from lightning_kfac.reporting.tables import report_table
+from lightning_kfac.reporting.edit_table import report_table
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
 
