@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_kfac.collection.capture import CurvatureCapture
 from lightning_kfac.collection.fisher import FisherLoss, LabelSource
 from lightning_kfac.collection.session import CollectionSession
-from lightning_kfac.collection.sums import FactorSums, LayerSums, MomentKind, MomentSums, ResultT
+from lightning_kfac.collection.sums import FactorSums, LayerSums, MomentSums, ResultT
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
@@ -102,7 +102,7 @@ def collect_moments(
     batches: Batches,
     factors: Mapping[str, KroneckerFactors],
     *,
-    moments: MomentKind = "token",
+    moments: Literal["token", "sequence"] = "token",
     labels: LabelSource = "sampled",
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ def collect_moments(
         >>> {name: tuple(m.shape) for name, m in collect_moments(model, rows, factors).items()}
         {'model.layers.3.mlp.up_proj': (512, 128)}
     """
-    if moments not in get_args(MomentKind):
+    if moments not in ("token", "sequence"):
         raise InputError(f"moments is {moments!r}; choose token or sequence")
     known = find_layers(model)
     if missing := [name for name in factors if name not in known]:

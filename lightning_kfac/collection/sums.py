@@ -1,7 +1,7 @@
 """What is summed over the batches at one layer."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.spectrum import Spectrum
 from lightning_kfac.models.layers import Layer
 
-MomentKind = Literal["token", "sequence"]
 ResultT = TypeVar("ResultT")
 
 
@@ -159,7 +158,7 @@ class MomentSums(LayerSums[Tensor]):
             gradient of each row, summed over its positions.
     """
 
-    def __init__(self, layer: Layer, G: Spectrum, A: Spectrum, moments: MomentKind):
+    def __init__(self, layer: Layer, G: Spectrum, A: Spectrum, moments: str):
         self.U_G = G.vectors.float().to(layer.device)
         self.U_A = A.vectors.float().to(layer.device)
         self.per_row = moments == "sequence"
