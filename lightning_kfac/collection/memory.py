@@ -7,14 +7,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_kfac.collection.capture import CurvatureCapture
 from lightning_kfac.collection.objective import BatchT, Objective
 from lightning_kfac.collection.sums import LayerSums
 from lightning_kfac.distributed.ranks import share_out
-from lightning_kfac.distributed.sharding import gathered_bytes
+from lightning_kfac.distributed.sharding import gathered_bytes, is_spread
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
 from lightning_kfac.models.layers import Layer
@@ -200,7 +199,7 @@ def _try_out(
     model: nn.Module, layers: Mapping[str, Layer], objective: Objective[BatchT], chunk: int | None, seq_len: int
 ) -> tuple[int, dict[str, str]]:
     """Bytes that autograd keeps for one row, and which layers share an input, from a run on a few tokens."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not is_spread(p)}
     kept: dict[int, UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
