@@ -1,10 +1,10 @@
 """A run's parts from its config: what to go on with, logger, strategy, and the callbacks in the order of the work."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jsonargparse import Namespace
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
@@ -21,8 +21,6 @@ from lightning_kfac.callbacks.collection.state_writer import checkpoint_in, late
 from lightning_kfac.distributed.strategies import ShardedStrategy, strategy_for
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.run_folder import EVENTS, RunFolder
-
-Kind = TypeVar("Kind", bound=Callback)
 
 
 def default_folder(config: Namespace) -> str:
@@ -96,12 +94,6 @@ def callbacks_for(command: str, config: Namespace, model: LightningModule, own: 
     if command == "predict":
         return [MiningWriter()]
     return working_callbacks(config, model, own) if command == "fit" else []
-
-
-def find_callback(trainer: Trainer, kind: type[Kind]) -> Kind | None:
-    """The Trainer's callback of a kind."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _holds(callbacks: list[Callback], kind: type[Callback]) -> bool:

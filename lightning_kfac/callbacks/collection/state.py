@@ -45,7 +45,7 @@ class CollectionState:
     batch_tokens: int
     leaders: dict[str, str]
     position: Position
-    snapshots: dict[str, int] | None
+    snapshots: dict[str, int | None] | None
     max_memory_gb: float | None
 
     @classmethod

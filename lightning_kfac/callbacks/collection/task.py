@@ -6,6 +6,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from lightning import LightningModule
 from torch import nn
 
 from lightning_kfac.collection.objective import Objective, Runs
@@ -32,7 +33,7 @@ class TaskModule(Protocol):
 
     model: nn.Module
     model_name: str | None
-    objective: Objective
+    objective: Objective[Any]
     frozen: bool
     skip_baseline: bool
     collection: Runs | None
@@ -42,6 +43,11 @@ class TaskModule(Protocol):
 
     def about(self) -> dict[str, Any]:
         """What metadata of factors says of the objective."""
+
+
+def task_of(pl_module: LightningModule) -> TaskModule:
+    """The LightningModule of a fit as the task whose curvature is collected."""
+    return pl_module  # type: ignore[return-value]  # Lightning's hooks say the base class
 
 
 @runtime_checkable
