@@ -36,7 +36,8 @@ def state_to_resume(config: Namespace) -> Path | None:
     Raises:
         InputError: ``ckpt_path`` names nothing there, or comes with ``overwrite``.
     """
-    root, named = Path(config.trainer.default_root_dir), config.ckpt_path
+    root = Path(config.trainer.default_root_dir)
+    named = config.ckpt_path
     found = latest_checkpoint(root) if named in (None, "last") else checkpoint_in(Path(named), root)
     if named == "last" and found is None:
         raise InputError(f"ckpt_path: {root} holds no interrupted collection")

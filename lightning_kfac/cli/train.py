@@ -178,7 +178,9 @@ class TrainCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
         model = self.model
-        edited, reference, why = bool(edit_details(model.model_name)), None, "the baseline is skipped"
+        edited = bool(edit_details(model.model_name))
+        reference = None
+        why = "the baseline is skipped"
         if not model.skip_baseline:
             names = model.model_name, model.reference
             reference, why = find_reference(*names, model.vocab_size, model.trust_remote_code)
