@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from benchmarks.collection import PROJECTIONS, SHAPES
 from benchmarks.limits import median
@@ -27,7 +28,6 @@ from lightning_kfac.cli.train import TRAINER_DEFAULTS
 from lightning_kfac.distributed.strategies import FrozenDDPStrategy
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
-from tests.forks import free_port
 
 BLOCKS, TOKENS, REPEATS = [5, 6, 7], 16 * 1024, 5
 COLLECTIVES = ("all_reduce", "broadcast", "reduce", "barrier", "all_gather_object", "broadcast_object_list")
@@ -86,7 +86,11 @@ def run(ranks: int) -> dict:
     """Tokens a second of a run and the share of its time in collectives, on the rank where it is larger."""
     folder = tempfile.mkdtemp()
     env = os.environ | {"OMP_NUM_THREADS": "1", "FOLDER": folder, "WORLD_SIZE": str(ranks)}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"} if ranks > 1 else {}
+    env |= (
+        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
+        if ranks > 1
+        else {}
+    )
     command = [sys.executable, "-m", "benchmarks.ranks", "rank"]
     each = [env | ({"LOCAL_RANK": str(number)} if ranks > 1 else {}) for number in range(ranks)]
     processes = [subprocess.Popen(command, env=own) for own in each]

@@ -4,7 +4,7 @@ A metric is a pure function in ``functional/`` and one class, listed in ``regist
 TensorBoard know it from there.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -94,7 +94,7 @@ class SequencesSeen:
     golds: Sequence[Sequence[int]]
     continuations: Sequence[Sequence[int]]
     near_ties: Sequence[bool]
-    before: dict[int, Sequence[int]]
+    before: Mapping[int, Sequence[int]]
     stress: Sequence[tuple[int, int]] | None
     stressed: Sequence[Sequence[int]]
 

@@ -71,8 +71,8 @@ def load_sharded(
     with ranks.together():
         if ranks.rank == 0:
             source = load_model(model_name, dtype, architecture=architecture, trust_remote_code=trust_remote_code)
-    everyones = ranks.gather(None if source is None else _SmallParts.of(source))
-    (known,) = [parts for parts in everyones if parts is not None]  # rank 0's
+    of_ranks = ranks.gather(None if source is None else _SmallParts.of(source))
+    (known,) = [parts for parts in of_ranks if parts is not None]  # rank 0's
     model = skeleton(load_config(model_name, architecture, trust_remote_code), trust_remote_code)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(known.dtypes[name])

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import Position, RowLoader, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
@@ -80,6 +82,8 @@ class TextData(LightningDataModule):
         skip_bad_rows: Leave out rows of any file that cannot be used, and say how many; otherwise they are errors.
         mining: How ``predict`` looks for recited windows.
         tokenizer: Hub name or folder; by default the model's own.
+        start_token: Put the tokenizer's start token (BOS) before each document of corpus, domains and held-out text; by
+            default where the tokenizer itself puts it before a text.
         planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
         exposures: How often each planted row appears.
         shuffle: Shuffle the rows (training; a collection does not need it).
@@ -105,6 +109,7 @@ class TextData(LightningDataModule):
         skip_bad_rows: bool = False,
         mining: Mining = Mining(),  # noqa: B008 (frozen)
         tokenizer: str | None = None,
+        start_token: bool | None = None,
         planted: list[str] | None = None,
         exposures: int = 1,
         shuffle: bool = False,
@@ -119,6 +124,7 @@ class TextData(LightningDataModule):
             heldout_tokens,
             seq_len,
             skip_bad_rows,
+            start_token,
         )
         self.sets = Sets(
             ({MEMORIZED: memorized} if memorized else {}) | (sets or {}),
@@ -217,17 +223,31 @@ class TextData(LightningDataModule):
             self.sets.suffix_len,
             self.clean_windows,
             self.skip_bad_rows,
+            *(self.start_tokens if self.heldout is not None else ()),
         )
         return hashlib.sha256(repr((self.sets.contents(), heldout, cut)).encode()).hexdigest()[:16]
 
     def about(self, name: str) -> dict[str, Any]:
         """What metadata of factors says of the corpus or of a domain."""
-        return {"tokenizer": self.tokenizer_name, **self.texts.about(name)}
+        start = {"start_tokens": self.start_tokens} if self.start_tokens else {}
+        return {"tokenizer": self.tokenizer_name, **self.texts.about(name), **start}
+
+    @cached_property
+    def start_tokens(self) -> list[int]:
+        """What stands before each document."""
+        return self.texts.start(self.tokenizer)
 
     def rows_identity(self, name: str) -> str:
         """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
         planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
-        how = self.seq_len, self.skip_bad_rows, self.shuffle, self.exposures, tokenizer_key(self.tokenizer)
+        how = (
+            self.seq_len,
+            self.skip_bad_rows,
+            self.shuffle,
+            self.exposures,
+            tokenizer_key(self.tokenizer),
+            *self.start_tokens,
+        )
         return self.texts.identity(name, planted, how)
 
     def described(self) -> dict[str, Any]:
@@ -276,6 +296,9 @@ class TextData(LightningDataModule):
     @override
     def prepare_data(self) -> None:
         """Tokenizes each text once into the run folder (one process a node)."""
+        if self.start_tokens:
+            words = " ".join(self.tokenizer.convert_ids_to_tokens(self.start_tokens))
+            say(f"each document begins with {words} (BOS), as the tokenizer begins a text (data.start_token)")
         self._read_texts()
 
     @override
@@ -355,6 +378,7 @@ class TextData(LightningDataModule):
             self.max_tokens,
             self.skip_bad_rows,
             tokenizer_key(self.tokenizer),
+            *self.start_tokens,
             *self.window,
             self.seq_len,
             self.batch_size,

@@ -124,7 +124,9 @@ class CurvatureCollector(Callback):
     @property
     def plan(self) -> MemoryPlan | None:
         """How the collection is cut, once that is known."""
-        return None if self._course is None else self._course.session.plan
+        if self._course is None or not self._course.session.planned:
+            return None
+        return self._course.session.plan
 
     @property
     def factors(self) -> dict[str, KroneckerFactors]:
@@ -225,7 +227,7 @@ class CurvatureCollector(Callback):
         if self._resumed is not None:
             if trainer.ckpt_path is None:
                 raise RuntimeError("the sums of an interrupted collection lie beside trainer.ckpt_path, which is None")
-            self._resumed.load_sums(self.course.capture, Path(trainer.ckpt_path).parent, trainer)
+            self._resumed.load_sums(self.course.session.capture, Path(trainer.ckpt_path).parent, trainer)
             self._resumed = None
 
     def _set_epochs(self, trainer: Trainer, task: TaskModule) -> None:
@@ -243,7 +245,7 @@ class CurvatureCollector(Callback):
     ) -> None:
         if batch_idx % BATCHES_TO_CHECK == 0 or trainer.is_last_batch:
             self.course.session.check_finite(f"batch {batch_idx}")
-        n_tokens = next(iter(self.course.capture.counts.values()))
+        n_tokens = next(iter(self.course.session.capture.counts.values()))
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
         trainer.should_stop |= self.course.watched_enough(trainer)
         # Before the evaluation, so that it can fail without losing the factors.
@@ -265,14 +267,14 @@ class CurvatureCollector(Callback):
         # After the last of trainer.max_steps a run that goes on would find nothing to do.
         asked = asked and trainer.global_step != trainer.max_steps
         if asked and _can_go_on(trainer) and self.course.writer.due(trainer, next_to_last):
-            self.course.writer.write(trainer, self.course.capture.state())
+            self.course.writer.write(trainer, self.course.session.capture.state())
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning stops between two batches, all ranks between the same ones.
         stopped = isinstance(exception, SIGTERMException)
         if stopped and self._running and _can_go_on(trainer):
-            self.course.writer.write(trainer, self.course.capture.state())
+            self.course.writer.write(trainer, self.course.session.capture.state())
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

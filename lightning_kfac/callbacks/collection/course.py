@@ -13,8 +13,6 @@ from lightning_kfac.callbacks.collection.state_writer import StateWriter
 from lightning_kfac.callbacks.collection.task import TextsInTurn, name_in_turn
 from lightning_kfac.callbacks.collection.watch import SnapshotWatch
 from lightning_kfac.callbacks.typed import data_module
-from lightning_kfac.collection.capture import CurvatureCapture
-from lightning_kfac.collection.memory import MemoryPlan
 from lightning_kfac.collection.session import CollectionSession
 from lightning_kfac.collection.sums import MomentSums
 from lightning_kfac.console import say
@@ -69,21 +67,7 @@ class Course:
     @property
     def running(self) -> bool:
         """Whether a pass has begun and not ended."""
-        return self.session.capture is not None
-
-    @property
-    def plan(self) -> MemoryPlan:
-        """How the collection is cut; raises ``RuntimeError`` before the first batch."""
-        if self.session.plan is None:
-            raise RuntimeError("the collection is planned by the shape of its first batch, which has not come yet")
-        return self.session.plan
-
-    @property
-    def capture(self) -> CurvatureCapture:
-        """What the running pass sums; raises ``RuntimeError`` where none runs."""
-        if self.session.capture is None:
-            raise RuntimeError("no pass of the collection is running")
-        return self.session.capture
+        return self.session.running
 
     @property
     def _kind(self) -> str:
@@ -127,9 +111,10 @@ class Course:
         """
         # Ranks may see different free memory and other shapes, and must do the same all the same.
         self.session.make_plan(shape, trainer.strategy.broadcast)
+        plan = self.session.plan
         self.batch_tokens = trainer.strategy.broadcast(shape[0] * shape[1])
-        self.collected.owners = self.plan.owners
-        self.passes = all_passes(self.plan.passes, self.texts, self.domains, self.moments is not None)
+        self.collected.owners = plan.owners
+        self.passes = all_passes(plan.passes, self.texts, self.domains, self.moments is not None)
         if self.watch is not None and len(self.passes) > 1:
             raise InputError("watch_rho needs one pass: choose fewer layers, no domain and no moments, or leave it out")
 
@@ -192,7 +177,7 @@ class Course:
             return False
         tokens = self.batch_tokens * trainer.world_size
         draws = self.session.objective.mc_samples
-        enough = self.watch.look(trainer, self.capture, draws, tokens, self.metadata)
+        enough = self.watch.look(trainer, self.session.capture, draws, tokens, self.metadata)
         return trainer.strategy.broadcast(enough)  # solvers differ in the last bit
 
 

@@ -9,6 +9,7 @@ from lightning_kfac.callbacks.collection.state import CollectionState
 from lightning_kfac.callbacks.collection.state_writer import ADVICE
 from lightning_kfac.callbacks.collection.task import TextsInTurn, name_in_turn
 from lightning_kfac.callbacks.typed import data_module
+from lightning_kfac.collection.convergence import SnapshotsState
 from lightning_kfac.console import say
 from lightning_kfac.data.names import CORPUS
 from lightning_kfac.errors import InputError
@@ -38,11 +39,11 @@ def state_of(course: Course, options: Options, trainer: Trainer) -> CollectionSt
         identity=_identity(course, options, trainer),
         world_size=trainer.world_size,
         n_tokens=course.metadata.get("n_tokens"),
-        plan=course.plan,
+        plan=course.session.plan,
         passes=course.passes,
         number=trainer.current_epoch,
         batch_tokens=course.batch_tokens,
-        leaders=course.capture.leaders,
+        leaders=course.session.capture.leaders,
         position=loader.state_dict(),
         snapshots=None if course.watch is None else course.watch.snapshots.state(),
         max_memory_gb=options.max_memory_gb,
@@ -87,7 +88,7 @@ def go_on(course: Course, state: CollectionState, options: Options, trainer: Tra
     say(f"going on after batch {state.position['batches']:,}{of}, where this run was interrupted")
 
 
-def _snapshots(state: CollectionState) -> dict[str, int | None]:
+def _snapshots(state: CollectionState) -> SnapshotsState:
     if state.snapshots is None:
         raise InputError(f"the state of the interrupted collection says nothing of its snapshots; {ADVICE}")
     return state.snapshots

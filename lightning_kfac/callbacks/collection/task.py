@@ -33,7 +33,7 @@ class TaskModule(Protocol):
 
     model: nn.Module
     model_name: str | None
-    objective: Objective[Any]
+    objective: Objective
     frozen: bool
     skip_baseline: bool
     collection: Runs | None

@@ -26,6 +26,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.reporting.edit_table import report_table
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
 
@@ -45,8 +46,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Edits and writes."""
-    from lightning_kfac.reporting.tables import report_table  # knows every metric, so not for a help text
-
     writes = options.save != "none" and not options.dry_run
     output = check_output(options.output, options.overwrite, _is_edit) if writes else None
     if options.patch:
