@@ -45,7 +45,7 @@ class MiningWriter(Callback):
     ) -> None:
         if batch["batch"] is not None:
             row = {"batch": batch["batch"], **outputs._asdict(), "found": [f._asdict() for f in outputs.found]}
-            text_data(trainer).mining_log.append(trainer.global_rank, row)
+            text_data(trainer).search.log.append(trainer.global_rank, row)
         if trainer.received_sigterm:  # outside of fit nobody else looks
             raise SIGTERMException
 
@@ -57,10 +57,10 @@ class MiningWriter(Callback):
         fingerprint = weights_fingerprint(module.loaded, ())  # of all ranks, where the model is sharded
         if not trainer.is_global_zero:
             return
-        done = list(data.mining_log.rows())
+        done = list(data.search.log.rows())
         folder = Path(trainer.default_root_dir)
-        if left := data.n_mining_batches - len(done):
-            say(f"{left:,} of {data.n_mining_batches:,} batches are not searched yet; the same command goes on")
+        if left := data.search.n_batches - len(done):
+            say(f"{left:,} of {data.search.n_batches:,} batches are not searched yet; the same command goes on")
             return
         found = sorted((Found(**f) for row in done for f in row["found"]), key=lambda f: (f.document, f.offset))
         low = {f for f in range(len(found)) if entropy_bits(found[f].suffix_ids) < data.mining.low_entropy}

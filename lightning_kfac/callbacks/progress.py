@@ -75,7 +75,7 @@ class RunProgress(ProgressBar):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start("look for recited windows", "windows", text_data(trainer).windows_left)
+        self._start("look for recited windows", "windows", text_data(trainer).search.windows_left)
 
     @override
     def on_predict_batch_end(

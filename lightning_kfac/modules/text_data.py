@@ -1,8 +1,7 @@
 """The LightningDataModule: corpus, held-out text and memorized sets."""
 
 import hashlib
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,15 +16,15 @@ from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import Position, RowLoader, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
-from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED
+from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, check_names
 from lightning_kfac.data.questions import Question, QuestionSet
 from lightning_kfac.data.sets import Sets
 from lightning_kfac.data.texts import Texts, with_planted
 from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.errors import InputError
-from lightning_kfac.mining.loaders import piece_loader
+from lightning_kfac.mining.loaders import Search, begin_search
 from lightning_kfac.mining.log import MiningLog
-from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces, Piece, spread_windows
+from lightning_kfac.mining.windows import Mining, MiningPieces, Piece, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
 
@@ -167,9 +166,7 @@ class TextData(LightningDataModule):
         self._check_names()
         self.text_in_turn = CORPUS
         self.resume_at: Position | None = None  # for the next training loader
-        self._mining_log: MiningLog | None = None
-        self.windows_left = 0
-        self.n_mining_batches = 0
+        self._search: Search | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     # -- checks, before anything expensive ---------------------------------------------------------
@@ -275,11 +272,11 @@ class TextData(LightningDataModule):
         return str(self.tokenizer.decode(list(ids)))
 
     @property
-    def mining_log(self) -> MiningLog:
-        """What ``predict`` has searched so far; raises ``RuntimeError`` before it begins."""
-        if self._mining_log is None:
+    def search(self) -> Search:
+        """What ``predict`` searches; raises ``RuntimeError`` before it begins."""
+        if self._search is None:
             raise RuntimeError("no search for recited windows has begun: trainer.predict begins one")
-        return self._mining_log
+        return self._search
 
     # -- Lightning -----------------------------------------------------------------------------------
 
@@ -358,15 +355,10 @@ class TextData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[tuple[int, Piece]]:
         """Pieces of the corpus with the windows to look at, but for those that an earlier, unfinished run has done."""
         pieces = MiningPieces(self.texts.read[CORPUS], sum(self.window), self.mining.stride, self.seq_len)
-        if not len(pieces):
-            raise InputError(f"no document of the corpus is as long as one window of {sum(self.window)} tokens")
-        self._mining_log = MiningLog(Path(self._run.default_root_dir) / "mining", self._mining_key())
-        done = self._mining_log.done()
-        self._run.strategy.barrier("mining log")  # nobody writes before all have read
-        batches = MiningBatches(pieces, self.batch_size * self.seq_len, done, *self._rank)
-        self.windows_left = batches.n_windows(batches.left)
-        self.n_mining_batches = len(batches.bounds) - 1
-        return piece_loader(pieces, batches)
+        log = MiningLog(Path(self._run.default_root_dir) / "mining", self._mining_key())
+        barrier = self._run.strategy.barrier
+        self._search = begin_search(pieces, log, self.batch_size * self.seq_len, *self._rank, wait=barrier)
+        return self._search.loader
 
     def _mining_key(self) -> str:
         model = self._reader.loaded
@@ -398,12 +390,3 @@ class TextData(LightningDataModule):
 def text_data(trainer: Trainer) -> TextData:
     """The data module of a trainer."""
     return trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
-
-
-def check_names(option: str, names: Iterable[str], taken: Collection[str] = ()) -> None:
-    """Raises ``InputError`` for names of sets or texts that stand for something else, or cannot be names of files."""
-    for name in names:
-        if name in (CORPUS, HELDOUT) or name in taken:
-            raise InputError(f"data.{option}: the name {name!r} stands for something else; choose another")
-        if not re.fullmatch(r"[\w-]+", name):
-            raise InputError(f"data.{option}: the name {name!r} may hold letters, digits, - and _ only")
