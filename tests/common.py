@@ -46,6 +46,10 @@ COMMON = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": 0, "pad_tok
 TOLERANCE = 5e-6
 
 
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def results(folder):
     return [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
 

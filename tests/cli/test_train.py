@@ -209,9 +209,9 @@ def test_predict_finds_a_planted_window(tmp_path, few):
 
 
 def test_every_config_is_tested():
-    unions = {"hessian_union", "hessian_union_gsm8k"}  # tests/test_domains.py
-    elsewhere = {"sweep", "mine", "scan", *unions}  # tests/test_edit_cli.py, test_mining.py, test_scan.py
-    elsewhere |= {"crystallize", "crystallize_gpt2"}  # tests/test_crystallize.py
+    unions = {"hessian_union", "hessian_union_gsm8k"}  # test_domains.py
+    elsewhere = {"sweep", "mine", "scan", *unions}  # test_edit.py, callbacks/test_mining.py, commands/test_scan.py
+    elsewhere |= {"crystallize", "crystallize_gpt2"}  # callbacks/test_crystallize.py
     small = {"quickstart", "demo_model", "demo_arithmetic", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
 
