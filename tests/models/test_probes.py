@@ -2,13 +2,22 @@
 
 import copy
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac import collect_factors
-from lightning_kfac.models.probes import is_plain_head
+from lightning_kfac.models.cached_rows import has_plain_cache
+from lightning_kfac.models.probes import is_plain_head, takes_own_mask
 from tests.common import TOLERANCE, batched, build_model, relative_error
 from tests.oracle import one_row_factors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["olmo2", "llama", "qwen3", "gpt2"])
+def test_models_that_bear_gaps_and_masks_are_known(family, dtype):
+    model = build_model(family, dtype=dtype)
+    assert has_plain_cache(model) and takes_own_mask(model)
 
 
 def test_tracked_head_and_capped_logits_take_the_whole_logits(rows):
