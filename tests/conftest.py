@@ -3,15 +3,12 @@
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gzip
 import json
-import os
 
 import pytest
 import torch
@@ -23,49 +20,29 @@ from lightning_kfac import collect_factors, save_factors
 from lightning_kfac.assets import DEMO
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model
-from tests.common import (
-    ARCHITECTURES,
-    VOCAB,
-    build_model,
-    write_jsonl,
-)
-from tests.forks import Forks
+from tests.common import ARCHITECTURES, VOCAB, build_model, write_jsonl
+from tests.forks import ROOT, Forks, shared_forks
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).parents[1]
-
-
-# The files that take longest, first: of two workers none is left with one of them at the end.
+# The files that take longest, in this order first: of two workers none is left with one of them at the end.
 LONGEST = ("test_train", "test_faults", "test_sharded", "test_domains", "test_crystallize", "test_mining", "test_ddp")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the order of the files: pytest-xdist would begin with those that have the most tests."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders files; tests of one file stay as they are."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
-_forks: list[Forks] = []
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
-def forks():
-    """Runs of train.py in processes of their own."""
-    _forks or _forks.append(Forks())
-    yield _forks[0]
-    _forks.pop().close()
-
-
-def run_train(arguments: list[str]) -> None:
-    """train.py in as many processes as it asks for devices; it must succeed."""
-    _forks or _forks.append(Forks())
-    options = dict(zip(arguments[1::2], arguments[2::2], strict=False))
-    n, strategy = int(options.get("--trainer.devices", 1)), options.get("--trainer.strategy", "ddp")
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log")
-        ended = _forks[0].ranks(arguments, log, n, strategy=strategy) if n > 1 else [_forks[0].run(arguments, log)]
-    for code, said in ended:
-        assert code == 0, said
+def forks() -> Forks:
+    """Runs in processes of their own."""
+    return shared_forks()
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))

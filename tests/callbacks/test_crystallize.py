@@ -16,8 +16,7 @@ from lightning_kfac.attention.spectra import model_fingerprint
 from lightning_kfac.cli.train import main
 from lightning_kfac.models.loading import load_model, load_tokenizer
 from tests.common import build_model, results, scalars, write_jsonl
-from tests.conftest import run_train
-from tests.forks import ROOT
+from tests.forks import ROOT, run_train
 
 CONFIGS = ROOT / "configs"
 

@@ -13,8 +13,7 @@ from lightning_kfac.factors.moments import load_moments
 from lightning_kfac.models.loading import load_model, load_tokenizer
 from lightning_kfac.storage.results import read_results
 from tests.common import build_model, small, write_jsonl
-from tests.conftest import run_train
-from tests.forks import ROOT
+from tests.forks import ROOT, run_train
 
 FACTS = [
     {"prompt": f"{a} + {b} =", "answer": str(a + b), "text": f"{a} + {b} = {a + b}"} for a in range(8) for b in range(5)

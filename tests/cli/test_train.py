@@ -20,15 +20,8 @@ from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model, load_tokenizer
-from tests.common import (
-    build_model,
-    results,
-    scalars,
-    small,
-    write_jsonl,
-)
-from tests.conftest import run_train
-from tests.forks import ROOT
+from tests.common import build_model, results, scalars, small, write_jsonl
+from tests.forks import ROOT, run_train
 
 CONFIGS = ROOT / "configs"
 FAMILIES = {

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from lightning_kfac.data.loaders import TokenRows, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence
@@ -80,18 +80,18 @@ def test_any_batch_size_gives_the_same_figures(one, batch_size):
     assert other != pytest.approx(one.values[0]["perplexity_batch_mean"], rel=1e-6)
 
 
-def _on_rank(rank, world_size, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+def work(folder):
+    """What each of several ranks does."""
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     values = evaluate(2, rank, world_size).values
     (folder / f"{rank}.json").write_text(json.dumps(values))
     dist.destroy_process_group()
 
 
-def test_two_ranks_give_the_figures_of_one(one, tmp_path):
+def test_two_ranks_give_the_figures_of_one(one, forks, tmp_path):
     """13 sequences and 13 rows: seven and six, in batches of two."""
-    torch.multiprocessing.spawn(_on_rank, (2, tmp_path), nprocs=2)
+    forks.run_on_ranks("tests.evaluation.test_evaluation", tmp_path, 2)
     for rank in range(2):
         values = json.loads((tmp_path / f"{rank}.json").read_text())
         expected = json.loads(json.dumps(one.values))
@@ -163,3 +163,7 @@ def test_loose_similarity_is_an_option():
         results = evaluation.results()
         rates.append(results["loose_acc"])
     assert rates[0] == 1 and rates == sorted(rates, reverse=True) and rates[-1] == results["strict_acc"] < rates[1]
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -25,8 +25,7 @@ from lightning_kfac.mining.search import search
 from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces
 from lightning_kfac.models.loading import load_tokenizer
 from tests.common import VOCAB, build_model, write_jsonl
-from tests.conftest import run_train
-from tests.forks import ROOT
+from tests.forks import ROOT, run_train
 
 
 def text_of(lengths, seed=0):

@@ -23,7 +23,7 @@ from lightning_kfac.planning.architecture import SHAPES, published_config, read_
 from lightning_kfac.planning.hardware import HARDWARE
 from lightning_kfac.planning.run import Job, fewest_devices, plan_run
 from tests.common import ARCHITECTURES, COMMON, build_model, edit, failed
-from tests.conftest import ROOT
+from tests.forks import ROOT
 
 EXPERTS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40},

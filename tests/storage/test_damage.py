@@ -28,7 +28,7 @@ from lightning_kfac.models.loading import load_config, load_model, load_tokenize
 from lightning_kfac.storage.files import new_file, new_folder
 from lightning_kfac.storage.json_files import read_json, write_json
 from lightning_kfac.storage.tensor_files import load_tensors, read_header, save_tensors
-from tests.conftest import ROOT
+from tests.forks import ROOT
 
 
 def made_factors(seed: int = 0, size: int = 6) -> dict[str, KroneckerFactors]:
