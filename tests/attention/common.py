@@ -1,6 +1,27 @@
 """What tests of attention share."""
 
 import numpy as np
+import pytest
+import torch
+
+from lightning_kfac import InputError
+from lightning_kfac.attention import Crystallization, crystallize
+from tests.common import VOCAB
+
+LAYERS = [1, 2]
+
+
+def calibration(rows=6, length=20, seed=3):
+    return {"input_ids": torch.randint(1, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))}
+
+
+def everywhere(*setting, layers=LAYERS):
+    return dict.fromkeys(layers, Crystallization(*setting))
+
+
+def refuse(model, settings, message, spectra=None):
+    with pytest.raises(InputError, match=message), crystallize(model, settings, spectra):
+        pass
 
 
 def noisy(*means, rows=400, noise=0.3):
