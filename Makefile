@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: quickstart test lint demo-model demo-arithmetic
+.PHONY: quickstart test lint mutation demo-model demo-arithmetic
 
 quickstart: $(READY)
 	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
@@ -18,6 +18,11 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
 	$(RUN) -m mypy
+
+# Mutates the pure functions and counts what the tests beside them kill; MODULE=math/selection for one module.
+mutation: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutation]"
+	$(RUN) -m tests.mutation $(MODULE)
 
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)

@@ -81,6 +81,7 @@ class TrainCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Sections and options beside model, data and trainer; of the Trainer's own only a few are shown."""
         parser.add_class_arguments(CurvatureCollector, "collect")
         parser.add_argument("--edit", type=EditConfig | None, default=None, help="Edit the model after the collection.")
         crystallize = "Instead of curvature: study crystallized attention."
@@ -110,6 +111,7 @@ class TrainCLI(LightningCLI):
     # -- before anything expensive -------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
+        """Defaults that depend on other settings, and the state of an interrupted run to go on from."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = config.trainer.default_root_dir or default_folder(config)
         if config.data.tokenizer is None:

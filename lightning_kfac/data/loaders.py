@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
@@ -103,10 +104,12 @@ class TokenRows(Dataset[tuple[int, Tensor]]):
     Attributes:
         tokens: int32 [n_tokens].
         offsets: int64 [n_rows + 1], where rows begin and end.
+        start: Tokens that begin documents. Nothing predicts them: as labels they do not count.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
+    start: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -117,19 +120,24 @@ class TokenRows(Dataset[tuple[int, Tensor]]):
         return index, torch.from_numpy(ids.astype(np.int64))
 
 
-def collate_rows(rows: list[tuple[int, Tensor]]) -> dict[str, Tensor | bool]:
+def collate_rows(rows: list[tuple[int, Tensor]], start: Sequence[int] = ()) -> dict[str, Tensor | bool]:
     """Right-pads rows into a batch; a filler row keeps its tokens but has no label that counts.
 
     Rows of one length without filler need no masks: the batch is then ``dense``.
+
+    Args:
+        start: Tokens that do not count as labels, see ``TokenRows``.
     """
     index = torch.tensor([i for i, _ in rows])
     ids = pad_sequence([row for _, row in rows], batch_first=True)
     batch: dict[str, Tensor | bool] = {"input_ids": ids, "sample_index": index.clamp(min=0)}
     filler = (index == FILLER)[:, None]
+    begins = torch.isin(ids, torch.tensor(start, dtype=ids.dtype))
     if not filler.any() and len({len(row) for _, row in rows}) == 1:
-        return batch | {"dense": True}
+        batch |= {"dense": True}
+        return batch | {"labels": ids.masked_fill(begins, IGNORED)} if begins.any() else batch
     mask = pad_sequence([torch.ones_like(row) for _, row in rows], batch_first=True)
-    return batch | {"attention_mask": mask, "labels": ids.masked_fill((mask == 0) | filler, IGNORED)}
+    return batch | {"attention_mask": mask, "labels": ids.masked_fill((mask == 0) | filler | begins, IGNORED)}
 
 
 class SequenceDataset(Dataset[tuple[int, T]], Generic[T]):
@@ -158,7 +166,7 @@ def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, li
 def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> RowLoader:
     """Token rows in batches for one rank."""
     sampler = ShardedBatches(len(rows), batch_size, rank, world, shuffle_seed)
-    return RowLoader(rows, batch_sampler=sampler, collate_fn=collate_rows)
+    return RowLoader(rows, batch_sampler=sampler, collate_fn=partial(collate_rows, start=rows.start))
 
 
 def sequence_loader(

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
-from lightning_kfac.data.packing import Tokenize
 from lightning_kfac.data.rows import BadRows, read_objects
+from lightning_kfac.data.text_ids import Tokenize, continuation_ids, text_ids
 from lightning_kfac.errors import InputError
 
 PREFIX_FIELDS = ("prefix", "prefix_text", "prompt")
@@ -51,7 +51,7 @@ def load_memorized(
 
     Rows hold ``prefix_ids`` and ``suffix_ids``, used untouched, or text under ``prefix`` /
     ``prefix_text`` / ``prompt`` and ``target_suffix`` / ``suffix_text`` / ``suffix``. Text is tokenized
-    prefix and suffix apart, the prefix with the tokenizer's special tokens (BOS), the suffix without.
+    prefix and suffix together, see ``continuation_ids``; of how many rows a token straddles the cut is said.
     Rows that repeat earlier ones count again, with a notice, unless bad rows are skipped.
 
     Args:
@@ -70,9 +70,10 @@ def load_memorized(
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     repeated: list[str] = []
     with_text: list[tuple[str, list[int]]] = []
+    straddling: list[str] = []
     for where, row in read_objects(path, bad):
         try:
-            sequence = _parse_row(row, where, tokenizer, vocab_size)
+            sequence, straddles = _parse_row(row, where, tokenizer, vocab_size)
             cut = _cut(sequence, where, prefix_len, suffix_len)
         except InputError as error:
             bad.meet(error)
@@ -84,6 +85,7 @@ def load_memorized(
                 bad.meet(InputError(repeated[-1]))
                 continue
         sequences.append(cut)
+        straddling += [where] * straddles
         if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT:
             with_text += _text_beside_ids(row, sequence)
     bad.tell(path)
@@ -91,17 +93,31 @@ def load_memorized(
         raise InputError(f"{path}: the memorized set is empty")
     if repeated and not skip_bad_rows:
         say(f"{path}: {len(repeated):,} rows repeat earlier ones and count again; the first: {repeated[0]}")
+    if straddling:
+        say(
+            f"{path}: in {len(straddling):,} of {len(sequences):,} rows a token straddles the end of the prefix, so "
+            f"the suffix was tokenized by itself; the first: {straddling[0]}"
+        )
     _check_tokenizer(with_text, tokenizer, path)
     return sequences
 
 
-def _parse_row(row: dict[str, Any], where: str, tokenizer: Tokenize | None, vocab_size: int) -> MemorizedSequence:
+def _parse_row(
+    row: dict[str, Any], where: str, tokenizer: Tokenize | None, vocab_size: int
+) -> tuple[MemorizedSequence, bool]:
+    """The sequence, and whether a token straddles the end of its prefix."""
+    straddles = False
     if "prefix_ids" in row and "suffix_ids" in row:
         prefix = row["prefix_ids"]
         suffix = row["suffix_ids"]
     else:
-        prefix = _tokenize(row, PREFIX_FIELDS, tokenizer, True, where)
-        suffix = _tokenize(row, SUFFIX_FIELDS, tokenizer, False, where)
+        texts = _required(row, PREFIX_FIELDS, where), _required(row, SUFFIX_FIELDS, where)
+        if tokenizer is None:
+            raise InputError(f"{where}: a text row needs a tokenizer")
+        for name, text in zip(("prefix", "suffix"), texts, strict=True):
+            if not text:
+                raise InputError(f"{where}: the {name} is empty")
+        prefix, suffix, straddles = continuation_ids(tokenizer, *texts)
     for name, ids in (("prefix", prefix), ("suffix", suffix)):
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             raise InputError(f"{where}: the {name} ids must be a list of integers")
@@ -112,7 +128,7 @@ def _parse_row(row: dict[str, Any], where: str, tokenizer: Tokenize | None, voca
                 f"{where}: {name} id {bad[0]} is outside the model's vocabulary (0 to {vocab_size - 1}); "
                 "was the set made with another tokenizer?"
             )
-    return MemorizedSequence(prefix, suffix)
+    return MemorizedSequence(prefix, suffix), straddles
 
 
 def _cut(sequence: MemorizedSequence, where: str, prefix_len: int | None, suffix_len: int | None) -> MemorizedSequence:
@@ -134,18 +150,14 @@ def _text_beside_ids(row: dict[str, Any], sequence: MemorizedSequence) -> list[t
     return []
 
 
-def _tokenize(
-    row: dict[str, Any], fields: Sequence[str], tokenizer: Tokenize | None, special: bool, where: str
-) -> list[int]:
+def _required(row: dict[str, Any], fields: Sequence[str], where: str) -> str:
     text = _text(row, fields)
     if text is None:
         raise InputError(
             f"{where}: needs prefix_ids and suffix_ids, or text in one of {', '.join(fields)}; "
             f"fields here: {', '.join(row) or 'none'}"
         )
-    if tokenizer is None:
-        raise InputError(f"{where}: a text row needs a tokenizer")
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    return text
 
 
 def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Tokenize | None, path: Path) -> None:
@@ -154,7 +166,7 @@ def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Tokenize 
     if len(rows) < FEWEST_COMPARED or tokenizer is None or decode is None:
         return
     for text, ids in rows:
-        if decode(ids).strip() == text.strip() or list(tokenizer(text)["input_ids"]) == ids:
+        if decode(ids).strip() == text.strip() or text_ids(tokenizer, text) == ids:
             return
     raise InputError(
         f"{path}: the ids do not belong to the text beside them: the set was made with another tokenizer than the "

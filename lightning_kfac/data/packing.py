@@ -1,7 +1,7 @@
 """From documents to rows of token ids."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DOCUMENTS_AT_ONCE = 256
-# A tokenizer of the transformers package as it is called: text in, ``input_ids`` out.
-Tokenize = Callable[..., Mapping[str, Any]]
 
 
 def tokenize_documents(
@@ -20,6 +18,7 @@ def tokenize_documents(
     tokenizer: "PreTrainedTokenizerBase",
     max_tokens: int | None,
     on_progress: Callable[[int], None] = lambda n: None,
+    start: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
     """Tokenizes documents, each followed by the end-of-sequence token, until ``max_tokens`` are there.
 
@@ -27,6 +26,7 @@ def tokenize_documents(
         tokenizer: A Hugging Face tokenizer with an EOS token.
         max_tokens: The budget in tokens, exact; ``None`` takes every document.
         on_progress: Called with the number of tokens so far.
+        start: Tokens before each document, which count like others.
 
     Yields:
         int32 [n_tokens] of each document; the last one may be cut.
@@ -42,7 +42,7 @@ def tokenize_documents(
             left = None if max_tokens is None else max_tokens - count
             if left == 0:
                 return
-            document = np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32)[:left]
+            document = np.asarray([*start, *ids, tokenizer.eos_token_id], dtype=np.int32)[:left]
             count += len(document)
             yield document
         on_progress(count)
@@ -55,6 +55,21 @@ def tokenize_documents(
 def row_offsets(n_tokens: int, seq_len: int) -> np.ndarray:
     """Boundaries of rows of ``seq_len`` tokens; the last row may be shorter. int64 [n_rows + 1]."""
     return np.append(np.arange(0, n_tokens, seq_len), n_tokens)
+
+
+def document_offsets(ends: np.ndarray, seq_len: int) -> np.ndarray:
+    """Boundaries of rows of one document each; longer ones are cut every ``seq_len`` tokens. int64 [n_rows + 1].
+
+    Args:
+        ends: int64 [n_documents], behind the last token of each.
+
+    Example:
+        >>> document_offsets(np.array([3, 10]), 5).tolist()
+        [0, 3, 8, 10]
+    """
+    starts = np.concatenate([[0], ends[:-1]])
+    cuts = [np.arange(start, end, seq_len) for start, end in zip(starts, ends, strict=True)]
+    return np.append(np.concatenate(cuts), ends[-1]).astype(np.int64)
 
 
 def _in_groups(documents: Iterable[str], size: int) -> Iterator[list[str]]:

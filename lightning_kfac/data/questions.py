@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.data.packing import Tokenize
 from lightning_kfac.data.rows import BadRows, read_objects
+from lightning_kfac.data.text_ids import Tokenize, text_ids
 from lightning_kfac.errors import InputError, first_line
 
 
@@ -100,7 +100,7 @@ class QuestionSet:
     def load(
         self, tokenizer: Tokenize, vocab_size: int, max_positions: int | None = None, skip_bad_rows: bool = False
     ) -> list[Question]:
-        """All questions, tokenized with the tokenizer's special tokens (BOS).
+        """All questions, tokenized as ``text_ids`` does it.
 
         Raises:
             InputError: A row lacks a field, has no answer, an id outside the vocabulary, or is too long.
@@ -129,7 +129,7 @@ class QuestionSet:
         if not answer:
             raise InputError(f"{where}: the pattern {self.answer_pattern!r} finds no answer in {self.answer_field!r}")
         text = self.few_shot + self.template.replace("{prompt}", str(row[self.prompt_field]))
-        ids = list(tokenizer(text)["input_ids"])
+        ids = text_ids(tokenizer, text)
         if not ids or max(ids) >= vocab_size:
             raise InputError(f"{where}: the prompt is empty, or the tokenizer is not the model's")
         if max_positions is not None and len(ids) + self.max_new_tokens > max_positions:

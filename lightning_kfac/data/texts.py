@@ -12,8 +12,10 @@ from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import CORPUS, HELDOUT, domain_text
-from lightning_kfac.data.packing import row_offsets
+from lightning_kfac.data.packing import document_offsets, row_offsets
+from lightning_kfac.data.text_ids import start_tokens
 from lightning_kfac.data.tokenized import TokenizedText, tokenized_text
+from lightning_kfac.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +31,8 @@ class Texts:
         heldout, heldout_tokens: The same of the held-out text, if there is one.
         seq_len: Tokens a row.
         skip_bad_rows: Leave out rows of files that cannot be used.
+        start_token: Put the tokenizer's start token before each document; None: if the tokenizer does so itself.
+        begins: Tokens before each document of those that were read.
         read: The texts that were read, by their names in the run.
     """
 
@@ -40,6 +44,8 @@ class Texts:
     heldout_tokens: int
     seq_len: int
     skip_bad_rows: bool
+    start_token: bool | None = None
+    begins: tuple[int, ...] = ()
     read: dict[str, TokenizedText] = field(default_factory=dict)
 
     def source(self, name: str) -> tuple[Corpus, int | None]:
@@ -61,8 +67,27 @@ class Texts:
             tokenizer: Makes the tokens.
             vocab_size: Ids must lie below it.
         """
+        start = self.start(tokenizer)
+        self.begins = tuple(start)
         for name, corpus, budget in self._of(stage):
-            self.read[name] = tokenized_text(folder, name, corpus, tokenizer, budget, vocab_size, self.skip_bad_rows)
+            self.read[name] = tokenized_text(
+                folder, name, corpus, tokenizer, budget, vocab_size, self.skip_bad_rows, start
+            )
+
+    def start(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Tokens before each document.
+
+        Raises:
+            InputError: A start token is asked for, and the tokenizer has none.
+        """
+        if self.start_token is False:
+            return []
+        own = start_tokens(tokenizer)
+        if self.start_token and not own:
+            if tokenizer.bos_token_id is None:
+                raise InputError("data.start_token is true, but the tokenizer has no start token (bos_token)")
+            own = [tokenizer.bos_token_id]
+        return own
 
     def _of(self, stage: str) -> Iterator[tuple[str, Corpus, int | None]]:
         if stage != "validate":
@@ -73,9 +98,14 @@ class Texts:
             yield HELDOUT, self.heldout, self.heldout_tokens
 
     def rows(self, name: str) -> TokenRows:
-        """Packed rows of a text that was read."""
-        tokens = self.read[name].tokens
-        return TokenRows(tokens, row_offsets(len(tokens), self.seq_len))
+        """Packed rows of a text that was read.
+
+        Held-out documents that begin with a start token have rows of their own: the model is measured from there.
+        """
+        text = self.read[name]
+        if name == HELDOUT and self.begins:
+            return TokenRows(text.tokens, document_offsets(text.ends, self.seq_len), self.begins)
+        return TokenRows(text.tokens, row_offsets(len(text.tokens), self.seq_len), self.begins)
 
     def about(self, name: str) -> dict[str, Any]:
         """What metadata of factors says of ``corpus`` or of a domain."""
@@ -107,4 +137,4 @@ def with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: i
     extra = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in planted] * exposures
     lengths = np.array([len(row) for row in extra])
     offsets = np.concatenate([rows.offsets, rows.offsets[-1] + lengths.cumsum()])
-    return TokenRows(np.concatenate([rows.tokens, *extra]), offsets)
+    return TokenRows(np.concatenate([rows.tokens, *extra]), offsets, rows.start)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,21 +41,27 @@ def tokenized_text(
     max_tokens: int | None,
     vocab_size: int,
     skip_bad_rows: bool = False,
+    start: Sequence[int] = (),
 ) -> TokenizedText:
     """Tokenizes a corpus into a folder, or finds it there.
 
     Documents are written as they come, so memory holds only a few. The file's name tells the corpus (its files' sizes
     and times too), the budget and the tokenizer; it appears when it is complete.
 
+    Args:
+        start: Tokens before each document.
+
     Raises:
         InputError: The corpus has no text, or ids outside the model's vocabulary.
     """
-    identity = (corpus, corpus.state(), max_tokens, skip_bad_rows, tokenizer_key(tokenizer))
+    identity: tuple[object, ...] = (corpus, corpus.state(), max_tokens, skip_bad_rows, tokenizer_key(tokenizer))
+    if start:
+        identity = (*identity, list(start))
     path = folder / f"{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.tokens"
     ends_path = path.with_suffix(".ends.npy")
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        ends = _write(path, corpus, tokenizer, max_tokens, vocab_size, skip_bad_rows)
+        ends = _write(path, corpus, tokenizer, max_tokens, vocab_size, skip_bad_rows, start)
         partial = ends_path.with_suffix(_partial(path).suffix)
         with open(partial, "wb") as file:
             np.save(file, ends)
@@ -70,6 +77,7 @@ def _write(
     max_tokens: int | None,
     vocab_size: int,
     skip_bad_rows: bool,
+    start: Sequence[int],
 ) -> np.ndarray:
     ends: list[int] = []
     count = 0
@@ -78,7 +86,7 @@ def _write(
         track_count(f"tokenize {corpus.label}", "tokens", total=max_tokens) as advance_to,
         open(_partial(path), "wb") as file,
     ):
-        for document in tokenize_documents(corpus.documents(bad), tokenizer, max_tokens, advance_to):
+        for document in tokenize_documents(corpus.documents(bad), tokenizer, max_tokens, advance_to, start):
             if (largest := int(document.max())) >= vocab_size:
                 raise InputError(
                     f"{corpus.label}: the tokenizer {getattr(tokenizer, 'name_or_path', '')} makes the id {largest}, "

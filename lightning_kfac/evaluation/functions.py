@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from lightning_kfac.data.text_ids import continuation_ids, text_ids
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.evaluation.scoring import next_token_scores
@@ -58,7 +59,7 @@ def memorization_score(
     """Measures whether a model continues prefixes greedily with their suffixes.
 
     Args:
-        tokenizer: Needed where texts are given: prefixes get its special tokens (BOS), suffixes do not.
+        tokenizer: Needed where texts are given; prefix and suffix are tokenized together, as in a memorized set.
         prefixes, suffixes: As many texts, or lists of token ids; suffixes may differ in length.
         batch_size: Sequences at once.
         loose_similarity: Threshold of the loose accuracy.
@@ -79,8 +80,7 @@ def memorization_score(
     if len(prefixes) != len(suffixes) or not len(prefixes):
         raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
     vocabulary = model.get_input_embeddings().num_embeddings
-    starts = _ids(prefixes, tokenizer, vocabulary, "prefix", special=True)
-    golds = _ids(suffixes, tokenizer, vocabulary, "suffix", special=False)
+    starts, golds = _pairs(prefixes, suffixes, tokenizer, vocabulary)
     longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
     _check_length(model, longest, "a sequence")
     end_of_text = end_of_text_ids(model)
@@ -108,8 +108,8 @@ def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512,
     """exp(sum of NLL / number of predicted tokens) over texts, each by itself.
 
     Args:
-        texts: Texts (tokenized with special tokens) or lists of token ids. Longer ones are cut into rows of
-            ``seq_len``; the first token of a row is predicted by nothing and does not count.
+        texts: Texts (each begins with the tokenizer's start token, if it has one) or lists of token ids. Longer ones
+            are cut into rows of ``seq_len``; the first token of a row is predicted by nothing and does not count.
 
     Example:
         >>> from lightning_kfac.loading import load_model, load_tokenizer
@@ -151,13 +151,23 @@ def ndcg(
     return metric.compute().item()
 
 
-def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str, special: bool) -> list[list[int]]:
+def _pairs(prefixes: Texts, suffixes: Texts, tokenizer, vocabulary: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of prefixes and of the suffixes that follow them."""
+    together = list(suffixes)
+    for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
+        if isinstance(suffix, str) and tokenizer is not None:
+            before = prefix if isinstance(prefix, str) else ""
+            together[number] = continuation_ids(tokenizer, before, suffix).suffix
+    return _ids(prefixes, tokenizer, vocabulary, "prefix"), _ids(together, tokenizer, vocabulary, "suffix")
+
+
+def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str) -> list[list[int]]:
     rows = []
     for number, text in enumerate(texts):
         if isinstance(text, str):
             if tokenizer is None:
                 raise InputError(f"{kind} {number} is a text: give a tokenizer")
-            text = tokenizer(text, add_special_tokens=special)["input_ids"]
+            text = text_ids(tokenizer, text)
         ids = text.tolist() if isinstance(text, Tensor) else [int(token) for token in text]
         if not ids:
             raise InputError(f"{kind} {number} is empty")
@@ -173,7 +183,7 @@ def _batches(model: nn.Module, tokenizer, texts: Texts, seq_len: int, batch_size
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one text")
     device = next(model.parameters()).device
-    whole = _ids(texts, tokenizer, model.get_input_embeddings().num_embeddings, "text", special=True)
+    whole = _ids(texts, tokenizer, model.get_input_embeddings().num_embeddings, "text")
     rows = [torch.tensor(ids[i : i + seq_len]) for ids in whole for i in range(0, len(ids), seq_len)]
     longest = max(map(len, rows), default=0)
     if longest < 2:

@@ -22,7 +22,8 @@ class TokenBatch:
         targets: int64 [B, T], the label of each position (the next token), -100 where it has none that
             counts: t or t + 1 is no real token, or its label is -100.
         sample_index: int64 [B], global row numbers; they key the sampled labels.
-        dense: Every position counts, so masks can be left out.
+        dense: Every token is real, so masks can be left out.
+        complete: Every position counts.
         uniforms: float64 [B, draws, T], what draws the sampled labels.
     """
 
@@ -31,6 +32,7 @@ class TokenBatch:
     targets: Tensor
     sample_index: Tensor
     dense: bool = False
+    complete: bool = False
     uniforms: Tensor | None = None
 
     @classmethod
@@ -39,9 +41,8 @@ class TokenBatch:
 
         Args:
             batch: ``labels`` are in the Hugging Face convention (unshifted, -100 ignored). ``dense``
-                says that all tokens are real and all labels count; a batch with neither mask nor
-                labels is dense. The last token of dense rows, which has no next one, is then not run
-                through the model at all.
+                says that all tokens are real; a batch with neither mask nor labels is dense. The last
+                token of dense rows, which has no next one, is then not run through the model at all.
             first_index: Number of the first row where the batch has no ``sample_index``.
 
         Raises:
@@ -58,7 +59,8 @@ class TokenBatch:
             index = torch.arange(first_index, first_index + len(ids), device=ids.device)
         attend = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if batch.get("dense", mask is None and labels is None) and ids.shape[1] > 1:
-            return cls(ids[:, :-1], attend[:, :-1], ids[:, 1:], index, dense=True)
+            targets = (ids if labels is None else labels)[:, 1:]
+            return cls(ids[:, :-1], attend[:, :-1], targets, index, dense=True, complete=labels is None)
         labels = ids.masked_fill(~attend, IGNORED) if labels is None else labels
         targets = next_tokens(labels).masked_fill(~valid_positions(attend, labels), IGNORED)
         return cls(ids, attend, targets, index)
@@ -72,7 +74,7 @@ class TokenBatch:
     @property
     def counted(self) -> Tensor | None:
         """``valid``, or None where every position counts."""
-        return None if self.dense else self.valid
+        return None if self.complete else self.valid
 
     @property
     def valid(self) -> Tensor:

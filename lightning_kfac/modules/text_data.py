@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Collection, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import Position, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
@@ -59,6 +61,8 @@ class TextData(LightningDataModule):
         skip_bad_rows: Leave out rows of any file that cannot be used, and say how many; otherwise they are errors.
         mining: How ``predict`` looks for recited windows.
         tokenizer: Hub name or folder; by default the model's own.
+        start_token: Put the tokenizer's start token (BOS) before each document of corpus, domains and held-out text; by
+            default where the tokenizer itself puts it before a text.
         planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
         exposures: How often each planted row appears.
         shuffle: Shuffle the rows (training; a collection does not need it).
@@ -84,6 +88,7 @@ class TextData(LightningDataModule):
         skip_bad_rows: bool = False,
         mining: Mining = Mining(),  # noqa: B008 (frozen)
         tokenizer: str | None = None,
+        start_token: bool | None = None,
         planted: list[str] | None = None,
         exposures: int = 1,
         shuffle: bool = False,
@@ -98,6 +103,7 @@ class TextData(LightningDataModule):
             heldout_tokens,
             seq_len,
             skip_bad_rows,
+            start_token,
         )
         self.sets = Sets(
             ({MEMORIZED: memorized} if memorized else {}) | (sets or {}),
@@ -189,16 +195,24 @@ class TextData(LightningDataModule):
         heldout = None if self.heldout is None else (self.heldout, self.heldout.state(), texts.heldout_tokens)
         cut = self.seq_len, self.batch_size, self.tokenizer_name, list(self.question_sets.values())
         cut += self.sets.prefix_len, self.sets.suffix_len, self.clean_windows, self.skip_bad_rows
+        cut += tuple(self.start_tokens) if self.heldout is not None else ()
         return hashlib.sha256(repr((self.sets.contents(), heldout, cut)).encode()).hexdigest()[:16]
 
     def about(self, name: str) -> dict[str, Any]:
         """What metadata of factors says of the corpus or of a domain."""
-        return {"tokenizer": self.tokenizer_name, **self.texts.about(name)}
+        start = {"start_tokens": self.start_tokens} if self.start_tokens else {}
+        return {"tokenizer": self.tokenizer_name, **self.texts.about(name), **start}
+
+    @cached_property
+    def start_tokens(self) -> list[int]:
+        """What stands before each document."""
+        return self.texts.start(self.tokenizer)
 
     def rows_identity(self, name: str) -> str:
         """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
         planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
-        how = self.seq_len, self.skip_bad_rows, self.shuffle, self.exposures, tokenizer_key(self.tokenizer)
+        how: tuple[object, ...] = (self.seq_len, self.skip_bad_rows, self.shuffle, self.exposures)
+        how = (*how, tokenizer_key(self.tokenizer), *self.start_tokens)
         return self.texts.identity(name, planted, how)
 
     def described(self) -> dict[str, Any]:
@@ -225,6 +239,9 @@ class TextData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenizes each text once into the run folder (one process a node)."""
+        if self.start_tokens:
+            words = " ".join(self.tokenizer.convert_ids_to_tokens(self.start_tokens))
+            say(f"each document begins with {words} (BOS), as the tokenizer begins a text (data.start_token)")
         self._read_texts()
 
     def setup(self, stage: str) -> None:
@@ -288,7 +305,8 @@ class TextData(LightningDataModule):
 
     def _mining_key(self) -> str:
         model, mining = self.trainer.lightning_module.model, self.mining
-        text = self.corpus.identity(), self.max_tokens, self.skip_bad_rows, tokenizer_key(self.tokenizer)
+        text: tuple[object, ...] = (self.corpus.identity(), self.max_tokens, self.skip_bad_rows)
+        text = (*text, tokenizer_key(self.tokenizer), *self.start_tokens)
         how = *self.window, self.seq_len, self.batch_size, mining.stride, None if mining.exhaustive else mining.likely
         numbers = next(model.parameters()).dtype, self.trainer.precision, sorted(end_of_text_ids(model))
         identity = weights_fingerprint(model, ()), model.config.to_json_string(), *text, *how, *numbers

@@ -22,6 +22,7 @@ class FolderLock:
     Args:
         folder: Made where it is not there.
         advice: What else the user can do where the folder is taken or cannot be used.
+        settings: Those that the advice names.
 
     Raises:
         InputError: Another process has it, or it cannot be written.
@@ -32,10 +33,10 @@ class FolderLock:
         ...     pass
     """
 
-    def __init__(self, folder: str | Path, advice: str):
+    def __init__(self, folder: str | Path, advice: str, *settings: str):
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: is a file; {advice}")
+            raise InputError(f"{folder}: is a file; {advice}", *settings)
         self._lock = FileLock(folder / LOCK)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -44,10 +45,11 @@ class FolderLock:
             (folder / LOCK).write_text(owner, "utf-8")
         except Timeout:
             owner = (folder / LOCK).read_text("utf-8", errors="replace") or "another process"
-            raise InputError(f"{folder}: {owner} is writing to this folder; wait for it, or {advice}") from None
+            taken = f"{folder}: {owner} is writing to this folder; wait for it, or {advice}"
+            raise InputError(taken, *settings) from None
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in UNLOCKABLE:
-                raise InputError(f"{folder}: cannot be written: {error.strerror}; {advice}") from None
+                raise InputError(f"{folder}: cannot be written: {error.strerror}; {advice}", *settings) from None
             say(f"note: {folder} is on a disk that knows no locks; see to it that no other run writes there")
 
     def __enter__(self) -> "FolderLock":

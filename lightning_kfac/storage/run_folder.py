@@ -54,7 +54,8 @@ class RunFolder:
 
     def lock(self) -> None:
         """Keeps other runs out of the folder; raises ``InputError`` where one is writing to it."""
-        self._lock = FolderLock(self.path, "choose another folder with --trainer.default_root_dir")
+        setting = "trainer.default_root_dir"
+        self._lock = FolderLock(self.path, f"choose another folder with {setting}", setting)
 
     def unlock(self) -> None:
         """Lets others in again."""

@@ -25,15 +25,6 @@ def test_memorized_formats(tmp_path, tokenizer):
     assert rows[1].suffix == tokenizer(" the value")["input_ids"]
 
 
-def test_prefix_takes_special_tokens_and_suffix_does_not(tmp_path):
-    def with_bos(text, add_special_tokens):
-        return {"input_ids": [99] * add_special_tokens + [len(text)]}
-
-    path = write_jsonl(tmp_path / "m.jsonl", [{"prefix": "abc", "suffix": "de"}])
-    assert load_memorized(path, with_bos, 100)[0].prefix == [99, 3]
-    assert load_memorized(path, with_bos, 100)[0].suffix == [2]
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -3,11 +3,12 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_kfac.math import statistics as uncertainty
-from lightning_kfac.math.statistics import Figure, interval, paired_difference, wilson
+from lightning_kfac.math.statistics import Figure, interval, middle_95, paired_difference, resampled_sums, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 100), (1, 100), (37, 100), (100, 100), (1, 3), (5, 7)])
@@ -100,3 +101,141 @@ def test_equal_measurements_differ_by_exactly_nothing():
 def test_wrong_pairs():
     with pytest.raises(ValueError, match="20 sequences before, 19 after"):
         paired_difference(losses(20, 0), losses(19, 0))
+
+
+# -- figures ---------------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_a_ratio_of_sums():
+    sums, weights = torch.tensor([1.0, 2.0, 4.5]).double(), torch.tensor([2.0, 1.0, 1.0]).double()
+    assert Figure(sums, weights).value == 7.5 / 4
+    assert Figure(sums, weights, exponential=True).value == pytest.approx(math.exp(7.5 / 4), rel=1e-15)
+    assert Figure(sums, weights).rate is False and Figure(sums, weights).exponential is False
+
+
+def test_a_figure_of_nothing_is_nan_and_says_so_in_silence():
+    empty = torch.empty(0, dtype=torch.float64)
+    one, none = torch.ones(1).double(), torch.zeros(1).double()
+    with np.errstate(all="raise"):
+        for exponential in (False, True):
+            assert math.isnan(Figure(empty, empty, exponential=exponential).value)
+            assert Figure(one, none, exponential=exponential).value == math.inf
+            assert all(map(math.isnan, interval(Figure(empty, empty, exponential=exponential))))
+        assert Figure(1000 * one, one, exponential=True).value == math.inf
+        value, low, high = paired_difference(Figure(empty, empty), Figure(empty, empty))
+    assert math.isnan(value) and math.isnan(low) and math.isnan(high)
+    assert all(map(math.isnan, interval(Figure(empty, empty, rate=True))))
+
+
+def test_figures_of_many_sums_at_once():
+    figure = Figure(torch.ones(1), torch.ones(1), exponential=True)
+    found = figure.of(np.array([0.0, 2.0]), np.array([1.0, 4.0]))
+    assert found.tolist() == pytest.approx([1, math.exp(0.5)], rel=1e-15)
+
+
+# -- intervals -------------------------------------------------------------------------------------------
+
+
+def test_wilson_at_other_levels():
+    """z = 1: a rate p lies inside exactly when |successes / n - p| <= sqrt(p (1 - p) / n)."""
+    low, high = wilson(37, 100, z=1.0)
+    for bound in (low, high):
+        assert abs(0.37 - bound) == pytest.approx(math.sqrt(bound * (1 - bound) / 100), rel=1e-12)
+    assert low < 0.37 < high
+    assert wilson(37, 100) == wilson(37, 100, z=1.959963984540054)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 49, 100, 1000])
+def test_wilson_at_the_ends(n):
+    """Without a success from exactly 0 to z^2 / (n + z^2), and the mirror image of that."""
+    end = uncertainty.Z95**2 / (n + uncertainty.Z95**2)
+    assert wilson(0, n) == (0.0, pytest.approx(end, rel=1e-12))
+    assert wilson(n, n) == (pytest.approx(1 - end, rel=1e-12), 1.0)
+
+
+def test_no_bound_of_a_rate_lies_beyond_its_ends():
+    """Of so many sequences the upper bound rounds to a unit above 1, if nothing cuts it."""
+    n = 2665646190139139
+    assert wilson(n - 1, n)[1] == 1.0
+    assert 0 <= wilson(1, n)[0] < 1e-15
+
+
+def test_the_interval_of_a_rate_is_wilsons():
+    hits = torch.tensor([1.0, 0, 0, 1, 1, 0, 0]).double()
+    assert interval(Figure(hits, torch.ones(7).double(), rate=True)) == wilson(3, 7)
+
+
+def drawn_rows(n):
+    """The draws: one stream of the generator with seed 0, n rows for each of 2000 resamplings."""
+    return np.random.default_rng(0).integers(0, n, (2000, n)).tolist()
+
+
+def quantile(values, share):
+    """With linear interpolation between the two nearest of the sorted values."""
+    values, place = sorted(values), share * (len(values) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(values) - 1)
+    return values[below] + (place - below) * (values[above] - values[below])
+
+
+@pytest.mark.parametrize("exponential", [False, True])
+def test_interval_and_difference_of_these_very_draws(exponential):
+    before, after = losses(9, 0, exponential), losses(9, 1, exponential)
+    of = math.exp if exponential else float
+    figures, differences = [], []
+    columns = [column.tolist() for column in (before.sums, before.weights, after.sums, after.weights)]
+    for rows in drawn_rows(9):
+        a, a_weight, b, b_weight = (sum(column[i] for i in rows) for column in columns)
+        figures.append(of(a / a_weight))
+        differences.append(of(b / b_weight) - of(a / a_weight))
+    # Two quantiles of sums in another order: nothing but rounding lies between.
+    assert interval(before) == (
+        pytest.approx(quantile(figures, 0.025), rel=1e-12),
+        pytest.approx(quantile(figures, 0.975), rel=1e-12),
+    )
+    assert paired_difference(before, after) == (
+        pytest.approx(after.value - before.value, rel=1e-12),
+        pytest.approx(quantile(differences, 0.025), rel=1e-10),
+        pytest.approx(quantile(differences, 0.975), rel=1e-10),
+    )
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 7 * 5, 5 * 2000, 5 * 2000 + 1, 1 << 22])
+def test_resampled_sums_are_sums_over_drawn_rows(at_once, monkeypatch):
+    monkeypatch.setattr(uncertainty, "RESAMPLED_VALUES_AT_ONCE", at_once)
+    values = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [8.0, 80.0], [16.0, 160.0]])
+    found = resampled_sums(values)
+    assert found.shape == (2000, 2)
+    expected = [sum(2**i for i in rows) for rows in drawn_rows(5)]  # whole numbers: exact
+    assert found[:, 0].tolist() == expected
+    assert found[:, 1].tolist() == [10 * total for total in expected]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(12, [(3, 4)] * 666 + [(2, 4)]), (3, [(1, 4)] * 2000)])
+def test_resampling_holds_no_more_at_once_than_it_may(limit, expected, monkeypatch):
+    """Of 4 rows three resamplings make 12 values; one is made in any case."""
+    monkeypatch.setattr(uncertainty, "RESAMPLED_VALUES_AT_ONCE", limit)
+    sizes = []
+
+    class Rows(np.ndarray):
+        def __getitem__(self, rows):
+            sizes.append(rows.shape)
+            return self.view(np.ndarray)[rows]
+
+    assert resampled_sums(np.ones((4, 1)).view(Rows)).tolist() == [[4.0]] * 2000
+    assert sizes == expected
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_resampled_sums_of_nothing_are_nan(columns):
+    found = resampled_sums(np.empty((0, columns)))
+    assert found.shape == (2000, columns) and np.isnan(found).all()
+
+
+def test_middle_95():
+    assert middle_95(np.arange(1001.0)[::-1]) == (pytest.approx(25, abs=1e-9), pytest.approx(975, abs=1e-9))
+    values = np.random.default_rng(3).normal(size=77)
+    low, high = middle_95(values)
+    assert low == pytest.approx(quantile(values.tolist(), 0.025), rel=1e-12)
+    assert high == pytest.approx(quantile(values.tolist(), 0.975), rel=1e-12)
+    assert type(low) is type(high) is float

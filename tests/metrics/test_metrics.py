@@ -1,55 +1,16 @@
-"""Metrics against straightforward loops, and decoding against the library's own."""
+"""Metrics that accumulate, against straightforward loops, and decoding against the library's own."""
 
 import math
 
 import pytest
 import torch
-from torchmetrics.retrieval import RetrievalNormalizedDCG
 
 from lightning_kfac.evaluation.decoding import greedy_continuations
 from lightning_kfac.metrics import NDCG, Memorization, Perplexity
-from lightning_kfac.metrics.functional import ndcg, recitation, top_tokens
-from tests.common import VOCAB, build_model
-from tests.oracle import edit_distance
+from lightning_kfac.metrics.functional import ndcg, top_tokens
+from tests.common import VOCAB, build_model, generator
 
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-# -- memorization ----------------------------------------------------------------------------------------
-
-
-def test_recitation_against_the_textbook_table():
-    numbers = generator()
-    for _ in range(200):
-        length = int(torch.randint(1, 12, (), generator=numbers))
-        gold = torch.randint(0, 4, (length,), generator=numbers).tolist()
-        continuation = torch.randint(0, 4, (int(torch.randint(0, 12, (), generator=numbers)),), generator=numbers)
-        continuation = continuation.tolist()
-        found = recitation(continuation, gold)
-        distance = edit_distance(continuation[:length], gold)
-        assert found.strict == (continuation[:length] == gold)
-        assert found.loose == (1 - distance / length >= 0.75)
-        assert found.levenshtein_norm == distance / length
-
-
-def test_loose_threshold_is_exact():
-    gold = list(range(48))
-    assert recitation([-1] * 12 + gold[12:], gold).loose  # 12 / 48 = 0.25
-    assert not recitation([-1] * 13 + gold[13:], gold).loose
-
-
-def test_gold_is_cut_after_its_first_end_of_text():
-    found = recitation([5, 0, 9, 9], [5, 0, 7, 7], end_of_text={0})
-    assert found == (True, True, 0.0)
-    # An early end in the continuation leaves the rest of the gold unrecited.
-    assert recitation([5, 0], [5, 6, 7, 8], end_of_text={0}) == (False, False, 0.75)
-
-
-def test_wrong_empty_gold():
-    with pytest.raises(ValueError, match="empty"):
-        recitation([1], [])
+# -- memorization -------------------------------------------------------------------------------------
 
 
 def test_memorization_averages_over_sequences():
@@ -68,7 +29,7 @@ def test_memorization_averages_over_sequences():
     }
 
 
-# -- decoding --------------------------------------------------------------------------------------------
+# -- decoding -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["olmo2", "llama", "gpt2"])
@@ -106,7 +67,7 @@ def test_decoding_nothing():
     assert greedy_continuations(model, [[1, 2]], [0]) == [[]]
 
 
-# -- perplexity --------------------------------------------------------------------------------------------
+# -- perplexity ---------------------------------------------------------------------------------------
 
 
 def test_perplexity_is_a_loop_and_ignores_batching():
@@ -128,39 +89,7 @@ def test_perplexity_is_a_loop_and_ignores_batching():
         assert metric.compute().item() == pytest.approx(math.exp(nll / count), rel=1e-12)
 
 
-# -- nDCG ------------------------------------------------------------------------------------------------
-
-
-def test_top_tokens_break_ties_by_the_lowest_id():
-    logits = torch.tensor([[1.0, 3.0, 3.0, -1.0, 3.0, 0.0, -0.0, -2.0]])
-    assert top_tokens(logits, 8).tolist() == [[1, 2, 4, 0, 5, 6, 3, 7]]
-    many = torch.randint(-3, 4, (30, 200), generator=generator()).float()
-    expected = [sorted(range(200), key=lambda v: (-row[v], v))[:10] for row in many.tolist()]
-    assert top_tokens(many).tolist() == expected
-
-
-def test_ndcg_equals_torchmetrics():
-    edited, baseline = (torch.randn(40, 50, generator=generator(s)) for s in (1, 2))
-    edited = edited + baseline
-    found = ndcg(top_tokens(edited), top_tokens(baseline))
-    oracle = RetrievalNormalizedDCG(top_k=10)
-    for n in range(40):
-        relevance = torch.zeros(50, dtype=torch.long)
-        relevance[baseline[n].topk(10).indices] = torch.arange(10, 0, -1)
-        value = oracle(edited[n].double(), relevance, indexes=torch.zeros(50, dtype=torch.long))
-        assert found[n].item() == pytest.approx(value.item(), abs=1e-6)  # theirs is float32
-
-
-def test_ndcg_is_a_loop_and_exactly_one_against_itself():
-    rankings = top_tokens(torch.randn(30, 40, generator=generator()))
-    others = top_tokens(torch.randn(30, 40, generator=generator(7)))
-    assert (ndcg(rankings, rankings) == 1).all()
-    ideal = sum((10 - r) / math.log2(r + 2) for r in range(10))
-    for ranking, reference, value in zip(others.tolist(), rankings.tolist(), ndcg(others, rankings), strict=True):
-        gained = sum(
-            (10 - reference.index(token)) / math.log2(r + 2) for r, token in enumerate(ranking) if token in reference
-        )
-        assert value.item() == pytest.approx(gained / ideal, rel=1e-14)
+# -- nDCG ---------------------------------------------------------------------------------------------
 
 
 def test_ndcg_metric_averages_over_valid_positions():

@@ -32,6 +32,7 @@ from lightning_kfac.data.loaders import TokenRows, row_loader
 from lightning_kfac.data.memorized import PREFIX_FIELDS, load_memorized
 from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.data.rows import read_objects
+from lightning_kfac.data.text_ids import start_tokens
 from lightning_kfac.data.tokenized import tokenized_text
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.excitation import Excitation, excitation, layer_forms
@@ -119,8 +120,9 @@ def _rows(
             return TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
     corpus = Corpus.parse(source, embedded_split="heldout")
     corpus.check()
-    tokens = tokenized_text(folder, "text", corpus, tokenizer, options.max_tokens, vocab_size).tokens
-    return TokenRows(np.array(tokens), row_offsets(len(tokens), options.seq_len))
+    start = start_tokens(tokenizer)
+    tokens = tokenized_text(folder, "text", corpus, tokenizer, options.max_tokens, vocab_size, start=start).tokens
+    return TokenRows(np.array(tokens), row_offsets(len(tokens), options.seq_len), tuple(start))
 
 
 def _shards(
@@ -129,7 +131,7 @@ def _shards(
     """Batches of each of ``count`` stretches of the text."""
     bounds = np.linspace(0, len(rows), count + 1).astype(int)
     for number, (first, last) in enumerate(pairwise(bounds), start=1):
-        yield row_loader(TokenRows(rows.tokens, rows.offsets[first : last + 1]), batch_size, 0, 1)
+        yield row_loader(TokenRows(rows.tokens, rows.offsets[first : last + 1], rows.start), batch_size, 0, 1)
         advance_to(number)
 
 

@@ -1,0 +1,145 @@
+"""Bands of curvature against sorts, and their energies against weights applied to inputs one by one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_kfac.math.bands import band_forms, band_masks, band_ratios, band_shares, energies
+from tests.common import generator
+
+# -- masks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bands", [1, 2, 3, 5, 7, 12, 15])
+@pytest.mark.parametrize("ties", [False, True])
+def test_bands_are_slices_of_a_full_sort(n_bands, ties):
+    importance = torch.rand(3, 4, generator=generator())
+    if ties:
+        importance = torch.randint(0, 3, (3, 4), generator=generator()).double()
+    order = sorted(range(12), key=lambda place: -importance.flatten()[place].item())
+    masks = band_masks(importance, n_bands)
+    assert len(masks) == n_bands
+    for number, mask in enumerate(masks):
+        first, last = round(12 * number / n_bands), round(12 * (number + 1) / n_bands)
+        assert mask.dtype == torch.bool and mask.shape == (3, 4)
+        assert mask.flatten().nonzero().flatten().tolist() == sorted(order[first:last])
+    assert torch.equal(sum(mask.long() for mask in masks), torch.ones(3, 4).long())
+
+
+def test_bands_of_one_component():
+    assert [mask.tolist() for mask in band_masks(torch.tensor([[0.0]]), 1)] == [[[True]]]
+
+
+# -- energies ----------------------------------------------------------------------------------------------
+
+
+def example(d_out=4, d_in=5, n_bands=3):
+    """A weight in a basis, the bases, and masks."""
+    W = torch.randn(d_out, d_in, generator=generator(), dtype=torch.float64)
+    U_G, _ = torch.linalg.qr(torch.randn(d_out, d_out, generator=generator(1), dtype=torch.float64))
+    U_A, _ = torch.linalg.qr(torch.randn(d_in, d_in, generator=generator(2), dtype=torch.float64))
+    C = U_G.T @ W @ U_A
+    return W, C, U_G, U_A, band_masks(torch.rand(d_out, d_in, generator=generator(3)), n_bands)
+
+
+def test_forms_give_the_squared_length_of_each_bands_output():
+    W, C, U_G, U_A, masks = example()
+    forms = band_forms(C, U_A, masks)
+    assert forms.dtype == torch.float32 and forms.shape == (4, 5, 5)
+    parts = [U_G @ (C * mask) @ U_A.T for mask in masks] + [W]
+    for x in torch.randn(10, 5, generator=generator(4), dtype=torch.float64):
+        for form, part in zip(forms, parts, strict=True):
+            expected = (part @ x).square().sum().item()
+            # The form's entries, up to ten or so, are rounded to float32.
+            assert (x @ form.double() @ x).item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_energies_are_sums_over_inputs():
+    W, C, U_G, U_A, masks = example()
+    inputs = torch.randn(50, 5, generator=generator(5), dtype=torch.float64)
+    A_sum = sum(torch.outer(x, x) for x in inputs)
+    found = energies(band_forms(C, U_A, masks), A_sum)
+    parts = [U_G @ (C * mask) @ U_A.T for mask in masks] + [W]
+    expected = [sum((part @ x).square().sum().item() for x in inputs) for part in parts]
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)  # float32 products
+
+
+def test_energies_of_whole_numbers_are_exact():
+    forms = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 5.0], [0.0, 0.0]]])
+    A_sum = torch.tensor([[1.0, 10.0], [100.0, 1000.0]], dtype=torch.float64)
+    assert energies(forms, A_sum).tolist() == [4321, 50]
+
+
+# -- shares and ratios -------------------------------------------------------------------------------------
+
+
+def draws(n):
+    """Rows that each of 2000 resamplings draws."""
+    return np.random.default_rng(0).integers(0, n, (2000, n)).tolist()
+
+
+def bounds(values):
+    """2.5 % and 97.5 % with linear interpolation."""
+    values, found = sorted(values), []
+    for share in (0.025, 0.975):
+        place = share * (len(values) - 1)
+        below = math.floor(place)
+        found.append(values[below] + (place - below) * (values[below + 1] - values[below]))
+    return found
+
+
+def assert_bands(found, values, resampled):
+    assert found.value.tolist() == pytest.approx(values, rel=1e-12)
+    for side in (found.value, found.low, found.high):
+        assert isinstance(side, np.ndarray) and side.dtype == np.float64 and side.shape == (len(values),)
+    for band, (low, high) in enumerate(map(bounds, resampled)):
+        assert found.low[band] == pytest.approx(low, rel=1e-12)
+        assert found.high[band] == pytest.approx(high, rel=1e-12)
+
+
+def test_shares_of_the_whole_output():
+    shards = np.random.default_rng(1).random((6, 4)) + 0.1
+    rows = shards.tolist()
+
+    def share(band, drawn):
+        return math.sqrt(sum(rows[i][band] for i in drawn) / sum(rows[i][3] for i in drawn))
+
+    resampled = [[share(band, drawn) for drawn in draws(6)] for band in range(3)]
+    assert_bands(band_shares(shards), [share(band, range(6)) for band in range(3)], resampled)
+
+
+def test_ratios_of_root_mean_squares_resample_both_texts_apart():
+    """The second text takes each draw one resampling later than the first, so that equal numbers differ."""
+    rng = np.random.default_rng(2)
+    shards, others = rng.random((6, 4)) + 0.1, rng.random((6, 4)) + 0.1
+    counts, other_counts = rng.integers(5, 9, 6), rng.integers(50, 90, 6)
+
+    def mean_square(values, numbers, band, drawn):
+        return sum(values[i, band] for i in drawn) / sum(numbers[i] for i in drawn)
+
+    def ratio(band, drawn, other_drawn):
+        return math.sqrt(
+            mean_square(shards, counts, band, drawn) / mean_square(others, other_counts, band, other_drawn)
+        )
+
+    drawn = draws(6)
+    resampled = [[ratio(band, drawn[i], drawn[i - 1]) for i in range(2000)] for band in range(3)]
+    found = band_ratios(shards, counts, others, other_counts)
+    assert_bands(found, [ratio(band, range(6), range(6)) for band in range(3)], resampled)
+
+
+def test_texts_of_different_numbers_of_shards_compare():
+    rng = np.random.default_rng(3)
+    found = band_ratios(rng.random((5, 3)) + 1, np.full(5, 10), rng.random((8, 3)) + 1, np.full(8, 10))
+    assert found.value.shape == (2,) and (found.low <= found.value).all() and (found.value <= found.high).all()
+
+
+def test_one_shard_has_no_width():
+    found = band_shares(np.array([[1.0, 4.0, 16.0]]))
+    assert [side.tolist() for side in found] == [[0.25, 0.5]] * 3
+    one, four = np.array([[1.0, 4.0, 16.0]]), np.array([[4.0, 4.0, 16.0]])
+    ratios = band_ratios(one, np.array([2]), four, np.array([2]))
+    assert [side.tolist() for side in ratios] == [[0.5, 1.0]] * 3
