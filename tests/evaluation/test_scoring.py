@@ -1,13 +1,11 @@
 """Scores of text, position stress and losses of rows, against one forward or one decoding at a time."""
 
-import sys
 from functools import cache
 
 import pytest
 import torch
 
 from lightning_kfac.evaluation.scoring import most_likely, next_token_scores, position_stress, row_losses
-from lightning_kfac.metrics.functional import stress_length, top_tokens
 from lightning_kfac.models.probes import takes_own_mask
 from lightning_kfac.models.tokens import TokenBatch
 from tests.common import VOCAB, batched, build_model, generated, sequences
@@ -46,15 +44,6 @@ def test_position_stress_equals_generating_every_prompt(stressed, t, include_unp
         assert stress == max(lengths, default=0)
 
 
-def test_stress_length_by_hand():
-    hits = [True, True, False, True, True, True, False]
-    assert stress_length(hits, [], t=20) == 3  # after three extra tokens
-    assert stress_length(hits, [], t=2) == 1  # after one: hits[1:] begins with one hit
-    assert stress_length(hits, [5], t=2) == 5
-    assert stress_length([True] * 4, [], t=20) == 3 and stress_length([True] * 4, [], 20, True) == 4
-    assert stress_length([], [], t=20) == 0
-
-
 def test_sliced_head_gives_the_scores_of_whole_logits(any_model, monkeypatch):
     from lightning_kfac.evaluation import scoring
 
@@ -87,15 +76,6 @@ def test_a_band_of_context_is_that_many_tokens(family):
         positions = torch.arange(first, place + 1)[None]
         logits = model(ids[:, first : place + 1], position_ids=positions).logits[0, -1]
         assert found[place] == logits.argmax()
-
-
-def test_top_tokens_over_parts_of_the_vocabulary(monkeypatch):
-    module = sys.modules[top_tokens.__module__]
-    logits = torch.randint(-3, 4, (30, 200), generator=torch.Generator().manual_seed(0)).float()
-    whole = top_tokens(logits)
-    for size in (1, 7, 64, 199):
-        monkeypatch.setattr(module, "TOKENS_AT_ONCE", size)
-        assert torch.equal(top_tokens(logits), whole)
 
 
 def test_row_losses_against_one_row_at_a_time(rows):
