@@ -39,7 +39,7 @@ from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.storage.json_files import write_json
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.yaml_files import check_config_files
-from tests.storage.test_damage import body_of, read_all, same, save_all
+from tests.storage.common import body_of, read_all, same, save_all
 
 SECONDS = 10  # of one input, on a slow machine
 # What a careless or hostile hand writes where something else belongs.
