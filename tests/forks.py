@@ -1,7 +1,7 @@
 """Processes that start in a second instead of ten, and die where a test wants them to: runs of train.py or a module.
 
 ``python -m tests.forks`` imports everything once, then forks a process for each run that it reads from its standard
-input: one JSON object a line. Nothing is computed before a fork, so the copies are as good as new.
+input: one JSON object a line. Nothing of a run is computed before a fork, so the copies are as good as new.
 """
 
 import atexit
@@ -164,11 +164,14 @@ def serve() -> None:
     import transformers.models.olmo2.modeling_olmo2  # noqa: F401
 
     import lightning_kfac.cli.train  # noqa: F401 (the point of all this)
+    from lightning_kfac.data.demo.embedded import embedded_documents
 
     codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "run" in request:
+            if "embedded" in request["run"]["args"]:
+                embedded_documents()  # thousands of docstrings, kept for all runs that follow
             pid = os.fork()
             if not pid:
                 _child(Run(**request["run"]))

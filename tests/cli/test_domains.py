@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -107,7 +108,8 @@ def test_a_domain_that_was_not_read_is_no_domain(tmp_path, few, facts, capsys):
 
 def test_other_text_under_the_same_name_is_collected_again(tmp_path, few, facts, capsys):
     corpus = write_jsonl(tmp_path / "text.jsonl", [{"text": "one two three four five six seven"}] * 5)
-    options = domain_options(tmp_path / "run", few, facts, **{"collect.reuse": "true", "data.corpus": corpus})
+    options = {"collect.reuse": "true", "data.corpus": corpus, "trainer.logger": "false"}
+    options = domain_options(tmp_path / "run", few, facts, **options)
     main(["fit", *options])
     write_jsonl(corpus, [{"text": "eight nine ten eleven twelve thirteen"}] * 6)
     main(["fit", *options, "--overwrite"])
@@ -115,7 +117,7 @@ def test_other_text_under_the_same_name_is_collected_again(tmp_path, few, facts,
 
 
 def test_moments_are_added_to_factors_that_are_there(tmp_path, few, capsys):
-    options = {"collect.reuse": "true", "edit.rho": 0.7}
+    options = {"collect.reuse": "true", "edit.rho": 0.7, "trainer.logger": "false"}
     main(["fit", *small(tmp_path, few, **options)])
     written = (tmp_path / "factors" / "metadata.json").stat().st_mtime_ns
     options |= {"collect.moments": "token", "edit.formula": "corrected"}
@@ -148,6 +150,7 @@ def test_two_ranks_agree_on_domains_and_moments(tmp_path, few, facts):
 def test_moments_of_a_run_are_those_of_python(tmp_path, few):
     folder = tmp_path / "run"
     options = {"collect.moments": "sequence", "edit.rho": 0.7, "edit.formula": "corrected_modified"}
+    options |= {"trainer.logger": "false"}
     main(["fit", *small(folder, few, **options)])
     factors, model = load_factors(folder / "factors"), load_model("demo", "float32")
     rows = [torch.from_numpy(r.astype("int64")) for r in _packed(folder)]
@@ -163,8 +166,6 @@ def test_moments_of_a_run_are_those_of_python(tmp_path, few):
 
 
 def _packed(folder):
-    import numpy as np
-
     (file,) = (folder / "data").glob("corpus-*.tokens")
     tokens = np.fromfile(file, dtype=np.int32)
     return [tokens[i : i + 64] for i in range(0, len(tokens), 64)]
@@ -193,7 +194,7 @@ def test_what_does_not_fit_a_domain(tmp_path, few, facts, changes, message, caps
 def test_shipped_config_protects_the_domain(tmp_path):
     """configs/hessian_union.yaml on less text and fewer sequences."""
     cut = {"data.max_tokens": 20_000, "data.heldout_tokens": 4000, "data.sets": "null"}
-    cut |= {"trainer.default_root_dir": tmp_path, "trainer.accelerator": "cpu"}
+    cut |= {"trainer.default_root_dir": tmp_path, "trainer.accelerator": "cpu", "trainer.logger": "false"}
     words = [word for name, value in cut.items() for word in (f"--{name}", str(value))]
     main(["fit", "--config", str(ROOT / "configs" / "hessian_union.yaml"), *words])
     baseline, general, union = read_results(tmp_path / "results.jsonl")
