@@ -3,25 +3,33 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
-from torch import nn
+from typing_extensions import override
 
 from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, compare, lowrank
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.attention.crystallized import Crystallization, crystallize
 from lightning_kfac.attention.interface import attention_shapes
 from lightning_kfac.attention.show import publish
+from lightning_kfac.attention.spectra import ResidualSpectra
 from lightning_kfac.attention.study import Study
 from lightning_kfac.callbacks.residuals import ResidualCollector
+from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import track_count
 from lightning_kfac.data.names import HELDOUT
+from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.scoring import row_losses
 from lightning_kfac.models.tokens import TokenBatch
-from lightning_kfac.modules.text_data import TextData
+from lightning_kfac.modules.text_data import TextData, text_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lightning_kfac.modules.causal_lm import CausalLM
 
 STUDY = "crystallization.json"
 
@@ -58,12 +66,13 @@ class CrystallizationStudy(Callback):
     """
 
     def __init__(self, config: CrystallizeConfig, collector: ResidualCollector):
-        self.config, self.collector = config, collector
+        self.config = config
+        self.collector = collector
         self.study: Study | None = None
         self._losses: dict[str, dict[int, tuple[float, int]]] = {}
         self._recited: dict[str, tuple[float, int] | None] = {}
 
-    def check(self, trainer: Trainer, pl_module: LightningModule, data: TextData, model: nn.Module) -> None:
+    def check(self, trainer: Trainer, pl_module: LightningModule, data: TextData, model: "PreTrainedModel") -> None:
         """Raises ``InputError`` for what cannot be studied.
 
         Args:
@@ -74,61 +83,68 @@ class CrystallizationStudy(Callback):
             raise InputError("crystallize measures perplexity: set data.heldout")
         self.config.resolve(attention_shapes(model))
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.check(trainer, pl_module, trainer.datamodule, pl_module.model)
+        self.check(trainer, pl_module, text_data(trainer), causal_lm(pl_module).loaded)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shapes = attention_shapes(pl_module.model)
+        module = causal_lm(pl_module)
+        shapes = attention_shapes(module.loaded)
         layers, ranks = self.config.resolve(shapes)
-        if not pl_module.results:  # the fit was cut short: no baseline yet
+        if not module.results:  # the fit was cut short: no baseline yet
             trainer.fit_loop.epoch_loop.val_loop.run()
-        self._note(BASELINE, pl_module)
+        self._note(BASELINE, module)
         for name, setting in _modes(ranks).items():
-            pl_module.stage = name
-            with crystallize(pl_module.model, dict.fromkeys(layers, setting), self.collector.spectra):
+            module.stage = name
+            with crystallize(module.loaded, dict.fromkeys(layers, setting), self._spectra):
                 trainer.fit_loop.epoch_loop.val_loop.run()
-                self._note(name, pl_module)
+                self._note(name, module)
         alone = _alone(layers, shapes)
         with track_count("Top-1 in one layer or head", "evaluations", total=len(alone)) as advance_to:
             for done, (name, settings) in enumerate(alone.items(), start=1):
-                with crystallize(pl_module.model, settings):
-                    self._losses[name] = self._held_out(trainer, pl_module)
+                with crystallize(module.loaded, settings):
+                    self._losses[name] = self._held_out(trainer, module)
                 advance_to(done)
         self._conclude(trainer, ranks)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.study is not None:
             publish(self.study, trainer.logger)
 
-    def _note(self, name: str, pl_module: LightningModule) -> None:
+    @property
+    def _spectra(self) -> ResidualSpectra:
+        if self.collector.spectra is None:
+            raise InputError("CrystallizationStudy needs its ResidualCollector before it in trainer.callbacks")
+        return self.collector.spectra
+
+    def _note(self, name: str, module: "CausalLM") -> None:
         """Keeps what an evaluation found: recitation, and the loss of every held-out row."""
-        results = pl_module.results
-        evaluation = pl_module.evaluation
-        self._recited[name] = (results["strict_acc"], results["n_sequences"]) if "strict_acc" in results else None
+        evaluation = module.latest
+        accuracy = module.results.get("strict_acc")
+        n_sequences = module.results.get("n_sequences")
+        self._recited[name] = None if accuracy is None or n_sequences is None else (accuracy, int(n_sequences))
         figure = evaluation.figures["perplexity"]
         rows = zip(
             evaluation.numbers["perplexity"].tolist(), figure.sums.tolist(), figure.weights.long().tolist(), strict=True
         )
         self._losses[name] = {number: (loss, count) for number, loss, count in rows}
 
-    def _held_out(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, tuple[float, int]]:
+    def _held_out(self, trainer: Trainer, module: "CausalLM") -> dict[int, tuple[float, int]]:
         """Loss and number of targets of every held-out row, on every rank."""
-        data = trainer.datamodule
+        data = text_data(trainer)
         loader = data.val_dataloader()[data.validation_names.index(HELDOUT)]
-        batches = (TokenBatch.from_dict(batch).to(pl_module.device) for batch in loader)
+        batches = (TokenBatch.from_dict(batch).to(module.device) for batch in loader)
         with trainer.precision_plugin.forward_context():
-            rows = row_losses(pl_module.model, batches)
-        if dist.is_initialized():
-            parts = [None] * trainer.world_size
-            dist.all_gather_object(parts, rows)
-            rows = {index: row for part in parts for index, row in part.items()}
-        return rows
+            rows = row_losses(module.loaded, batches)
+        return {index: row for part in current_ranks().gather(rows) for index, row in part.items()}
 
     def _conclude(self, trainer: Trainer, ranks: list[int]) -> None:
         rows = sorted(self._losses[BASELINE])
         losses = {name: np.array([found[row][0] for row in rows]) for name, found in self._losses.items()}
         counts = np.array([self._losses[BASELINE][row][1] for row in rows])
-        self.study = Study(compare(losses, counts, ranks), self.collector.spectra, self._recited)
+        self.study = Study(compare(losses, counts, ranks), self._spectra, self._recited)
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / STUDY
             path.write_text(json.dumps(self.study.to_dict(), indent=2), "utf-8")

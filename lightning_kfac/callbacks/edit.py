@@ -4,8 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from lightning_kfac.callbacks.collection.collector import CurvatureCollector, find_collector
+from lightning_kfac.callbacks.collection.task import TaskModule, task_of
+from lightning_kfac.callbacks.typed import data_module
 from lightning_kfac.data.names import CORPUS
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.editing.checks import check_alpha, check_formula, named_in_layers
@@ -49,7 +52,8 @@ class EditCallback(Callback):
     """
 
     def __init__(self, config: EditConfig, save: Save = "full"):
-        self.config, self.save = config, save
+        self.config = config
+        self.save = save
         self.reports: dict[str, EditReport] = {}
 
     @property
@@ -71,19 +75,22 @@ class EditCallback(Callback):
         for name in named_in_layers(self.config, targets):
             check_formula(self.config.for_layer(name), bool(domains), collector.moments is not None)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer, self)
-        if trainer.enable_validation and not (pl_module.results or pl_module.skip_baseline):
+        task = task_of(pl_module)
+        data = data_module(trainer)
+        if trainer.enable_validation and not (task.results or task.skip_baseline):
             # The fit was cut short: no baseline yet.
             trainer.fit_loop.epoch_loop.val_loop.run()
-        domains = getattr(trainer.datamodule, "domains", {})
+        domains = getattr(data, "domains", {})
         if unread := [name for name in domains if name not in collector.domain_factors]:
             raise InputError(
                 f"the collection ended before the domain {unread[0]} was read; the factors so far are saved"
             )
         moments = dict(collector.moments_of)
         editor = KFACEditor(
-            pl_module.model,
+            task.model,
             collector.factors,
             self.config,
             domains=collector.domain_factors,
@@ -93,29 +100,30 @@ class EditCallback(Callback):
             ranks=current_ranks(),
             owners=collector.owners,
         )
-        pl_module.edited_layers = list(editor.layers)
-        fingerprint = weights_fingerprint(pl_module.model, editor.layers)
+        task.edited_layers = list(editor.layers)
+        fingerprint = weights_fingerprint(task.model, editor.layers)
         if collector.domain_factors:
             plain = replace(self.config, mix="scores", basis=None, alpha=0.0)
             self.reports["general"] = editor.apply(plain)
-            self._evaluate("general", trainer, pl_module)
+            self._evaluate("general", trainer, task)
             editor.restore()
         stage = "union" if collector.domain_factors else "edited"
-        self.reports[stage] = editor.apply()
+        report = editor.apply()
+        self.reports[stage] = report
         with editor.ranks.together():
             save_edited(
-                pl_module.model,
-                getattr(trainer.datamodule, "tokenizer", None),
+                task.model,
+                getattr(data, "tokenizer", None),
                 Path(trainer.default_root_dir) / ("patch" if self.save == "patch" else "edited"),
-                self.report,
-                source=pl_module.model_name,
+                report,
+                source=task.model_name,
                 factors=collector.metadata,
                 fingerprint=fingerprint,
                 save=self.save,
             )
-        self._evaluate(stage, trainer, pl_module)
+        self._evaluate(stage, trainer, task)
 
-    def _evaluate(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.stage = stage
+    def _evaluate(self, stage: str, trainer: Trainer, task: TaskModule) -> None:
+        task.stage = stage
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.run()

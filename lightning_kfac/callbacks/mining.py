@@ -2,20 +2,27 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
 
+from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import console, say
 from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
 from lightning_kfac.mining.search import Found, Searched
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.modules.text_data import text_data
 from lightning_kfac.storage.files import timestamp
 
-MINED, REPETITIONS, SUMMARY, LOG = "memorized.jsonl", "repetitions.jsonl", "mining.json", "mining"
+MINED = "memorized.jsonl"
+REPETITIONS = "repetitions.jsonl"
+SUMMARY = "mining.json"
+LOG = "mining"
 
 
 class MiningWriter(Callback):
@@ -26,22 +33,32 @@ class MiningWriter(Callback):
     batch in ``mining/``, so that a search that was stopped goes on.
     """
 
+    @override
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module, outputs: Searched, batch, batch_idx, dataloader_idx=0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Searched,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch["batch"] is not None:
             row = {"batch": batch["batch"], **outputs._asdict(), "found": [f._asdict() for f in outputs.found]}
-            trainer.datamodule.mining_log.append(trainer.global_rank, row)
+            text_data(trainer).mining_log.append(trainer.global_rank, row)
         if trainer.received_sigterm:  # outside of fit nobody else looks
             raise SIGTERMException
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = trainer.datamodule
+        data = text_data(trainer)
+        module = causal_lm(pl_module)
         trainer.strategy.barrier("mining")
-        fingerprint = weights_fingerprint(pl_module.model, ())  # of all ranks, where the model is sharded
+        fingerprint = weights_fingerprint(module.loaded, ())  # of all ranks, where the model is sharded
         if not trainer.is_global_zero:
             return
-        done, folder = list(data.mining_log.rows()), Path(trainer.default_root_dir)
+        done = list(data.mining_log.rows())
+        folder = Path(trainer.default_root_dir)
         if left := data.n_mining_batches - len(done):
             say(f"{left:,} of {data.n_mining_batches:,} batches are not searched yet; the same command goes on")
             return
@@ -50,18 +67,17 @@ class MiningWriter(Callback):
         telling = [f for number, f in enumerate(found) if number not in low]
         texts = [[*f.prefix_ids, *f.suffix_ids] for f in telling]
         kept, exact, near = first_of_each(texts, data.mining.near_duplicate)
-        decode = data.tokenizer.decode
-        _write(folder / REPETITIONS, (found[f] for f in sorted(low)), decode)
+        _write(folder / REPETITIONS, (found[f] for f in sorted(low)), data.decode)
         counts = {name: sum(row[name] for row in done) for name in ("windows", "checked", "near_ties")}
         summary = {
-            "model": pl_module.model_name,
+            "model": module.model_name,
             "corpus": data.corpus.label,
             "max_tokens": data.max_tokens,
             "prefix_len": data.window[0],
             "suffix_len": data.window[1],
             "seq_len": data.seq_len,
             **asdict(data.mining),
-            "dtype": str(next(pl_module.model.parameters()).dtype).removeprefix("torch."),
+            "dtype": str(next(module.loaded.parameters()).dtype).removeprefix("torch."),
             "fingerprint": fingerprint,
             **counts,
             "recited": len(found),
@@ -74,12 +90,12 @@ class MiningWriter(Callback):
         partial = folder / f"{SUMMARY}.part"
         partial.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
         partial.replace(folder / SUMMARY)
-        _write(folder / MINED, (telling[f] for f in kept), decode)  # last: it says that the search has finished
+        _write(folder / MINED, (telling[f] for f in kept), data.decode)  # last: it says that the search has finished
         shutil.rmtree(folder / LOG, ignore_errors=True)
         _tell(summary, folder)
 
 
-def _write(path: Path, rows: Iterable[Found], decode) -> None:
+def _write(path: Path, rows: Iterable[Found], decode: Callable[[Sequence[int]], str]) -> None:
     partial = path.with_suffix(".part")
     with open(partial, "w", encoding="utf-8") as file:
         for f in rows:
@@ -89,7 +105,7 @@ def _write(path: Path, rows: Iterable[Found], decode) -> None:
     partial.replace(path)
 
 
-def _tell(summary: dict, folder: Path) -> None:
+def _tell(summary: dict[str, Any], folder: Path) -> None:
     console.print(
         f"{summary['windows']:,} windows looked at, {summary['checked']:,} checked by themselves, "
         f"{summary['recited']:,} recited word for word: {summary['repetitions']:,} mere repetitions, "

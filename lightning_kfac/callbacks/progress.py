@@ -1,68 +1,112 @@
 """Lightning's loops on the package's own progress display."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from typing_extensions import override
 
+from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import track_count
+from lightning_kfac.mining.search import Searched
+from lightning_kfac.modules.text_data import text_data
 
 
 class RunProgress(ProgressBar):
     """Tokens a second and ETA while collecting or training, batches while evaluating or mining."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._display = ExitStack()
-        self._advance_to = None
+        self._advance_to: Callable[[int], None] = _nowhere
         self._done = 0
+        self._per_batch = 0
         self._shown: tuple[str, int] | None = None
 
+    @override
     def disable(self) -> None:
         """Lightning calls this on ranks that should stay silent; the display already knows its rank."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._shown == ("train", trainer.current_epoch):
             return
-        verb = "collect" if pl_module.frozen else "train"
-        per_batch = trainer.datamodule.batch_size * trainer.datamodule.seq_len * trainer.world_size
-        total = self.total_train_batches * per_batch if self.total_train_batches != float("inf") else None
+        verb = "collect" if causal_lm(pl_module).frozen else "train"
+        data = text_data(trainer)
+        per_batch = data.batch_size * data.seq_len * trainer.world_size
+        n_batches = self.total_train_batches
+        total = int(n_batches) * per_batch if n_batches != float("inf") else None
         self._per_batch = per_batch
         self._start(verb, "tokens", total, batch_idx * per_batch)  # an interrupted run begins in the middle
         self._shown = "train", trainer.current_epoch
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
         self._advance(self._per_batch)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._display.close()
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(f"evaluate {pl_module.stage} model", "batches", int(sum(trainer.num_val_batches)))
+        self._start(f"evaluate {causal_lm(pl_module).stage} model", "batches", int(sum(trainer.num_val_batches)))
 
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self._advance(1)
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._display.close()
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start("look for recited windows", "windows", trainer.datamodule.windows_left)
+        self._start("look for recited windows", "windows", text_data(trainer).windows_left)
 
-    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Searched,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self._advance(outputs.windows * trainer.world_size)
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._display.close()
 
-    def on_exception(self, trainer, pl_module, exception) -> None:
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._display.close()
 
     def _start(self, description: str, unit: str, total: int | None, done: int = 0) -> None:
         self._display.close()
-        self._done, self._shown = done, None
+        self._done = done
+        self._shown = None
         self._advance_to = self._display.enter_context(track_count(description, unit, total, done))
 
     def _advance(self, amount: int) -> None:
         self._done += amount
         self._advance_to(self._done)
+
+
+def _nowhere(done: int) -> None:
+    """Before anything is shown."""

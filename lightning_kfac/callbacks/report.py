@@ -1,23 +1,30 @@
 """RunReport: results.jsonl, the table of before and after, and example continuations."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
 
 from lightning_kfac.callbacks.edit import EditCallback
+from lightning_kfac.callbacks.typed import causal_lm, find_callback
 from lightning_kfac.console import say, show
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.editing.edited_model import edit_details
 from lightning_kfac.metrics.loss_change import EDGES
+from lightning_kfac.modules.text_data import text_data
 from lightning_kfac.reporting.figures.comparison import loss_change_figure, metrics_figure
 from lightning_kfac.reporting.labels import METRICS
 from lightning_kfac.reporting.tables import Example, comparison_table, examples_markdown, examples_table
 from lightning_kfac.storage.files import new_file
 from lightning_kfac.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lightning_kfac.modules.causal_lm import CausalLM
 
 EXAMPLES = 3
 COMPARISON = "comparison.json"
@@ -33,28 +40,34 @@ class RunReport(Callback):
     """
 
     def __init__(self, folder: RunFolder, command: str, config: str, resumed: bool = False):
-        self.folder, self.command, self.config, self.resumed = folder, command, config, resumed
-        self.evaluations: dict[str, dict] = {}
+        self.folder = folder
+        self.command = command
+        self.config = config
+        self.resumed = resumed
+        self.evaluations: dict[str, dict[str, Any]] = {}
         self.continuations: dict[str, dict[int, list[int]]] = {}
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data and model are loaded and good: only now may an earlier run be put aside."""
         if trainer.is_global_zero:
             begin = self.folder.resume if self.resumed else self.folder.begin
             begin(self.command, self.config)
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stage = pl_module.stage
         if trainer.sanity_checking:
             return
+        module = causal_lm(pl_module)
+        stage = module.stage
         name, _, rank = stage.partition(" ")  # `lowrank 4`
         if not rank:  # ranks have a table of their own
-            self.evaluations[stage] = pl_module.record
-        self.continuations[stage] = pl_module.evaluation.continuations.get(MEMORIZED, {})
+            self.evaluations[stage] = module.record
+        self.continuations[stage] = module.latest.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
-            row = {"stage": name, **({"rank": int(rank)} if rank else {}), **pl_module.record}
-            row |= {"edit": _edit_row(trainer, pl_module), "measured": _measured(trainer, pl_module)}
-            self.folder.add_result(row | {"model": pl_module.evaluated})
+            row = {"stage": name, **({"rank": int(rank)} if rank else {}), **module.record}
+            row |= {"edit": _edit_row(trainer, module), "measured": _measured(trainer, module)}
+            self.folder.add_result(row | {"model": module.evaluated})
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""
@@ -63,23 +76,24 @@ class RunReport(Callback):
             if near := sum(value for key, value in record.items() if key.endswith("n_near_ties")):
                 say(f"{stage}: {near} verdicts hang on logits that are equal within the model's precision")
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         if self.evaluations:
             self.show_comparison()
-        last = list(self.continuations)[-1] if self.continuations else None
-        examples = []
-        if last != "baseline" and self.continuations.get(last) and self.continuations.get("baseline"):
+        module = causal_lm(pl_module)
+        examples: list[Example] = []
+        stages = list(self.continuations)
+        if stages[-1:] != ["baseline"] and self.continuations.get("baseline") and self.continuations[stages[-1]]:
             examples = self._examples(trainer)
             show(examples_table(examples))
-        self._show_change(trainer, pl_module, examples)
-        self._log_hyperparameters(trainer, pl_module)
+        self._show_change(trainer, module, examples)
+        self._log_hyperparameters(trainer, module)
 
-    def _show_change(self, trainer: Trainer, pl_module: LightningModule, examples: list[Example]) -> None:
+    def _show_change(self, trainer: Trainer, module: "CausalLM", examples: list[Example]) -> None:
         """Figures and examples in TensorBoard, and what a report needs of them in ``comparison.json``."""
-        evaluation = pl_module.evaluation
-        counts = evaluation.change_counts if evaluation is not None else None
+        counts = None if module.evaluation is None else module.evaluation.change_counts
         if len(self.evaluations) > 1:
             details = {"examples": [e._asdict() for e in examples], "edges": EDGES.tolist(), "loss_change": counts}
             with new_file(self.folder.path / COMPARISON) as partial:
@@ -95,26 +109,26 @@ class RunReport(Callback):
 
     def _examples(self, trainer: Trainer) -> list[Example]:
         """Sequences that this rank decoded before and after; first those that the edit changed."""
-        before, after = self.continuations["baseline"], list(self.continuations.values())[-1]
-        sequences = trainer.datamodule.sequences(MEMORIZED)
+        before = self.continuations["baseline"]
+        after = list(self.continuations.values())[-1]
+        data = text_data(trainer)
+        sequences = data.sequences(MEMORIZED)
         changed = [i for i in sorted(after) if before.get(i) == list(sequences[i].suffix) != after[i]]
         rest = [i for i in sorted(after) if i not in changed]
-        return [
-            _example(trainer.datamodule.tokenizer.decode, sequences[i], before[i], after[i])
-            for i in [*changed, *rest][:EXAMPLES]
-        ]
+        return [_example(data.decode, sequences[i], before[i], after[i]) for i in [*changed, *rest][:EXAMPLES]]
 
-    def _log_hyperparameters(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log_hyperparameters(self, trainer: Trainer, module: "CausalLM") -> None:
         if not isinstance(trainer.logger, TensorBoardLogger) or not self.evaluations:
             return
-        data, edit = trainer.datamodule, _edit_row(trainer, pl_module) or {}
+        data = text_data(trainer)
+        edit = _edit_row(trainer, module) or {}
         settings = {
-            "model": pl_module.model_name,
-            "labels": pl_module.labels,
+            "model": module.model_name,
+            "labels": module.labels,
             "corpus": data.corpus.label,
             "max_tokens": data.max_tokens,
             "seq_len": data.seq_len,
-            "seed": pl_module.seed,
+            "seed": module.seed,
             **{
                 f"edit/{key}": value if isinstance(value, float) else str(value) for key, value in edit.items() if value
             },
@@ -125,14 +139,16 @@ class RunReport(Callback):
         trainer.logger.save()
 
 
-def _measured(trainer: Trainer, pl_module: LightningModule) -> dict:
+def _measured(trainer: Trainer, module: "CausalLM") -> dict[str, Any]:
     """What a figure depends on beside the model."""
-    dtype = str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
-    about = {"dtype": dtype, "precision": trainer.precision, **asdict(pl_module.measures)}
-    return trainer.datamodule.described() | about | {"reference": pl_module.baseline_name}
+    dtype = str(next(module.loaded.parameters()).dtype).removeprefix("torch.")
+    about = {"dtype": dtype, "precision": trainer.precision, **asdict(module.measures)}
+    return text_data(trainer).described() | about | {"reference": module.baseline_name}
 
 
-def _example(decode: Callable, sequence: MemorizedSequence, before: list[int], after: list[int]) -> Example:
+def _example(
+    decode: Callable[[Sequence[int]], str], sequence: MemorizedSequence, before: list[int], after: list[int]
+) -> Example:
     gold = list(sequence.suffix)
     same = next((i for i, (a, b) in enumerate(zip(after, gold, strict=False)) if a != b), len(after))
     start, whole = decode(after[:same]), decode(after)
@@ -140,9 +156,9 @@ def _example(decode: Callable, sequence: MemorizedSequence, before: list[int], a
     return Example(decode(sequence.prefix), decode(gold), decode(before), whole, diverging)
 
 
-def _edit_row(trainer: Trainer, pl_module: LightningModule) -> dict | None:
+def _edit_row(trainer: Trainer, module: "CausalLM") -> dict[str, Any] | None:
     """The field ``edit`` of a result: what this run did, or what was done to the checkpoint it measures."""
-    reports = next((c.reports for c in trainer.callbacks if isinstance(c, EditCallback)), {})
-    if pl_module.stage in reports:
-        return reports[pl_module.stage].summary()
-    return edit_details(pl_module.evaluated).get("summary")
+    edit = find_callback(trainer, EditCallback)
+    if edit is not None and module.stage in edit.reports:
+        return edit.reports[module.stage].summary()
+    return edit_details(module.evaluated).get("summary")

@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_kfac.attention.collect import ResidualCapture
 from lightning_kfac.attention.spectra import ResidualSpectra
 from lightning_kfac.attention.storage import save_spectra
+from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.modules.text_data import text_data
 
 RESIDUALS = "residuals"
 
@@ -48,40 +53,54 @@ class ResidualCollector(Callback):
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises ``InputError`` for settings of a run that does not only run forward."""
-        if not pl_module.frozen:
+        if not causal_lm(pl_module).frozen:
             raise InputError("crystallize needs a frozen model: leave model.training out")
         if trainer.max_epochs != 1:
             raise InputError("trainer.max_epochs must be 1: set data.max_tokens to calibrate on more or less text")
         if trainer.precision == "16-mixed":
             raise InputError("trainer.precision 16-mixed scales a loss that is not there; use bf16-mixed or 32-true")
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.check(trainer, pl_module)
-        self._capture = ResidualCapture(pl_module.model, self.layers)
+        self._capture = ResidualCapture(causal_lm(pl_module).loaded, self.layers)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._capture.__enter__()
-        pl_module.collection = _ForwardOnly(self._capture)
+        capture = self._running.__enter__()
+        causal_lm(pl_module).collection = _ForwardOnly(capture)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
         # Before the evaluation, which is not to be listened to.
         if trainer.is_last_batch:
             self._finish(trainer, pl_module)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.spectra is None:  # stopped early
             self._finish(trainer, pl_module)
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._capture is not None:
             self._capture.__exit__()
 
+    @property
+    def _running(self) -> ResidualCapture:
+        if self._capture is None:
+            raise RuntimeError("no collection of residuals has begun: trainer.fit begins one")
+        return self._capture
+
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._capture.__exit__()
-        data = trainer.datamodule
-        self.spectra = self._capture.spectra(
+        capture = self._running
+        capture.__exit__()
+        data = text_data(trainer)
+        self.spectra = capture.spectra(
             lambda total: trainer.strategy.reduce(total, reduce_op="sum"),
-            model=pl_module.model_name,
+            model=causal_lm(pl_module).model_name,
             corpus=data.corpus.label,
             seq_len=data.seq_len,
             tokenizer=data.tokenizer_name,

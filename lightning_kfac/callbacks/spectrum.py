@@ -4,9 +4,12 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
 
 from lightning_kfac.callbacks.collection.collector import find_collector
+from lightning_kfac.callbacks.collection.task import task_of
 from lightning_kfac.callbacks.edit import EditCallback
+from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.console import track_count
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.editing.config import EditConfig
@@ -31,24 +34,26 @@ class SpectrumLogger(Callback):
         {}
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.spectra: dict[str, LayerSpectrum] = {}
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer, self)
         if not isinstance(trainer.logger, TensorBoardLogger):
             return
+        model = task_of(pl_module).model
         ranks = current_ranks()
-        device = next(pl_module.model.parameters()).device
+        device = next(model.parameters()).device
         collector.bases.prepare(collector.factors, list(collector.factors), ranks, collector.owners, device)
         if ranks.rank:
             return
-        edit = next((c.config for c in trainer.callbacks if isinstance(c, EditCallback)), None)
+        edit = find_callback(trainer, EditCallback)
         folder = Path(trainer.default_root_dir) / "factors"
         factors = collector.factors if collector.owners is None else load_factors(folder)
-        rhos = (
-            _cuts(edit, list(factors), count_blocks(pl_module.model)) if edit and not collector.domain_factors else {}
-        )
+        rhos: dict[str, float] = {}
+        if edit is not None and not collector.domain_factors:
+            rhos = _cuts(edit.config, list(factors), count_blocks(model))
         with track_count("spectra", "layers", total=len(factors)) as advance_to:
             for number, name in enumerate(factors, start=1):
                 G, A = collector.bases.of(factors, name)

@@ -1,10 +1,10 @@
 """A run's parts from its config: what to go on with, logger, strategy, and the callbacks in the order of the work."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jsonargparse import Namespace
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
@@ -22,8 +22,6 @@ from lightning_kfac.distributed.strategies import ShardedStrategy, strategy_for
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.run_folder import EVENTS, RunFolder
 
-Kind = TypeVar("Kind", bound=Callback)
-
 
 def default_folder(config: Namespace) -> str:
     """``runs/NAME``, after the last config file or the model."""
@@ -38,7 +36,8 @@ def state_to_resume(config: Namespace) -> Path | None:
     Raises:
         InputError: ``ckpt_path`` names nothing there, or comes with ``overwrite``.
     """
-    root, named = Path(config.trainer.default_root_dir), config.ckpt_path
+    root = Path(config.trainer.default_root_dir)
+    named = config.ckpt_path
     found = latest_checkpoint(root) if named in (None, "last") else checkpoint_in(Path(named), root)
     if named == "last" and found is None:
         raise InputError(f"ckpt_path: {root} holds no interrupted collection")
@@ -96,12 +95,6 @@ def callbacks_for(command: str, config: Namespace, model: LightningModule, own: 
     if command == "predict":
         return [MiningWriter()]
     return working_callbacks(config, model, own) if command == "fit" else []
-
-
-def find_callback(trainer: Trainer, kind: type[Kind]) -> Kind | None:
-    """The Trainer's callback of a kind."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _holds(callbacks: list[Callback], kind: type[Callback]) -> bool:

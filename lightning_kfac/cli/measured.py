@@ -46,7 +46,9 @@ class MeasuredPoints:
         domains: Mapping[str, FactorFolder],
         options: Namespace,
     ):
-        self.editor, self.evaluator, self.results = editor, evaluator, results
+        self.editor = editor
+        self.evaluator = evaluator
+        self.results = results
         # Everything that a figure depends on, but for the device.
         read = {name: folder.content() for name, folder in {"": factors, **domains}.items()}
         weights = weights_fingerprint(editor.model, factors)

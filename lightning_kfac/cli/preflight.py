@@ -4,14 +4,14 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning import Trainer
-from torch import nn
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.callbacks import CrystallizationStudy, CurvatureCollector, EditCallback
 from lightning_kfac.callbacks.mining import LOG, MINED, REPETITIONS, SUMMARY
-from lightning_kfac.cli.assembly import find_callback
+from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.console import console
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
@@ -22,6 +22,9 @@ from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def check_fit(trainer: Trainer, model: CausalLM, data: TextData) -> Mapping[str, Layer]:
     """The layers that the collection will track, none where there is no collection.
@@ -29,7 +32,8 @@ def check_fit(trainer: Trainer, model: CausalLM, data: TextData) -> Mapping[str,
     Raises:
         InputError: The settings of two parts do not go together, or not with this model.
     """
-    collector, edit = find_callback(trainer, CurvatureCollector), find_callback(trainer, EditCallback)
+    collector = find_callback(trainer, CurvatureCollector)
+    edit = find_callback(trainer, EditCallback)
     study = find_callback(trainer, CrystallizationStudy)
     if isinstance(trainer.strategy, ShardedStrategy) and (study is not None or not model.frozen):
         raise InputError("trainer.strategy fsdp is for collections: train and crystallize with ddp")
@@ -50,7 +54,7 @@ def check_fit(trainer: Trainer, model: CausalLM, data: TextData) -> Mapping[str,
     return targets
 
 
-def _on_paper(model: CausalLM) -> nn.Module:
+def _on_paper(model: CausalLM) -> "PreTrainedModel":
     return skeleton(model.config, model.trust_remote_code)
 
 
@@ -58,7 +62,8 @@ def announce(folder: Path, trainer: Trainer, model: CausalLM, data: TextData, n_
     """Prints the steps of the run in order."""
     name = model.model_name or f"a new {model.config.model_type}"
     text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
-    study, edit = find_callback(trainer, CrystallizationStudy), find_callback(trainer, EditCallback)
+    study = find_callback(trainer, CrystallizationStudy)
+    edit = find_callback(trainer, EditCallback)
     domains = "".join(f" and on {domain.label}" for domain in data.domains.values())
     steps = [f"collect the curvature of {n_layers} layers of {name} on {text}{domains}"]
     if study is not None:

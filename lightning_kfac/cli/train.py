@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import CurvatureCollector, RankWatch, RunProgress, RunReport
-from lightning_kfac.cli.assembly import callbacks_for, default_folder, find_callback, state_to_resume, trainer_parts
+from lightning_kfac.callbacks.typed import find_callback
+from lightning_kfac.cli.assembly import callbacks_for, default_folder, state_to_resume, trainer_parts
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import announce, check_fit, inputs, make_room_for_mining
@@ -177,7 +178,9 @@ class TrainCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
         model = self.model
-        edited, reference, why = bool(edit_details(model.model_name)), None, "the baseline is skipped"
+        edited = bool(edit_details(model.model_name))
+        reference = None
+        why = "the baseline is skipped"
         if not model.skip_baseline:
             names = model.model_name, model.reference
             reference, why = find_reference(*names, model.vocab_size, model.trust_remote_code)

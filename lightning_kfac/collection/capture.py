@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
 from lightning_kfac.collection.sums import FactorSums, LayerSums
 from lightning_kfac.distributed.ranks import Ranks
@@ -26,7 +27,8 @@ class Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, output: Tensor, root: Tensor, a: Tensor, capture: "CurvatureCapture", name: str) -> Tensor:
+    @override
+    def forward(ctx: Any, output: Tensor, root: Tensor, a: Tensor, capture: "CurvatureCapture", name: str) -> Tensor:
         ctx.save_for_backward(a)
         ctx.capture = capture
         ctx.name = name
@@ -37,7 +39,8 @@ class Tap(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    @override
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (a,) = ctx.saved_tensors
         ctx.capture.add(ctx.name, a, gradient, ctx.first_draw)
         ctx.first_draw = False
@@ -64,7 +67,7 @@ class CurvatureCapture:
     def __init__(
         self,
         layers: Mapping[str, Layer],
-        sums: Callable[[Layer], LayerSums] = FactorSums,
+        sums: Callable[[Layer], LayerSums[Any]] = FactorSums,
         leaders: Mapping[str, str] | None = None,
         per_position_masks: bool = False,
         ranks: Ranks | None = None,
@@ -118,7 +121,7 @@ class CurvatureCapture:
             self._handles.append(layer.watch(self._see(name)))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -210,7 +213,7 @@ class CurvatureCapture:
 
         return see
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not annotate it
     def _note_input(self, name: str, a: Tensor) -> None:
         """Notes in the first forward which layers read the same tensor, unless that is known; later ones must agree."""
         if name not in self.leaders:

@@ -2,33 +2,38 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_kfac.collection.capture import CurvatureCapture
-from lightning_kfac.collection.fisher import FisherLoss
+from lightning_kfac.collection.fisher import FisherLoss, LabelSource
 from lightning_kfac.collection.session import CollectionSession
-from lightning_kfac.collection.sums import MomentSums
+from lightning_kfac.collection.sums import FactorSums, LayerSums, MomentSums, ResultT
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.models.language import vocabulary_size
 from lightning_kfac.models.layers import Layer, find_layers
 from lightning_kfac.models.targets import Blocks, resolve_targets
 from lightning_kfac.models.tokens import TokenBatch
 
-LossFunction = Callable[[nn.Module, dict], Tensor]
+T = TypeVar("T")
+Batches = Iterable[Mapping[str, Any]]
+# The batch is what the caller's own function takes.
+LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 def collect_factors(
     model: nn.Module,
-    batches: Iterable[dict],
+    batches: Batches,
     *,
     blocks: Blocks = "all",
     projections: Sequence[str] = ("gate", "up", "down"),
     modules: Sequence[str] | None = None,
-    labels: str = "sampled",
+    labels: LabelSource = "sampled",
     seed: int = 0,
     mc_samples: int = 1,
     loss_fn: LossFunction | None = None,
@@ -77,8 +82,9 @@ def collect_factors(
         if loss_fn is not None:
             return _collect_with(loss_fn, model, batches, layers)
         objective = FisherLoss(labels, seed, mc_samples)
-        limits = {"max_memory_gb": max_memory_gb, "layers_per_pass": layers_per_pass}
-        session = CollectionSession(model, layers, objective, **limits)
+        session = CollectionSession(
+            model, layers, objective, max_memory_gb=max_memory_gb, layers_per_pass=layers_per_pass
+        )
         batches = _planned(session, batches)
         passes = session.plan.passes
         if verbose:
@@ -87,17 +93,17 @@ def collect_factors(
             raise InputError(f"{len(passes)} passes are needed: give `batches` as a list or a data loader")
         factors: dict[str, KroneckerFactors] = {}
         for names in passes:
-            factors |= _pass(session, batches, names)
+            factors |= _pass(session, objective, batches, names, FactorSums)
         return factors
 
 
 def collect_moments(
     model: nn.Module,
-    batches: Iterable[dict],
+    batches: Batches,
     factors: Mapping[str, KroneckerFactors],
     *,
-    moments: str = "token",
-    labels: str = "sampled",
+    moments: Literal["token", "sequence"] = "token",
+    labels: LabelSource = "sampled",
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Measures the curvature of every component in the basis of given factors, in a second pass (EK-FAC).
@@ -133,9 +139,9 @@ def collect_moments(
 
     with frozen(model):
         layers = {name: known[name] for name in factors}
-        session = CollectionSession(model, layers, FisherLoss(labels, seed))
-        batches = _planned(session, batches)
-        return _pass(session, batches, layers, sums)
+        objective = FisherLoss(labels, seed)
+        session = CollectionSession(model, layers, objective)
+        return _pass(session, objective, _planned(session, batches), layers, sums)
 
 
 @contextmanager
@@ -153,29 +159,30 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _planned(session: CollectionSession, batches: Iterable[dict]) -> Iterable[dict]:
+def _planned(session: CollectionSession[TokenBatch], batches: Batches) -> Batches:
     """Plans by the first batch; gives all of them."""
-    first, batches = _peek(batches)
+    first, everything = _peek(batches)
     if first is None:
         raise InputError("no valid token: there is no batch")
     session.make_plan(TokenBatch.from_dict(first).shape)
-    return batches
+    return everything
 
 
 def _pass(
-    session: CollectionSession,
-    batches: Iterable[dict],
+    session: CollectionSession[TokenBatch],
+    objective: FisherLoss,
+    batches: Batches,
     names: Iterable[str],
-    sums: Callable[[Layer], MomentSums] | None = None,
-) -> dict:
+    sums: Callable[[Layer], LayerSums[ResultT]],
+) -> dict[str, ResultT]:
     """One pass over the batches for some of the layers."""
     device = next(session.model.parameters()).device
-    vocabulary = session.model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_size(session.model)
     rows = 0
     try:
         session.open(names, sums)
         for number, batch in enumerate(batches):
-            tokens = session.objective.prepare(batch, first_index=rows)
+            tokens = objective.prepare(batch, first_index=rows)
             rows += tokens.shape[0]
             try:
                 tokens.check_ids(vocabulary)
@@ -189,7 +196,7 @@ def _pass(
 
 
 def _collect_with(
-    loss_fn: LossFunction, model: nn.Module, batches: Iterable[dict], layers: Mapping[str, Layer]
+    loss_fn: LossFunction, model: nn.Module, batches: Batches, layers: Mapping[str, Layer]
 ) -> dict[str, KroneckerFactors]:
     with torch.enable_grad(), CurvatureCapture(layers, per_position_masks=True) as capture:
         for number, batch in enumerate(batches):
@@ -201,13 +208,13 @@ def _collect_with(
         return capture.results()
 
 
-def _peek(batches: Iterable[dict]) -> tuple[dict | None, Iterable[dict]]:
+def _peek(batches: Iterable[T]) -> tuple[T | None, Iterable[T]]:
     """The first batch, and all of them; an iterator is put together again."""
     if not isinstance(batches, Iterator):
         return next(iter(batches), None), batches
     first = next(batches, None)
 
-    def again() -> Iterator[dict]:
+    def again() -> Iterator[T]:
         if first is not None:
             yield first
         yield from batches

@@ -1,6 +1,7 @@
 """When a collection has seen enough: what an edit would keep, compared at every doubling of the tokens."""
 
 from collections.abc import Mapping
+from typing import TypedDict
 
 from lightning_kfac.factors.folder import input_leaders
 from lightning_kfac.factors.kronecker import KroneckerFactors
@@ -8,6 +9,14 @@ from lightning_kfac.math.overlap import KeptSet, overlap
 from lightning_kfac.math.spectrum import Spectrum, eigenbasis
 
 FIRST_SNAPSHOT = 2048
+
+
+class SnapshotsState(TypedDict):
+    """How far a comparison has come: tokens seen, at which it is due next, and those of the last one."""
+
+    seen: int
+    next: int
+    last: int | None
 
 
 class Snapshots:
@@ -19,7 +28,8 @@ class Snapshots:
 
     def __init__(self, rho: float):
         self.rho = rho
-        self._seen, self._next = 0, FIRST_SNAPSHOT
+        self._seen = 0
+        self._next = FIRST_SNAPSHOT
         self._last: dict[str, KeptSet] = {}
         self._last_tokens: int | None = None
 
@@ -32,29 +42,31 @@ class Snapshots:
             self._next *= 2
         return True
 
-    def state(self) -> dict[str, int | None]:
+    def state(self) -> SnapshotsState:
         """What ``load_state`` needs, beside the factors that were compared last: ``last`` is their token count."""
         return {"seen": self._seen, "next": self._next, "last": self._last_tokens}
 
-    def load_state(self, state: Mapping[str, int | None], last: Mapping[str, KroneckerFactors] | None) -> None:
+    def load_state(self, state: SnapshotsState, last: Mapping[str, KroneckerFactors] | None) -> None:
         """Goes on from there.
 
         Args:
             last: The factors that were compared last, if any were.
         """
-        self._seen, self._next = state["seen"], state["next"]
+        self._seen = state["seen"]
+        self._next = state["next"]
         if last is not None:
             self.compare(last)
 
     def compare(self, factors: Mapping[str, KroneckerFactors]) -> dict[str, float]:
         """Overlap in [0, 1] of each layer's kept set with that of the last call; empty the first time."""
         inputs: dict[str, Spectrum] = {}
-        kept = {}
+        kept: dict[str, KeptSet] = {}
         for name, leader in input_leaders(factors).items():
             layer = factors[name]
             if leader not in inputs:
                 inputs[leader] = eigenbasis(layer.A, f"A of {leader}")
             kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), inputs[leader])
         overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if self._last}
-        self._last, self._last_tokens = kept, next(iter(factors.values())).n_tokens
+        self._last = kept
+        self._last_tokens = next(iter(factors.values())).n_tokens
         return overlaps

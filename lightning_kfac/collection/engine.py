@@ -1,15 +1,16 @@
 """The engine of every collection, with or without a Trainer: forward, loss and backward of a batch."""
 
 import math
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
 from lightning_kfac.collection.capture import CurvatureCapture
-from lightning_kfac.collection.objective import Batch, Objective
+from lightning_kfac.collection.objective import BatchT, Objective
 
 
-class CurvatureEngine:
+class CurvatureEngine(Generic[BatchT]):
     """Differentiates the loss of batches while a capture listens.
 
     Args:
@@ -24,7 +25,7 @@ class CurvatureEngine:
         self,
         model: nn.Module,
         capture: CurvatureCapture,
-        objective: Objective,
+        objective: Objective[BatchT],
         rows_at_once: int | None = None,
         head_chunk: int | None = None,
     ):
@@ -34,7 +35,7 @@ class CurvatureEngine:
         self.rows_at_once = rows_at_once
         self.head_chunk = head_chunk
 
-    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def run(self, batch: BatchT) -> tuple[Tensor, Tensor]:
         """Runs a batch up to its very last backward, which is left to the caller (a Trainer insists on it).
 
         Returns:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,12 @@ from torch.nn import functional as F
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED, sample_labels, uniforms
 from lightning_kfac.models.head import HeadLoss, Labels
+from lightning_kfac.models.language import language_model
 from lightning_kfac.models.layers import Layer
 from lightning_kfac.models.probes import is_plain_head
 from lightning_kfac.models.tokens import TokenBatch
+
+LabelSource = Literal["sampled", "gold"]
 
 HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 # One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
@@ -34,17 +37,17 @@ class FisherLoss:
         InputError: An unknown kind of labels, or several draws of gold labels.
     """
 
-    labels: Literal["sampled", "gold"] = "sampled"
+    labels: LabelSource = "sampled"
     seed: int = 0
     mc_samples: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.labels not in ("sampled", "gold"):
             raise InputError(f"labels is {self.labels!r}; choose sampled or gold")
         if self.mc_samples < 1 or (self.mc_samples > 1 and self.labels == "gold"):
             raise InputError(f"mc_samples is {self.mc_samples}: at least 1, and gold labels have one draw only")
 
-    def prepare(self, batch: dict, first_index: int = 0) -> TokenBatch:
+    def prepare(self, batch: Mapping[str, Any], first_index: int = 0) -> TokenBatch:
         """A batch on the CPU with the numbers that draw its labels, so that no device waits for them.
 
         Args:
@@ -54,34 +57,37 @@ class FisherLoss:
         tokens = TokenBatch.from_dict(batch, first_index)
         if self.labels == "gold":
             return tokens
-        index, positions = tokens.sample_index, tokens.position_ids
+        index = tokens.sample_index
+        positions = tokens.position_ids
         u = torch.stack([uniforms(self.seed, index, positions, draw) for draw in range(self.mc_samples)], dim=1)
         return replace(tokens, uniforms=u)
 
-    def draws(self, model: nn.Module, tokens: TokenBatch, head_chunk: int | None) -> Iterator[Tensor]:
+    def draws(self, model: nn.Module, batch: TokenBatch, head_chunk: int | None) -> Iterator[Tensor]:
         """One loss for each draw of labels, all on one forward pass: scalar tensors to differentiate.
 
         Args:
-            tokens: As ``prepare`` made them.
+            batch: As ``prepare`` made it.
             head_chunk: Tokens whose logits exist at once; None takes the logits from the model whole.
         """
-        targets = tokens.targets.flatten()
+        targets = batch.targets.flatten()
         if head_chunk is None:
-            logits = model(**tokens.model_inputs()).logits.flatten(0, 1)
+            logits = model(**batch.model_inputs()).logits.flatten(0, 1)
         else:
-            hidden = model.base_model(**tokens.model_inputs()).last_hidden_state.flatten(0, 1)
+            hidden = language_model(model).base_model(**batch.model_inputs()).last_hidden_state.flatten(0, 1)
         for draw in range(self.mc_samples):
-            labels = self._labels(tokens, targets, draw)
+            labels = self._labels(batch, targets, draw)
             if head_chunk is None:
                 wide = logits if logits.dtype == torch.float64 else logits.float()
                 drawn = labels(logits.detach(), slice(None))
                 yield F.cross_entropy(wide, drawn, ignore_index=IGNORED, reduction="sum")
             else:
-                yield HeadLoss.apply(hidden, model.get_output_embeddings(), labels, head_chunk)
+                yield HeadLoss.apply(hidden, language_model(model).get_output_embeddings(), labels, head_chunk)
 
     def _labels(self, tokens: TokenBatch, targets: Tensor, draw: int) -> Labels:
         if self.labels == "gold":
             return lambda logits, part: targets[part]
+        if tokens.uniforms is None:
+            raise RuntimeError("the batch has no numbers that draw its labels: give it to prepare first")
         u = tokens.uniforms[:, draw].flatten()
         ignored = targets == IGNORED
         return lambda logits, part: sample_labels(logits, u[part]).masked_fill(ignored[part], IGNORED)
@@ -94,7 +100,7 @@ class FisherLoss:
         self, model: nn.Module, layers: Mapping[str, Layer], device: torch.device, positions: int
     ) -> tuple[int | None, int]:
         """Tokens whose logits exist at once, and their bytes; None, all of them, where the model must make them."""
-        head = model.get_output_embeddings()
+        head = language_model(model).get_output_embeddings()
         vocabulary = head.weight.shape[0]
         if any(layer.module is head for layer in layers.values()) or not is_plain_head(model):
             return None, positions * vocabulary * BYTES_PER_LOGIT

@@ -7,13 +7,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
 from lightning_kfac.collection.capture import CurvatureCapture
-from lightning_kfac.collection.objective import Objective
+from lightning_kfac.collection.objective import BatchT, Objective
 from lightning_kfac.collection.sums import LayerSums
 from lightning_kfac.distributed.ranks import share_out
-from lightning_kfac.distributed.sharding import gathered_bytes
+from lightning_kfac.distributed.sharding import gathered_bytes, is_spread
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
 from lightning_kfac.models.layers import Layer
@@ -65,7 +65,7 @@ class MemoryPlan:
 def plan_memory(
     model: nn.Module,
     layers: Mapping[str, Layer],
-    objective: Objective,
+    objective: Objective[BatchT],
     rows: int,
     seq_len: int,
     max_memory_gb: float | None = None,
@@ -159,19 +159,47 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-class _NoSums(LayerSums):
+class _NoSums(LayerSums[None]):
     """Sums nothing: for a trial run."""
 
-    def share_input(self) -> None: ...
+    @override
+    def share_input(self) -> None:
+        pass
 
-    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None: ...
+    @override
+    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+        pass
+
+    @override
+    def tensors(self) -> list[Tensor]:
+        return []
+
+    @override
+    def load(self, tensors: list[Tensor]) -> None:
+        pass
+
+    @override
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+    @override
+    def trace(self) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def result(self, n_tokens: int, draws: int, leader: None) -> None:
+        pass
 
 
 def _try_out(
-    model: nn.Module, layers: Mapping[str, Layer], objective: Objective, chunk: int | None, seq_len: int
+    model: nn.Module, layers: Mapping[str, Layer], objective: Objective[BatchT], chunk: int | None, seq_len: int
 ) -> tuple[int, dict[str, str]]:
     """Bytes that autograd keeps for one row, and which layers share an input, from a run on a few tokens."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not isinstance(p, DTensor)}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not is_spread(p)}
     kept: dict[int, UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -198,7 +226,8 @@ def _try_out(
 
 def _numbers(layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str]) -> dict[str, int]:
     """How many numbers the accumulators of each layer of a pass hold."""
-    numbers, inputs = {}, set()
+    numbers: dict[str, int] = {}
+    inputs: set[str] = set()
     for name in names:
         d_out, d_in = layers[name].shape
         numbers[name] = accumulator_numbers(d_out)
@@ -219,7 +248,8 @@ def _factor_bytes(
     layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], ranks: int = 1
 ) -> int:
     """Bytes of the accumulators of one pass, on the rank with most of them; and of a panel on its way to its owner."""
-    owners, loads = _owners(layers, leaders, names, ranks), [0] * ranks
+    owners = _owners(layers, leaders, names, ranks)
+    loads = [0] * ranks
     for name, numbers in _numbers(layers, leaders, names).items():
         loads[owners[name]] += numbers
     widest = max(max(layers[name].shape) for name in names)

@@ -4,14 +4,16 @@ A task beside language modelling is a batch and an objective of its own; nothing
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self, TypeVar
 
 from lightning_kfac.models.layers import Layer
 
-BatchT = TypeVar("BatchT", bound="Batch")
+# Where the task is not known, as in a callback, neither is its batch.
+BatchT = TypeVar("BatchT", bound="Batch", default=Any)
 
 
 class Batch(Protocol):
@@ -25,18 +27,16 @@ class Batch(Protocol):
     def counted(self) -> Tensor | None:
         """bool [rows, positions], those that count in loss, A, G and N; None if all do."""
 
-    def split(self: BatchT, rows: int) -> Iterator[BatchT]:
+    def split(self, rows: int) -> Iterator[Self]:
         """Parts of at most ``rows`` rows."""
 
 
 class Objective(Protocol[BatchT]):
-    """The summed loss whose curvature is collected.
+    """The summed loss whose curvature is collected."""
 
-    Attributes:
-        mc_samples: Draws of labels a forward pass.
-    """
-
-    mc_samples: int
+    @property
+    def mc_samples(self) -> int:
+        """Draws of labels a forward pass."""
 
     def draws(self, model: nn.Module, batch: BatchT, head_chunk: int | None) -> Iterator[Tensor]:
         """One loss for each draw of labels, all on one forward pass: scalar tensors to differentiate.

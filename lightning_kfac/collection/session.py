@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_kfac.collection.capture import CurvatureCapture
 from lightning_kfac.collection.engine import CurvatureEngine
 from lightning_kfac.collection.memory import MemoryPlan, plan_memory
-from lightning_kfac.collection.objective import Batch, Objective
+from lightning_kfac.collection.objective import BatchT, Objective
 from lightning_kfac.collection.sharded_sums import sharded_sums
 from lightning_kfac.collection.sums import FactorSums, LayerSums
 from lightning_kfac.distributed.ranks import Ranks, current_ranks
@@ -18,7 +18,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.layers import Layer
 
 
-class CollectionSession:
+class CollectionSession(Generic[BatchT]):
     """Curvature of some layers, in one pass over the text or in several.
 
     Usage: ``make_plan``; then for each pass ``open``, for each batch ``run`` and a backward of its loss, and ``close``.
@@ -30,8 +30,6 @@ class CollectionSession:
         max_memory_gb, layers_per_pass, processes, owning_ranks: As for ``plan_memory``.
 
     Attributes:
-        plan: How the collection is cut.
-        capture: Of the pass that is running.
         loss: Summed loss of the latest batch, detached.
     """
 
@@ -39,7 +37,7 @@ class CollectionSession:
         self,
         model: nn.Module,
         layers: Mapping[str, Layer],
-        objective: Objective,
+        objective: Objective[BatchT],
         *,
         max_memory_gb: float | None = None,
         layers_per_pass: int | None = None,
@@ -49,16 +47,42 @@ class CollectionSession:
         self.model = model
         self.layers = dict(layers)
         self.objective = objective
-        self.plan: MemoryPlan | None = None
-        self.capture: CurvatureCapture | None = None
+        self.max_memory_gb = max_memory_gb
+        self.layers_per_pass = layers_per_pass
+        self.processes = processes
+        self.owning_ranks = owning_ranks
         self.loss = torch.zeros(())
-        self._limits = {
-            "max_memory_gb": max_memory_gb,
-            "layers_per_pass": layers_per_pass,
-            "processes": processes,
-            "owning_ranks": owning_ranks,
-        }
-        self._engine: CurvatureEngine | None = None
+        self._plan: MemoryPlan | None = None
+        self._capture: CurvatureCapture | None = None
+        self._engine: CurvatureEngine[BatchT] | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Whether there is a plan."""
+        return self._plan is not None
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """How the collection is cut; raises ``RuntimeError`` before ``make_plan``. An earlier run's may be set."""
+        if self._plan is None:
+            raise RuntimeError("the collection has no plan yet: call make_plan with the shape of a batch")
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: MemoryPlan) -> None:
+        self._plan = plan
+
+    @property
+    def running(self) -> bool:
+        """Whether a pass has begun and not ended."""
+        return self._capture is not None
+
+    @property
+    def capture(self) -> CurvatureCapture:
+        """Of the pass that is running; raises ``RuntimeError`` where none is."""
+        if self._capture is None:
+            raise RuntimeError("no pass of the collection is running: call open")
+        return self._capture
 
     def make_plan(self, shape: tuple[int, int], agree: Callable[[MemoryPlan], MemoryPlan] = lambda plan: plan) -> None:
         """Chooses passes and how batches are cut, before the first batch.
@@ -70,7 +94,19 @@ class CollectionSession:
         Raises:
             InputError: Nothing fits, or a layer cannot be tracked.
         """
-        self.plan = agree(plan_memory(self.model, self.layers, self.objective, *shape, **self._limits))
+        rows, seq_len = shape
+        plan = plan_memory(
+            self.model,
+            self.layers,
+            self.objective,
+            rows,
+            seq_len,
+            max_memory_gb=self.max_memory_gb,
+            layers_per_pass=self.layers_per_pass,
+            processes=self.processes,
+            owning_ranks=self.owning_ranks,
+        )
+        self.plan = agree(plan)
 
     def cut_anew(self, shape: tuple[int, int], agree: Callable[[MemoryPlan], MemoryPlan] = lambda plan: plan) -> None:
         """Cuts batches for the memory that there is now; the passes of the plan stay."""
@@ -78,7 +114,7 @@ class CollectionSession:
         self.make_plan(shape, agree)
         self.plan = replace(before, rows_at_once=self.plan.rows_at_once, head_chunk=self.plan.head_chunk)
 
-    def open(self, names: Iterable[str], sums: Callable[[Layer], LayerSums] | None = None) -> CurvatureCapture:
+    def open(self, names: Iterable[str], sums: Callable[[Layer], LayerSums[Any]] | None = None) -> CurvatureCapture:
         """Begins a pass over some of the layers.
 
         Args:
@@ -86,18 +122,17 @@ class CollectionSession:
             sums: What is summed at a layer; by default A and G.
         """
         layers = {name: self.layers[name] for name in names}
+        plan = self.plan
         ranks = Ranks()
-        if self.plan.owners is not None:
+        if plan.owners is not None:
             ranks = current_ranks()
-            sums = sharded_sums(ranks, self.plan.owners)
-        self.capture = CurvatureCapture(layers, sums or FactorSums, self.plan.leaders, ranks=ranks)
-        self.capture.__enter__()
-        self._engine = CurvatureEngine(
-            self.model, self.capture, self.objective, self.plan.rows_at_once, self.plan.head_chunk
-        )
-        return self.capture
+            sums = sharded_sums(ranks, plan.owners)
+        self._capture = CurvatureCapture(layers, sums or FactorSums, plan.leaders, ranks=ranks)
+        self._capture.__enter__()
+        self._engine = CurvatureEngine(self.model, self._capture, self.objective, plan.rows_at_once, plan.head_chunk)
+        return self._capture
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: BatchT) -> Tensor:
         """Runs a batch up to its very last backward.
 
         Returns:
@@ -126,7 +161,7 @@ class CollectionSession:
 
     def abandon(self) -> None:
         """Ends a pass without its results; does nothing where none is running."""
-        if self.capture is not None:
-            self.capture.__exit__()
-            self.capture = None
+        if self._capture is not None:
+            self._capture.__exit__()
+            self._capture = None
             self._engine = None

@@ -28,7 +28,10 @@ class ShardedMoment:
     """
 
     def __init__(self, size: int, device: torch.device, ranks: Ranks, owner: int):
-        self.size, self.device, self.ranks, self.owner = size, device, ranks, owner
+        self.size = size
+        self.device = device
+        self.ranks = ranks
+        self.owner = owner
         self.kept = SecondMoment(size, device) if ranks.rank == owner else None
 
     def add(self, x: Tensor) -> None:
@@ -47,21 +50,27 @@ class ShardedMoment:
         """Whether this rank keeps the sum."""
         return self.kept is not None
 
+    @property
+    def _own(self) -> SecondMoment:
+        if self.kept is None:
+            raise RuntimeError(f"the sum is kept by rank {self.owner}, not by rank {self.ranks.rank}")
+        return self.kept
+
     def packed(self) -> Tensor:
         """Upper triangle of the sum as a vector, on its owner."""
-        return self.kept.packed()
+        return self._own.packed()
 
     def load_packed(self, packed: Tensor) -> None:
         """Replaces the sum, on its owner."""
-        self.kept.load_packed(packed)
+        self._own.load_packed(packed)
 
     def state(self) -> dict[str, Tensor]:
         """As ``SecondMoment.state``, on its owner."""
-        return self.kept.state()
+        return self._own.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """As ``SecondMoment.load_state``, on its owner."""
-        self.kept.load_state(state)
+        self._own.load_state(state)
 
     def sum(self) -> Tensor:
         """The symmetric sum, float32 [d, d]; on other ranks one without values (on the meta device)."""

@@ -1,18 +1,50 @@
 """What is summed over the batches at one layer."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.spectrum import Spectrum
 from lightning_kfac.models.layers import Layer
 
+ResultT = TypeVar("ResultT")
 
-class LayerSums(Protocol):
+
+class Moment(Protocol):
+    """A running sum of X^T X, see ``SecondMoment``; it may be kept by another process."""
+
+    @property
+    def here(self) -> bool:
+        """Whether this process keeps the sum."""
+
+    def add(self, x: Tensor) -> None:
+        """Adds ``x^T x`` for x [n, d]."""
+
+    def sum(self) -> Tensor:
+        """The symmetric sum, float32 [d, d]."""
+
+    def packed(self) -> Tensor:
+        """Upper triangle of the sum as a vector [d (d + 1) / 2]."""
+
+    def load_packed(self, packed: Tensor) -> None:
+        """Replaces the sum."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What ``load_state`` needs to go on bit for bit."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what ``state`` gave."""
+
+    def trace(self) -> Tensor:
+        """Trace of the sum, a scalar tensor."""
+
+
+class LayerSums(Protocol[ResultT]):
     """What is summed over the batches at one layer, and what is made of it at the end."""
 
     def share_input(self) -> None:
@@ -40,7 +72,7 @@ class LayerSums(Protocol):
     def trace(self) -> dict[str, Tensor]:
         """Scalars that are finite only while everything that was added was: of the input, of the gradient."""
 
-    def result(self, n_tokens: int, draws: int, leader: Any) -> Any:
+    def result(self, n_tokens: int, draws: int, leader: ResultT | None) -> ResultT:
         """Means over what was added; the sums are used up.
 
         Args:
@@ -50,61 +82,74 @@ class LayerSums(Protocol):
         """
 
 
-class FactorSums:
+class FactorSums(LayerSums[KroneckerFactors]):
     """The sums of A and G. A layer that reads the same input as another has no A of its own.
 
     Args:
         moment: Makes a running sum from a size and a device.
     """
 
-    def __init__(self, layer: Layer, moment: Callable[[int, torch.device], SecondMoment] = SecondMoment):
+    def __init__(self, layer: Layer, moment: Callable[[int, torch.device], Moment] = SecondMoment):
         d_out, d_in = layer.shape
         self.G = moment(d_out, layer.device)
-        self.A: SecondMoment | None = moment(d_in, layer.device)
+        self.A: Moment | None = moment(d_in, layer.device)
 
+    @override
     def share_input(self) -> None:
         self.A = None
 
+    @override
     def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
         self.G.add(g.flatten(0, -2))
         if first_draw and self.A is not None:
             self.A.add(a.flatten(0, -2))
 
+    @override
     def tensors(self) -> list[Tensor]:
         return [moment.packed() for moment in self._here()]
 
+    @override
     def load(self, tensors: list[Tensor]) -> None:
         for moment, tensor in zip(self._here(), tensors, strict=True):
             moment.load_packed(tensor)
 
+    @override
     def state(self) -> dict[str, Tensor]:
         moments = {side: moment for side, moment in self._sides() if moment.here}
         return {f"{side}.{key}": value for side, moment in moments.items() for key, value in moment.state().items()}
 
+    @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for side, moment in self._sides():
             if moment.here:
                 moment.load_state({k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{side}.")})
 
+    @override
     def trace(self) -> dict[str, Tensor]:
         return {"gradient": self.G.trace()} | ({"input": self.A.trace()} if self.A is not None else {})
 
+    @override
     def result(self, n_tokens: int, draws: int, leader: KroneckerFactors | None) -> KroneckerFactors:
         """The factors A and G; layers that share an input share the tensor A."""
-        A = self.A.sum().div_(n_tokens) if leader is None else leader.A
+        A = self._mean_input(n_tokens) if leader is None else leader.A
         self.A = None
         G = self.G.sum().div_(draws * n_tokens)
         return KroneckerFactors(A, G, n_tokens)
 
-    def _here(self) -> list[SecondMoment]:
+    def _mean_input(self, n_tokens: int) -> Tensor:
+        if self.A is None:
+            raise RuntimeError("the layer shares its input: its A is in the result of the layer that leads")
+        return self.A.sum().div_(n_tokens)
+
+    def _here(self) -> list[Moment]:
         """The sums that this process keeps."""
         return [moment for _, moment in self._sides() if moment.here]
 
-    def _sides(self) -> list[tuple[str, SecondMoment]]:
-        return [("G", self.G)] + ([("A", self.A)] if self.A is not None else [])
+    def _sides(self) -> list[tuple[str, Moment]]:
+        return [("G", self.G)] if self.A is None else [("G", self.G), ("A", self.A)]
 
 
-class MomentSums:
+class MomentSums(LayerSums[Tensor]):
     """Second moments of the gradient in the curvature basis (EK-FAC: George et al., 2018).
 
     Args:
@@ -119,32 +164,41 @@ class MomentSums:
         self.per_row = moments == "sequence"
         self.total = torch.zeros(layer.shape, device=layer.device)
 
+    @override
     def share_input(self) -> None:
         """Its moments are its own."""
 
+    @override
     def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
-        a, g = a.float() @ self.U_A, g.float() @ self.U_G
+        a = a.float() @ self.U_A
+        g = g.float() @ self.U_G
         if self.per_row:
             for a_row, g_row in zip(a, g, strict=True):
                 self.total += (g_row.T @ a_row) ** 2
         else:
             self.total.addmm_((g**2).flatten(0, -2).T, (a**2).flatten(0, -2))
 
+    @override
     def tensors(self) -> list[Tensor]:
         return [self.total]
 
+    @override
     def load(self, tensors: list[Tensor]) -> None:
         (self.total,) = tensors
 
+    @override
     def state(self) -> dict[str, Tensor]:
         return {"total": self.total}
 
+    @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.total.copy_(state["total"])
 
+    @override
     def trace(self) -> dict[str, Tensor]:
         return {"gradient": self.total.sum()}
 
+    @override
     def result(self, n_tokens: int, draws: int, leader: Tensor | None) -> Tensor:
         """The mean moments [d_out, d_in]."""
         return self.total / (draws * n_tokens)

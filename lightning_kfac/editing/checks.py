@@ -89,6 +89,7 @@ def check_alpha(config: EditConfig, domains: Iterable[str]) -> None:
 
 
 def check_device(device: torch.device | str | None) -> None:
+    """Raises ``InputError`` where nothing can be computed on the device that was named."""
     if device is not None:
         try:
             torch.empty(0, device=device)
@@ -97,6 +98,7 @@ def check_device(device: torch.device | str | None) -> None:
 
 
 def check_domain(domain: str, factors: Factors, general: Factors, layers: Iterable[str]) -> None:
+    """Raises ``InputError`` where a domain's factors lack a layer, or are of another shape than the general ones."""
     for name in layers:
         if name not in factors:
             raise InputError(f"the domain {domain} has no factors of {name}; collect it for the same layers")

@@ -59,7 +59,7 @@ class EditConfig:
     normalize: Normalize = "mass"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_rho(self.rho)
         for name, kind in (
             ("mode", Mode),
@@ -83,12 +83,18 @@ class EditConfig:
         self._check_layers()
 
     def for_layer(self, name: str) -> "EditConfig":
-        """What holds for one layer: its own rho and formula where ``layers`` gives them."""
+        """What holds for one layer: its own rho and formula where ``layers`` gives them.
+
+        Raises:
+            InputError: ``layers`` does not name it.
+        """
         if self.layers is None:
             return self
-        chosen = self.layers[str(block_of(name))][projection_of(name)]  # keys are text, see _check_layers
-        own = dict(chosen) if isinstance(chosen, Mapping) else {"rho": chosen}
-        return replace(self, layers=None, **own)
+        rules = self.layers.get(str(block_of(name)), {})  # keys are text, see _check_layers
+        projection = projection_of(name)
+        if projection is None or projection not in rules:
+            raise InputError(f"layers does not name {name}")
+        return replace(self, layers=None, **_fields(rules[projection]))
 
     def alpha_of(self, domain: str) -> float:
         """The weight of a domain.
@@ -133,9 +139,13 @@ class EditConfig:
                 if isinstance(rule, Mapping) and (unknown := [key for key in rule if key not in ("rho", "formula")]):
                     raise InputError(f"{where}: unknown field {unknown[0]!r}; known are rho and formula")
                 try:
-                    replace(self, layers=None, **(rule if isinstance(rule, Mapping) else {"rho": rule}))
+                    replace(self, layers=None, **_fields(rule))
                 except InputError as error:
                     raise InputError(f"{where}: {error}") from None
+
+
+def _fields(rule: float | Mapping[str, Any]) -> dict[str, Any]:
+    return dict(rule) if isinstance(rule, Mapping) else {"rho": rule}
 
 
 if EditConfig.__doc__:  # not under python -OO

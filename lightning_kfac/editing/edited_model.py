@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -19,18 +19,21 @@ from lightning_kfac.models.loading import load_config
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Save = Literal["full", "patch", "none"]
 
 
 def save_edited(
     model: nn.Module,
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase | None",
     path: Path,
     report: EditReport,
     *,
     source: str | None,
     fingerprint: str,
-    factors: Mapping | None = None,
+    factors: Mapping[str, Any] | None = None,
     save: Save = "full",
 ) -> None:
     """Writes an edited model with ``edit.json``: as a checkpoint, or as a patch of its source.
@@ -38,6 +41,7 @@ def save_edited(
     In a distributed run all ranks may call it, and of a sharded model all must; rank 0 writes.
 
     Args:
+        tokenizer: Saved beside a checkpoint, if there is one.
         path: Folder of the checkpoint or the patch.
         report: What the edit did.
         source: Name or folder of the model that was edited.

@@ -160,7 +160,9 @@ class KFACEditor:
         dry_run: bool,
     ) -> dict[str, LayerReport]:
         """Edits at most one layer of each rank at the same time."""
-        mine, edited, report = None, None, None
+        mine: tuple[str, Tensor] | None = None
+        edited: Tensor | None = None
+        report: LayerReport | None = None
         for name, layer in layers.items():
             stored = whole(layer.parameter.detach())
             if owners[name] == self.ranks.rank:
@@ -171,12 +173,13 @@ class KFACEditor:
                 curvature = self._curvature(name, torch.device(self.device or weight.device))
                 edited, report = edit_layer(weight, curvature, config.for_layer(name), active)
         # Of each rank what it did, and whether its weight has changed.
-        done = [entry for entry in self.ranks.gather((report, edited is not None)) if entry[0] is not None]
-        for report, changed in done:
+        of_ranks = self.ranks.gather((report, edited is not None))
+        done = [(found, changed) for found, changed in of_ranks if found is not None]
+        for found, changed in done:
             if not dry_run:
-                own = edited if mine is not None and report.name == mine[0] else None
-                self._write(layers[report.name], own if changed else None, changed, owners[report.name])
-        return {report.name: report for report, _ in done}
+                own = edited if mine is not None and found.name == mine[0] else None
+                self._write(layers[found.name], own if changed else None, changed, owners[found.name])
+        return {found.name: found for found, _ in done}
 
     def _write(self, layer: Layer, edited: Tensor | None, changed: bool, owner: int) -> None:
         """Gives a layer the weight that its owner has computed."""

@@ -74,7 +74,13 @@ class Formula:
         """
         if self.score is not None:
             return self.score(layer, ranked, seed)
-        return self.scaled(self.curvature(layer, layer.general, None), ranked)
+        return self.scaled(self.part(layer, layer.general, None), ranked)
+
+    def part(self, layer: LayerCurvature, basis: Basis, domain: str | None) -> Tensor:
+        """``curvature`` of the general text (None) or a domain; raises ``RuntimeError`` where the formula has none."""
+        if self.curvature is None:
+            raise RuntimeError(f"formula {self.name} is a control: it has no curvature that is added up over domains")
+        return self.curvature(layer, basis, domain)
 
     def scaled(self, curvature: Tensor, c: Tensor) -> Tensor:
         """S from its curvature part, with the factor C^2 where the formula has it. float64 [d_out, d_in]."""

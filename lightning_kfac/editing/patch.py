@@ -5,6 +5,7 @@ A folder with ``patch.safetensors`` and ``edit.json``.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,12 @@ ADVICE = "make the patch again"
 
 
 def save_patch(
-    model: nn.Module, layers: Sequence[str], path: str | Path, before: str, details: Mapping, write: bool = True
+    model: nn.Module,
+    layers: Sequence[str],
+    path: str | Path,
+    before: str,
+    details: Mapping[str, Any],
+    write: bool = True,
 ) -> None:
     """Writes the weights of some layers of an edited model.
 
@@ -64,7 +70,7 @@ def save_patch(
 
 
 @torch.no_grad()
-def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict:
+def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict[str, Any]:
     """Puts a patch's weights into the model that it was made from.
 
     Args:
@@ -81,7 +87,8 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
     path = local_folder(path)
     details, weights = _read(path)
     prints = details["patch"]
-    before, after = prints["before"], prints["after"]
+    before = prints["before"]
+    after = prints["after"]
     layers = find_layers(model)
     if missing := [name for name in weights if name not in layers]:
         raise InputError(f"{path}: the patch is of another model: this one has no layer {missing[0]}")
@@ -118,7 +125,7 @@ def patch_source(path: str | Path) -> str:
     return source
 
 
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settle(path)
     if not ((path / EDIT_FILE).is_file() and (path / WEIGHTS).is_file()):
         raise InputError(f"{path}: not a patch: it needs {WEIGHTS} and {EDIT_FILE}")

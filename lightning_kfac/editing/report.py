@@ -69,9 +69,10 @@ class EditReport:
         """Mean over layers of ||W' - W|| / ||W||."""
         return sum(layer.relative_change for layer in self.layers) / len(self.layers)
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """The field ``edit`` of a result."""
-        config, names = self.config, [layer.name for layer in self.layers]
+        config = self.config
+        names = [layer.name for layer in self.layers]
         mixing = bool(self.domains)
         return {
             "formula": config.formula,
@@ -90,7 +91,7 @@ class EditReport:
             "relative_change": self.relative_change,
         }
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """For ``edit.json``."""
         averages = {
             "fraction_kept": self.fraction_kept,

@@ -15,7 +15,8 @@ def places(names: Iterable[str]) -> dict[int, list[str]]:
     """Projections by block of some layers."""
     found: dict[int, list[str]] = {}
     for name in names:
-        block, projection = block_of(name), projection_of(name)
+        block = block_of(name)
+        projection = projection_of(name)
         if block is not None and projection is not None:
             found.setdefault(block, []).append(projection)
     return dict(sorted(found.items()))
@@ -61,8 +62,9 @@ def candidates(
         rhos: To try for each window of blocks.
         widest: Most blocks of a window.
     """
-    blocks, worth = list(rows), {block: worthwhile(before, row) for block, row in rows.items()}
-    edits = []
+    blocks = list(rows)
+    worth = {block: worthwhile(before, row) for block, row in rows.items()}
+    edits: list[EditConfig] = []
     for width in range(1, min(widest, len(blocks)) + 1):
         windows = [blocks[i : i + width] for i in range(len(blocks) - width + 1)]
         windows = [w for w in windows if w[-1] - w[0] == width - 1]

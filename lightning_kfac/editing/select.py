@@ -130,7 +130,7 @@ class Texts(NamedTuple):
 
     def parts(self) -> list[Tensor]:
         """The curvature part of S of each text, the general one first. float64 [d_out, d_in] each."""
-        return [self.formula.curvature(self.curvature, self.basis, domain) for domain in (None, *self.alphas)]
+        return [self.formula.part(self.curvature, self.basis, domain) for domain in (None, *self.alphas)]
 
     def added_scores(self, normalize: bool) -> Tensor:
         """S of the weighted sum of the parts."""

@@ -15,7 +15,7 @@ from lightning_kfac.editing.formulas import FORMULAS, FormulaName
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.targets import Blocks
 
-Alpha = float | Mapping[str, float]
+Alpha = float | dict[str, float]
 Evaluate = Callable[[nn.Module], Mapping[str, Any]]
 
 
@@ -97,20 +97,27 @@ def grid(
     if isinstance(rhos, Mapping) and (absent := [formula for formula in formulas if formula not in rhos]):
         raise InputError(f"rhos names {', '.join(rhos)}, not the formula {absent[0]}")
     points = [(formula, rho) for formula in formulas for rho in (rhos[formula] if isinstance(rhos, Mapping) else rhos)]
+    chosen: Sequence[Sequence[str] | None] = projections or [base.projections]
     configs = []
-    for block, projection, (formula, rho) in itertools.product(
-        blocks or [base.blocks], projections or [base.projections], points
-    ):
-        own = seeds if FORMULAS[formula].seeded else [base.seed]
+    for block, projection, (formula, rho) in itertools.product(blocks or [base.blocks], chosen, points):
+        record = FORMULAS[formula]
         weights = [base.alpha] if alphas is None or not mixing or base.mix == "union" else alphas
-        weights = [0.0] if mixing and FORMULAS[formula].control else weights
-        for seed, alpha in itertools.product(own, weights):
-            changes = {"blocks": block, "projections": projection, "rho": rho, "seed": seed, "alpha": alpha}
-            if FORMULAS[formula].control:  # they take no domain
-                changes |= {"mix": "scores", "basis": None}
-            if not FORMULAS[formula].mass:
-                changes |= {"budget": None}
-            configs.append(replace(base, formula=formula, **changes))
+        weights = [0.0] if mixing and record.control else weights
+        for seed, alpha in itertools.product(seeds if record.seeded else [base.seed], weights):
+            configs.append(
+                replace(
+                    base,
+                    formula=formula,
+                    blocks=block,
+                    projections=projection,
+                    rho=rho,
+                    seed=seed,
+                    alpha=alpha,
+                    mix="scores" if record.control else base.mix,  # controls take no domain
+                    basis=None if record.control else base.basis,
+                    budget=base.budget if record.mass else None,
+                )
+            )
     return configs
 
 
@@ -142,7 +149,7 @@ def average_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def pareto_front(rows: Sequence[Mapping[str, Any]], x: str = "strict_acc", y: str = "perplexity") -> list[int]:
     """Numbers of the rows that no other beats: none is as good in both figures and better in one (less is better)."""
     points = [(row.get(x), row.get(y)) for row in rows]
-    known = [(i, p) for i, p in enumerate(points) if None not in p]
+    known = [(i, (a, b)) for i, (a, b) in enumerate(points) if a is not None and b is not None]
     return [
         i for i, (a, b) in known if not any(c <= a and d <= b and (c, d) != (a, b) for j, (c, d) in known if j != i)
     ]
@@ -180,7 +187,8 @@ def _mean(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in first:
         values = [row.get(name) for row in group]
         if any(isinstance(value, float) for value in values):
-            first[name] = None if None in values else sum(values) / len(values)
+            known = [value for value in values if value is not None]
+            first[name] = sum(known) / len(known) if len(known) == len(values) else None
     for name in ("intervals", "differences"):  # of one seed only
         first.pop(name, None)
     first["edit"] = first["edit"] | {k: sum(row["edit"][k] for row in group) / len(group) for k in OUTCOMES}

@@ -48,8 +48,10 @@ def continue_greedily(
         end_of_text: A row stops after one of these.
     """
     stop = torch.tensor(sorted(end_of_text), device=first.device, dtype=torch.long)
-    lengths, token = lengths.to(first.device), first
-    running, generated = lengths > 0, []
+    lengths = lengths.to(first.device)
+    token = first
+    running = lengths > 0
+    generated: list[Tensor] = []
     while True:
         generated.append(torch.where(running, token, -1))
         running = running & (lengths > len(generated)) & ~torch.isin(token, stop)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ class Evaluation:
         setting = Setting(measures or Measures(), end_of_text, compared=before is not None, ranked=baseline is not None)
         self.baseline = before
         self.is_ranked = setting.ranked
-        self.sets = {
+        self.sets: dict[str, Sequences] = {
             name: Sequences(
                 name,
                 setting._replace(main=name == MEMORIZED),
@@ -60,7 +61,8 @@ class Evaluation:
             for name in sets
         }
         self.questions = {name: Questions(name, setting, log, f"{name}/") for name in questions}
-        self.text = Text(setting, log, "self" if baseline == "self" else before and before.text)
+        unedited = None if before is None else before.text
+        self.text: Text = Text(setting, log, "self" if baseline == "self" else unedited)
         self.figures: dict[str, Figure] = {}
         self.numbers: dict[str, torch.Tensor] = {}
         self.change_counts: list[int] | None = None
@@ -83,10 +85,11 @@ class Evaluation:
     def to(self, device: torch.device) -> "Evaluation":
         """The metrics on another device."""
         for instrument in (*self.sets.values(), *self.questions.values(), self.text):
-            instrument.metrics.to(device)
+            for metric in instrument.metrics:
+                metric.to(device)
         return self
 
-    def add_sequences(self, name: str, model: nn.Module, batch: Mapping[str, list]) -> None:
+    def add_sequences(self, name: str, model: nn.Module, batch: Mapping[str, list[Any]]) -> None:
         """Scores one batch of a memorized set."""
         self.sets[name].add(model, batch)
 

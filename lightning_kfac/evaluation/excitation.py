@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.bands import band_forms, band_masks, energies
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.importance import original
+from lightning_kfac.models.language import language_model
 from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.tokens import TokenBatch
 
@@ -66,14 +67,15 @@ class InputSums:
             self._hooks.callback(self.layers[name].watch(self._see(name)).remove)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._hooks.close()
 
     def take(self) -> dict[str, Tensor]:
         """The sums since the last call, float32 [d_in, d_in] by layer."""
         if unseen := [name for name, place in self.place.items() if place not in self.sums]:
             raise InputError(f"{unseen[0]}: the text never reached this layer; leave it out of the factors")
-        sums, self.sums = {place: moment.sum() for place, moment in self.sums.items()}, {}
+        sums = {place: moment.sum() for place, moment in self.sums.items()}
+        self.sums = {}
         return {name: sums[place] for name, place in self.place.items()}
 
     def _see(self, name: str) -> Callable[[Tensor, Tensor], None]:
@@ -93,7 +95,7 @@ def excitation(
     model: nn.Module,
     factors: Mapping[str, KroneckerFactors],
     forms: Mapping[str, Tensor],
-    shards: Iterable[Iterable[dict]],
+    shards: Iterable[Iterable[Mapping[str, Any]]],
 ) -> dict[str, Excitation]:
     """One forward pass over a text, in shards.
 
@@ -105,11 +107,13 @@ def excitation(
         By layer.
     """
     found: dict[str, list[np.ndarray]] = {name: [] for name in factors}
-    counts, device = [], next(model.parameters()).device
-    decoder = {id(module) for module in model.base_model.modules()}
+    counts: list[int] = []
+    device = next(model.parameters()).device
+    decoder = language_model(model).base_model
+    parts_of_decoder = {id(module) for module in decoder.modules()}
     layers = find_layers(model)
-    inside = all(id(layers[name].module) in decoder for name in factors)
-    run = model.base_model if inside else model
+    inside = all(id(layers[name].module) in parts_of_decoder for name in factors)
+    run = decoder if inside else model
     with InputSums(model, factors) as listening:
         for shard in shards:
             counts.append(0)

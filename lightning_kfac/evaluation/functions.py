@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_kfac.data.text_ids import continuation_ids, text_ids
+from lightning_kfac.data.text_ids import Tokenize, continuation_ids, text_ids
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.evaluation.scoring import next_token_scores
@@ -16,10 +16,11 @@ from lightning_kfac.math.statistics import interval
 from lightning_kfac.metrics import NDCG, Memorization
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
 from lightning_kfac.metrics.perplexity import LossPerplexity
+from lightning_kfac.models.language import language_model, vocabulary_size
 from lightning_kfac.models.loading import end_of_text_ids
 from lightning_kfac.models.tokens import TokenBatch
 
-Texts = Sequence[str] | Sequence[Sequence[int]]
+Texts = Sequence[str | Sequence[int] | Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class MemorizationScore:
 
 def memorization_score(
     model: nn.Module,
-    tokenizer,
+    tokenizer: Tokenize | None,
     prefixes: Texts,
     suffixes: Texts,
     *,
@@ -60,7 +61,7 @@ def memorization_score(
 
     Args:
         tokenizer: Needed where texts are given; prefix and suffix are tokenized together, as in a memorized set.
-        prefixes, suffixes: As many texts, or lists of token ids; suffixes may differ in length.
+        prefixes, suffixes: As many texts, or lists (or int64 tensors) of token ids; suffixes may differ in length.
         batch_size: Sequences at once.
         loose_similarity: Threshold of the loose accuracy.
 
@@ -79,32 +80,39 @@ def memorization_score(
         raise InputError(f"batch_size is {batch_size}, loose_similarity {loose_similarity}: at least 1, and 0 to 1")
     if len(prefixes) != len(suffixes) or not len(prefixes):
         raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     starts, golds = _pairs(prefixes, suffixes, tokenizer, vocabulary)
     longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
     _check_length(model, longest, "a sequence")
     end_of_text = end_of_text_ids(model)
     metric = Memorization(end_of_text, loose_similarity)
-    continuations = []
+    continuations: list[list[int]] = []
     with _in_eval(model):
         for i in range(0, len(starts), batch_size):
             part = slice(i, i + batch_size)
             recitals = recite(model, starts[part], golds[part], end_of_text)
-            continuations += [recital.continuation for recital in recitals]
+            continuations += [recital.decoded for recital in recitals]
             metric.update(continuations[i:], golds[part], near_ties=[recital.near_tie for recital in recitals])
-    figures = {name: value.item() for name, value in metric.compute().items()}
+    figures = metric.compute()
     names = {"strict_acc": "strict_accuracy", "loose_acc": "loose_accuracy"}
     return MemorizationScore(
-        figures["strict_acc"],
-        figures["loose_acc"],
-        figures["avg_levenshtein_norm"],
+        figures["strict_acc"].item(),
+        figures["loose_acc"].item(),
+        figures["avg_levenshtein_norm"].item(),
         {names.get(name, name): interval(figure) for name, figure in metric.figures.items()},
         continuations,
-        figures["n_near_ties"],
+        int(figures["n_near_ties"]),
     )
 
 
-def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512, batch_size: int = 8) -> float:
+def perplexity(
+    model: nn.Module,
+    tokenizer: Tokenize | None,
+    texts: Texts,
+    *,
+    seq_len: int = 512,
+    batch_size: int = 8,
+) -> float:
     """exp(sum of NLL / number of predicted tokens) over texts, each by itself.
 
     Args:
@@ -126,7 +134,13 @@ def perplexity(model: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512,
 
 
 def ndcg(
-    model: nn.Module, baseline: nn.Module, tokenizer, texts: Texts, *, seq_len: int = 512, batch_size: int = 8
+    model: nn.Module,
+    baseline: nn.Module,
+    tokenizer: Tokenize | None,
+    texts: Texts,
+    *,
+    seq_len: int = 512,
+    batch_size: int = 8,
 ) -> float:
     """nDCG@10 of a model's next-token rankings against those of the unedited model; rows as in ``perplexity``.
 
@@ -141,7 +155,7 @@ def ndcg(
     """
     metric = NDCG()
     with _in_eval(model), _in_eval(baseline):
-        if model.get_input_embeddings().num_embeddings != baseline.get_input_embeddings().num_embeddings:
+        if vocabulary_size(model) != vocabulary_size(baseline):
             raise InputError("the two models have vocabularies of different sizes")
         for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
             _, ranking = next_token_scores(model, batch)
@@ -151,7 +165,9 @@ def ndcg(
     return metric.compute().item()
 
 
-def _pairs(prefixes: Texts, suffixes: Texts, tokenizer, vocabulary: int) -> tuple[list[list[int]], list[list[int]]]:
+def _pairs(
+    prefixes: Texts, suffixes: Texts, tokenizer: Tokenize | None, vocabulary: int
+) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of prefixes and of the suffixes that follow them."""
     together = list(suffixes)
     for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
@@ -161,7 +177,7 @@ def _pairs(prefixes: Texts, suffixes: Texts, tokenizer, vocabulary: int) -> tupl
     return _ids(prefixes, tokenizer, vocabulary, "prefix"), _ids(together, tokenizer, vocabulary, "suffix")
 
 
-def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str) -> list[list[int]]:
+def _ids(texts: Texts, tokenizer: Tokenize | None, vocabulary: int, kind: str) -> list[list[int]]:
     rows = []
     for number, text in enumerate(texts):
         if isinstance(text, str):
@@ -177,13 +193,15 @@ def _ids(texts: Texts, tokenizer, vocabulary: int, kind: str) -> list[list[int]]
     return rows
 
 
-def _batches(model: nn.Module, tokenizer, texts: Texts, seq_len: int, batch_size: int) -> Iterator[TokenBatch]:
+def _batches(
+    model: nn.Module, tokenizer: Tokenize | None, texts: Texts, seq_len: int, batch_size: int
+) -> Iterator[TokenBatch]:
     if seq_len < 2 or batch_size < 1:
         raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}: at least 2 and 1")
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one text")
     device = next(model.parameters()).device
-    whole = _ids(texts, tokenizer, model.get_input_embeddings().num_embeddings, "text")
+    whole = _ids(texts, tokenizer, vocabulary_size(model), "text")
     rows = [torch.tensor(ids[i : i + seq_len]) for ids in whole for i in range(0, len(ids), seq_len)]
     longest = max(map(len, rows), default=0)
     if longest < 2:
@@ -197,7 +215,7 @@ def _batches(model: nn.Module, tokenizer, texts: Texts, seq_len: int, batch_size
 
 
 def _check_length(model: nn.Module, length: int, what: str) -> None:
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = getattr(language_model(model).config.get_text_config(), "max_position_embeddings", None)
     if most is not None and length > most:
         raise InputError(f"{what} of {length} tokens, but the model takes at most {most} positions")
 

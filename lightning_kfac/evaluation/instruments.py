@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,11 +10,11 @@ from torchmetrics import Metric
 
 from lightning_kfac.data.questions import Question
 from lightning_kfac.evaluation.decoding import greedy_continuations
-from lightning_kfac.evaluation.log import EvaluationLog, NoLog
+from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.evaluation.recitation import Recital, recite
 from lightning_kfac.evaluation.scoring import next_token_scores, position_stress
 from lightning_kfac.math.statistics import Figure
-from lightning_kfac.metrics.described import AnswersSeen, SequencesSeen, Setting, TextSeen
+from lightning_kfac.metrics.described import AnswersSeen, Described, SequencesSeen, Setting, TextSeen
 from lightning_kfac.metrics.functional import cut_after_end
 from lightning_kfac.metrics.per_sequence import PerSequence
 from lightning_kfac.metrics.registry import MEASURED
@@ -32,17 +32,18 @@ class Instrument:
         prefix: Stands before the names of all figures: that of a set, with a slash.
 
     Attributes:
+        metrics: Those that have something to say.
         figures: After ``results``: every figure with the values behind it.
         numbers: After ``results``: int64 [n], the numbers of the sequences or rows behind each figure.
         others: After ``results``: what metrics without a figure give.
     """
 
-    def __init__(self, kind: type, setting: Setting, log: EvaluationLog | NoLog, prefix: str = ""):
+    def __init__(self, kind: type[object], setting: Setting, log: EvaluationLog, prefix: str = ""):
         self.setting = setting
         self.log = log
         self.prefix = prefix
-        chosen = [metric.asked(setting) for metric in MEASURED if metric.seen is kind]
-        self.metrics = nn.ModuleList([metric for metric in chosen if metric is not None])
+        asked = [metric.asked(setting) for metric in MEASURED if metric.seen is kind]
+        self.metrics = [metric for metric in asked if metric is not None]
         self.figures: dict[str, Figure] = {}
         self.numbers: dict[str, torch.Tensor] = {}
         self.others: dict[type[Metric], torch.Tensor] = {}
@@ -54,13 +55,15 @@ class Instrument:
             results |= self._of(metric)
         return results
 
-    def _of(self, metric: Metric) -> dict[str, float | int | None]:
-        values = metric.compute()
+    def _of(self, metric: Described) -> dict[str, float | int | None]:
+        result = metric.compute()
         if not metric.labels:
-            self.others[type(metric)] = values
+            self.others[type(metric)] = result
             return {}
-        if not isinstance(values, Mapping):  # a metric of one figure
-            values = dict.fromkeys(metric.labels, values)
+        # A metric of one figure gives that alone.
+        values: Mapping[str, torch.Tensor] = (
+            result if isinstance(result, Mapping) else dict.fromkeys(metric.labels, result)
+        )
         prefix = self.prefix + metric.prefix
         if isinstance(metric, PerSequence):
             found = {f"{prefix}{name}": figure for name, figure in metric.figures.items() if len(figure.sums)}
@@ -70,7 +73,7 @@ class Instrument:
                 return {}
         return {f"{prefix}{name}": value.item() for name, value in values.items()}
 
-    def _observe(self, seen: Any) -> None:
+    def _observe(self, seen: object) -> None:
         for metric in self.metrics:
             metric.observe(seen)
 
@@ -87,16 +90,14 @@ class Sequences(Instrument):
         recited: Numbers of the sequences that are recited (of this rank).
     """
 
-    def __init__(
-        self, name: str, setting: Setting, log: EvaluationLog | NoLog, prefix: str, before: "Sequences | None"
-    ):
+    def __init__(self, name: str, setting: Setting, log: EvaluationLog, prefix: str, before: "Sequences | None"):
         super().__init__(SequencesSeen, setting, log, prefix)
         self.name = name
         self.before = before
         self.continuations: dict[int, list[int]] = {}
         self.recited: set[int] = set()
 
-    def add(self, model: nn.Module, batch: Mapping[str, list]) -> None:
+    def add(self, model: nn.Module, batch: Mapping[str, list[Any]]) -> None:
         """Scores one batch; decodes only what is not recited."""
         index = batch["index"]
         prefixes = batch["prefix"]
@@ -104,9 +105,9 @@ class Sequences(Instrument):
         end_of_text = self.setting.end_of_text
         found = self.log.once(f"recited {self.name} {index}", lambda: recite(model, prefixes, golds, end_of_text))
         recitals = [Recital(*recital) for recital in found]
-        self.continuations |= {i: recital.continuation for i, recital in zip(index, recitals, strict=True)}
+        self.continuations |= {i: recital.decoded for i, recital in zip(index, recitals, strict=True)}
         self.recited |= {i for i, recital in zip(index, recitals, strict=True) if recital.strict}
-        before = {}
+        before: dict[int, list[int]] = {}
         if self.before is not None:
             before = {i: self.before.continuations[i] for i in index if i not in self.before.recited}
         stressed = [list(cut_after_end(gold, end_of_text)) for gold in golds]
@@ -114,7 +115,7 @@ class Sequences(Instrument):
             SequencesSeen(
                 index,
                 golds,
-                [recital.continuation for recital in recitals],
+                [recital.decoded for recital in recitals],
                 [recital.near_tie for recital in recitals],
                 before,
                 self._stress(model, index, prefixes, stressed),
@@ -139,7 +140,7 @@ class Sequences(Instrument):
 class Questions(Instrument):
     """A set of questions, answered greedily."""
 
-    def __init__(self, name: str, setting: Setting, log: EvaluationLog | NoLog, prefix: str):
+    def __init__(self, name: str, setting: Setting, log: EvaluationLog, prefix: str):
         super().__init__(AnswersSeen, setting, log, prefix)
         self.name = name
 
@@ -172,7 +173,7 @@ class Text(Instrument):
         rankings, losses: Top tokens and token losses of each batch (of this rank).
     """
 
-    def __init__(self, setting: Setting, log: EvaluationLog | NoLog, before: "Text | str | None"):
+    def __init__(self, setting: Setting, log: EvaluationLog, before: "Text | Literal['self'] | None"):
         super().__init__(TextSeen, setting, log)
         self.before = before
         self.rankings = StoredBatches(torch.int32)

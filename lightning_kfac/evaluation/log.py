@@ -2,13 +2,14 @@
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_kfac.storage.keyed_log import KeyedLog
 
@@ -80,24 +81,26 @@ class EvaluationLog:
         return torch.frombuffer(bytearray(contents), dtype=torch.uint8).view(kind).view(shape)
 
 
-def _crc(name: str, value: Any) -> int:
+def _crc(name: object, value: object) -> int:
     return zlib.crc32(json.dumps([name, value]).encode())
 
 
-def _is_whole(row: dict) -> bool:
+def _is_whole(row: Mapping[str, Any]) -> bool:
     return row.get("crc") == _crc(row.get("name"), row.get("value"))
 
 
 class NoLog(EvaluationLog):
     """Remembers nothing."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._known = {}
 
+    @override
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """Computes it."""
         return compute()
 
+    @override
     def tensors_once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Computes them."""
         return compute()

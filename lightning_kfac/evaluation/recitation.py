@@ -35,6 +35,13 @@ class Recital(NamedTuple):
     continuation: list[int] | None
     near_tie: bool
 
+    @property
+    def decoded(self) -> list[int]:
+        """The continuation; raises ``RuntimeError`` where it was not asked for."""
+        if self.continuation is None:
+            raise RuntimeError("the continuation was not decoded: ask recite for it with decode=True")
+        return self.continuation
+
 
 @torch.no_grad()
 def recite(
@@ -61,17 +68,18 @@ def recite(
     """
     if not prefixes:
         return []
-    golds = [list(cut_after_end(gold, end_of_text)) for gold in golds]
-    reading = _Reading(model, prefixes, golds)
+    wanted = [list(cut_after_end(gold, end_of_text)) for gold in golds]
+    reading = _Reading(model, prefixes, wanted)
     diverged = (reading.matched < reading.lengths).tolist()
     tails: dict[int, list[int]] = {}
     if decode:
         for numbers, rows in reading.groups:
             tails |= reading.tails(numbers[(reading.matched < reading.lengths)[numbers]], numbers, rows, end_of_text)
-    matched, near = reading.matched.tolist(), reading.near_ties.tolist()
+    matched = reading.matched.tolist()
+    near = reading.near_ties.tolist()
     return [
         Recital(matched[i], not diverged[i], gold[: matched[i]] + tails.get(i, []) if decode else None, near[i])
-        for i, gold in enumerate(golds)
+        for i, gold in enumerate(wanted)
     ]
 
 
@@ -104,13 +112,17 @@ class _Reading:
         golds: Sequence[Sequence[int]],
         first: int | None = FIRST,
     ):
-        self.model, self.prefixes, self.golds = model, prefixes, golds
+        self.model = model
+        self.prefixes = prefixes
+        self.golds = golds
         self.rows = CachedRows(model, len(prefixes))
         device = self.rows.attend.device
         self.gold, self.real = right_padded(golds, device)
-        self.lengths, last = self.real.sum(1), self.gold.shape[1] - 1
-        self.predicted, self.close = torch.full_like(self.gold, -1), torch.zeros_like(self.real)
+        self.lengths = self.real.sum(1)
+        self.predicted = torch.full_like(self.gold, -1)
+        self.close = torch.zeros_like(self.real)
         self.plain = has_plain_cache(model)
+        last = self.gold.shape[1] - 1
         first = last if first is None or not self.plain else min(first, last)
         everyone = torch.arange(len(golds), device=device)
         self._read(self.rows, everyone, 0, first)
@@ -138,7 +150,9 @@ class _Reading:
         decisive = self.close.gather(1, matched.clamp(max=self.gold.shape[1] - 1)[:, None]).squeeze(1)
         return torch.where(matched < self.lengths, decisive, (self.close & self.real).any(1))
 
-    def tails(self, some: Tensor, numbers: Tensor, rows: CachedRows, end_of_text: Collection[int]) -> dict:
+    def tails(
+        self, some: Tensor, numbers: Tensor, rows: CachedRows, end_of_text: Collection[int]
+    ) -> dict[int, list[int]]:
         """Continuations of some rows of a group from where they diverge, by number."""
         if not len(some):
             return {}
@@ -157,12 +171,15 @@ class _Reading:
 
     def _read(self, rows: CachedRows, numbers: Tensor, start: int, stop: int) -> None:
         """Reads what is needed to predict the gold tokens from ``start`` to ``stop``, both included."""
-        gold, real = self.gold[numbers], self.real[numbers]
+        gold = self.gold[numbers]
+        real = self.real[numbers]
         if start == 0:
-            ids, mask = left_padded(self.prefixes, gold.device)
-            ids, mask = torch.cat([ids, gold[:, :stop]], 1), torch.cat([mask, real[:, :stop]], 1)
+            prefix, there = left_padded(self.prefixes, gold.device)
+            ids = torch.cat([prefix, gold[:, :stop]], 1)
+            mask = torch.cat([there, real[:, :stop]], 1)
         else:
-            ids, mask = gold[:, start - 1 : stop], real[:, start - 1 : stop]
+            ids = gold[:, start - 1 : stop]
+            mask = real[:, start - 1 : stop]
         logits = rows.read(ids, mask, stop - start + 1)
         epsilon = torch.finfo(next(self.model.parameters()).dtype).eps
         step = max(1, POSITIONS_AT_ONCE // logits.shape[1])

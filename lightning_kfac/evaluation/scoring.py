@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lightning_kfac.evaluation.recitation import gold_hits, recite
 from lightning_kfac.metrics.functional import stress_length, token_losses, top_tokens
+from lightning_kfac.models.language import language_model, vocabulary_size
 from lightning_kfac.models.probes import banded_mask, is_plain_head, takes_own_mask
 from lightning_kfac.models.tokens import TokenBatch
 
@@ -23,7 +24,8 @@ def next_token_scores(model: nn.Module, batch: TokenBatch, k: int = 10) -> tuple
         float64 [B, T] (of positions that do not count: of token 0), int64 [B, T, k].
     """
     targets = batch.targets.clamp(min=0).flatten()
-    losses, rankings = [], []
+    losses: list[Tensor] = []
+    rankings: list[Tensor] = []
     for part, logits in _logits_in_slices(model, batch):
         losses.append(token_losses(logits, targets[part]))
         rankings.append(top_tokens(logits, k))
@@ -47,8 +49,9 @@ def most_likely(model: nn.Module, batch: TokenBatch, context: int | None = None)
         context: Each token attends to itself and the tokens before it, so many in all, where the model takes a mask
             of its own (``takes_own_mask``). Padding must then be on the right.
     """
-    masked = context is not None and takes_own_mask(model)
-    mask = banded_mask(model, batch.input_ids.shape[1], context) if masked else None
+    mask = None
+    if context is not None and takes_own_mask(model):
+        mask = banded_mask(model, batch.input_ids.shape[1], context)
     tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, mask)]
     return torch.cat(tokens).view(batch.input_ids.shape)
 
@@ -59,17 +62,18 @@ def _logits_in_slices(
     """Slices of all positions [B T] with their logits [n, V]."""
     own = {} if mask is None else {"attention_mask": mask}
     if is_plain_head(model):
-        hidden = model.base_model(**(batch.model_inputs() | own)).last_hidden_state.flatten(0, 1)
-        head = model.get_output_embeddings()
+        decoder = language_model(model).base_model
+        hidden = decoder(**(batch.model_inputs() | own)).last_hidden_state.flatten(0, 1)
+        head = language_model(model).get_output_embeddings()
         step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             yield part, F.linear(hidden[part], head.weight, head.bias)
     else:
         length = batch.input_ids.shape[1]
-        rows = max(1, LOGITS_AT_ONCE // (length * model.get_input_embeddings().num_embeddings))
-        for number, part in enumerate(batch.split(rows)):
-            logits = model(**(part.model_inputs() | own)).logits.flatten(0, 1)
+        rows = max(1, LOGITS_AT_ONCE // (length * vocabulary_size(model)))
+        for number, some in enumerate(batch.split(rows)):
+            logits = model(**(some.model_inputs() | own)).logits.flatten(0, 1)
             start = number * rows * length
             yield slice(start, start + len(logits)), logits
 

@@ -6,13 +6,14 @@ from typing import ClassVar
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
+from typing_extensions import Self, override
 
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import Label, SequencesSeen, Setting
-from lightning_kfac.metrics.per_sequence import PerSequence
+from lightning_kfac.metrics.per_sequence import SeveralFigures
 
 
-class ContinuationShift(PerSequence):
+class ContinuationShift(SeveralFigures):
     """Edit distance between the continuations of two models, for prefixes that the first one does not recite.
 
     Figures: ``shift_levenshtein_norm`` (mean distance over the longer length, in tokens) and ``unchanged`` (share of
@@ -38,13 +39,16 @@ class ContinuationShift(PerSequence):
     counted = "n_not_recited"
 
     @classmethod
-    def asked(cls, setting: Setting) -> "ContinuationShift | None":
+    @override
+    def asked(cls, setting: Setting) -> Self | None:
         return cls() if setting.compared else None
 
+    @override
     def observe(self, seen: SequencesSeen) -> None:
         after = dict(zip(seen.index, seen.continuations, strict=True))
         self.update(list(seen.before.values()), [after[i] for i in seen.before], list(seen.before))
 
+    @override
     def update(
         self, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], index: Sequence[int] | None = None
     ) -> None:
@@ -55,6 +59,7 @@ class ContinuationShift(PerSequence):
         ]
         self.add(torch.tensor(pairs, dtype=torch.float64).view(-1, 2), index)
 
+    @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
         one = torch.ones_like(values["distance"])
         return {

@@ -4,16 +4,17 @@ A metric is a pure function in ``functional/`` and one class, listed in ``regist
 TensorBoard know it from there.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import Self
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
 
-M = TypeVar("M", bound="Described")
 Group = Literal["set", "stress", "general", "questions"]
 
 
@@ -51,7 +52,7 @@ class Measures:
     include_unperturbed: bool = False
     batch_mean_perplexity: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.loose_similarity <= 1:
             raise InputError(f"measures.loose_similarity is {self.loose_similarity}; it must lie between 0 and 1")
         if self.position_stress < 0:
@@ -76,7 +77,8 @@ class Setting(NamedTuple):
     main: bool = False
 
 
-class SequencesSeen(NamedTuple):
+@dataclass(frozen=True)
+class SequencesSeen:
     """A batch of a memorized set, and how the model continued it.
 
     Attributes:
@@ -92,12 +94,13 @@ class SequencesSeen(NamedTuple):
     golds: Sequence[Sequence[int]]
     continuations: Sequence[Sequence[int]]
     near_ties: Sequence[bool]
-    before: dict[int, Sequence[int]]
+    before: Mapping[int, Sequence[int]]
     stress: Sequence[tuple[int, int]] | None
     stressed: Sequence[Sequence[int]]
 
 
-class AnswersSeen(NamedTuple):
+@dataclass(frozen=True)
+class AnswersSeen:
     """A batch of questions: numbers, given and right answers."""
 
     index: Sequence[int]
@@ -105,7 +108,8 @@ class AnswersSeen(NamedTuple):
     golds: Sequence[str]
 
 
-class TextSeen(NamedTuple):
+@dataclass(frozen=True)
+class TextSeen:
     """A batch of held-out text, and what the model said of it.
 
     Attributes:
@@ -125,8 +129,8 @@ class TextSeen(NamedTuple):
     before: Tensor | None
 
 
-class Described:
-    """Mixed into a torchmetrics class.
+class Described(Metric):
+    """A torchmetrics class that an evaluation can feed and show.
 
     Attributes:
         labels: Of its figures, by name, in the order of tables.
@@ -143,7 +147,7 @@ class Described:
     quiet: ClassVar[bool] = False
 
     @classmethod
-    def asked(cls: type[M], setting: Setting) -> M | None:
+    def asked(cls, setting: Setting) -> Self | None:
         """One for an evaluation, or None where it has nothing to say there."""
         return cls()
 

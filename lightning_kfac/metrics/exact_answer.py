@@ -5,13 +5,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import AnswersSeen, Label
-from lightning_kfac.metrics.per_sequence import PerSequence
+from lightning_kfac.metrics.per_sequence import SeveralFigures
 
 
-class ExactAnswer(PerSequence):
+class ExactAnswer(SeveralFigures):
     """Share of answers that equal the right one, letter by letter.
 
     Example:
@@ -30,13 +31,16 @@ class ExactAnswer(PerSequence):
     columns = ("right",)
     counted = "n_questions"
 
+    @override
     def observe(self, seen: AnswersSeen) -> None:
         self.update(seen.answers, seen.golds, seen.index)
 
+    @override
     def update(self, answers: Sequence[str], golds: Sequence[str], index: Sequence[int] | None = None) -> None:
         """Adds one given and one right answer per question, and the numbers of the questions."""
         right = [[float(answer == gold)] for answer, gold in zip(answers, golds, strict=True)]
         self.add(torch.tensor(right, dtype=torch.float64).view(-1, 1), index)
 
+    @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
         return {"exact_acc": Figure(values["right"], torch.ones_like(values["right"]), rate=True)}

@@ -1,18 +1,19 @@
 """Memorization: does the model recite the sequences it saw in training?"""
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self, override
 
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import Label, SequencesSeen, Setting
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, recitation
-from lightning_kfac.metrics.per_sequence import PerSequence
+from lightning_kfac.metrics.per_sequence import SeveralFigures
 
 
-class Memorization(PerSequence):
+class Memorization(SeveralFigures):
     """Strict and loose accuracy and mean normalised Levenshtein distance of greedy continuations.
 
     Args:
@@ -38,18 +39,23 @@ class Memorization(PerSequence):
     counted = "n_sequences"
 
     def __init__(
-        self, end_of_text: Collection[int] = frozenset(), loose_similarity: float = LOOSE_SIMILARITY, **kwargs
+        self, end_of_text: Collection[int] = frozenset(), loose_similarity: float = LOOSE_SIMILARITY, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        self.end_of_text, self.loose_similarity = frozenset(end_of_text), loose_similarity
+        self.end_of_text = frozenset(end_of_text)
+        self.loose_similarity = loose_similarity
+        self.near_ties = torch.empty(0, dtype=torch.float64)
 
     @classmethod
-    def asked(cls, setting: Setting) -> "Memorization":
+    @override
+    def asked(cls, setting: Setting) -> Self:
         return cls(setting.end_of_text, setting.measures.loose_similarity)
 
+    @override
     def observe(self, seen: SequencesSeen) -> None:
         self.update(seen.continuations, seen.golds, seen.index, seen.near_ties)
 
+    @override
     def update(
         self,
         continuations: Sequence[Sequence[int]],
@@ -70,11 +76,14 @@ class Memorization(PerSequence):
         rows = [(*v, near) for v, near in zip(verdicts, near_ties or [False] * len(verdicts), strict=True)]
         self.add(torch.tensor(rows, dtype=torch.float64).view(-1, 4), index)
 
+    @override
     def compute(self) -> dict[str, Tensor]:
         return super().compute() | {"n_near_ties": self.near_ties.sum().long()}
 
+    @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
-        one, self.near_ties = torch.ones_like(values["strict"]), values["near_tie"]
+        self.near_ties = values["near_tie"]
+        one = torch.ones_like(values["strict"])
         return {
             "strict_acc": Figure(values["strict"], one, rate=True),
             "loose_acc": Figure(values["loose"], one, rate=True),

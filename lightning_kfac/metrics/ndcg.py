@@ -5,14 +5,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self, override
 
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import Label, Setting, TextSeen
 from lightning_kfac.metrics.functional import ndcg
-from lightning_kfac.metrics.per_sequence import PerSequence
+from lightning_kfac.metrics.per_sequence import OneFigure
 
 
-class NDCG(PerSequence):
+class NDCG(OneFigure):
     """Mean nDCG@10 over valid positions, in float64.
 
     Example:
@@ -31,12 +32,17 @@ class NDCG(PerSequence):
     columns = ("gain", "count")
 
     @classmethod
-    def asked(cls, setting: Setting) -> "NDCG | None":
+    @override
+    def asked(cls, setting: Setting) -> Self | None:
         return cls() if setting.ranked else None
 
+    @override
     def observe(self, seen: TextSeen) -> None:
+        if seen.reference is None:
+            raise RuntimeError("nDCG needs the rankings of a reference model: see Setting.ranked")
         self.update(seen.ranking, seen.reference, seen.valid, seen.index)
 
+    @override
     def update(
         self, ranking: Tensor, reference: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None
     ) -> None:
@@ -47,9 +53,6 @@ class NDCG(PerSequence):
         values = torch.stack([gains, counts.double()], dim=1)[some]
         self.add(values, None if index is None else torch.as_tensor(index).to(some.device)[some])
 
-    def compute(self) -> Tensor:
-        """float64 scalar; NaN before any valid position."""
-        return super().compute()["ndcg@10"]
-
+    @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
         return {"ndcg@10": Figure(values["gain"], values["count"])}

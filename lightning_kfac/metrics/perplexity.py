@@ -1,27 +1,20 @@
 """Perplexity over exactly counted target tokens."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from typing_extensions import Self, override
 
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import Described, Label, Setting, TextSeen
 from lightning_kfac.metrics.functional import token_losses
-from lightning_kfac.metrics.per_sequence import PerSequence
+from lightning_kfac.metrics.per_sequence import OneFigure
 
 
-class LossPerplexity(PerSequence):
-    """exp(sum of token NLL / number of target tokens) of losses that are there already, summed in float64.
-
-    Example:
-        >>> metric = LossPerplexity()
-        >>> metric.update(torch.tensor([[0.0, 2.0]]).log1p(), torch.tensor([[True, True]]))
-        >>> round(metric.compute().item() ** 2, 4)
-        3.0
-    """
+class _OfTokens(OneFigure):
+    """exp(sum of token NLL / number of target tokens), summed in float64."""
 
     labels: ClassVar[dict[str, Label]] = {
         "perplexity": Label("perplexity, held-out text", "{:.2f}", "lower", short="perplexity")
@@ -30,10 +23,7 @@ class LossPerplexity(PerSequence):
     higher_is_better = False
     columns = ("nll", "count")
 
-    def observe(self, seen: TextSeen) -> None:
-        self.update(seen.losses, seen.valid, seen.index)
-
-    def update(self, losses: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None) -> None:
+    def add_losses(self, losses: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None) -> None:
         """Adds a batch: token losses [B, T], valid bool [B, T], numbers of the rows.
 
         Rows without a valid token are left out.
@@ -43,15 +33,35 @@ class LossPerplexity(PerSequence):
         some = counts > 0
         self.add(values[some], None if index is None else torch.as_tensor(index).to(some.device)[some])
 
-    def compute(self) -> Tensor:
-        """float64 scalar; NaN before any valid token."""
-        return super().compute()["perplexity"]
-
+    @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
         return {"perplexity": Figure(values["nll"], values["count"], exponential=True)}
 
 
-class Perplexity(LossPerplexity):
+class LossPerplexity(_OfTokens):
+    """exp(sum of token NLL / number of target tokens) of losses that are there already, summed in float64.
+
+    Example:
+        >>> metric = LossPerplexity()
+        >>> metric.update(torch.tensor([[0.0, 2.0]]).log1p(), torch.tensor([[True, True]]))
+        >>> round(metric.compute().item() ** 2, 4)
+        3.0
+    """
+
+    @override
+    def observe(self, seen: TextSeen) -> None:
+        self.update(seen.losses, seen.valid, seen.index)
+
+    @override
+    def update(self, losses: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None) -> None:
+        """Adds a batch: token losses [B, T], valid bool [B, T], numbers of the rows.
+
+        Rows without a valid token are left out.
+        """
+        self.add_losses(losses, valid, index)
+
+
+class Perplexity(_OfTokens):
     """exp(sum of token NLL / number of target tokens), summed in float64.
 
     Unlike a mean of batch perplexities it does not depend on how rows are batched or ranked.
@@ -64,15 +74,16 @@ class Perplexity(LossPerplexity):
         50.0
     """
 
+    @override
     def update(
         self, logits: Tensor, targets: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None
     ) -> None:
         """Adds a batch: logits [B, T, V], targets int64 [B, T], valid bool [B, T], numbers of the rows."""
         losses = token_losses(logits.flatten(0, 1), targets.masked_fill(~valid, 0).flatten())
-        super().update(losses.view_as(targets), valid, index)
+        self.add_losses(losses.view_as(targets), valid, index)
 
 
-class BatchMeanPerplexity(Described, Metric):
+class BatchMeanPerplexity(Described):
     """Mean over batches of exp(mean loss of the batch), as the original script of arXiv 2510.24256 computes it.
 
     It depends on the batch size; use it only to compare with published rows.
@@ -84,8 +95,13 @@ class BatchMeanPerplexity(Described, Metric):
         >>> metric.update(torch.tensor([[2.0, 0.0]]), valid)
         >>> round(metric.compute().item(), 4)
         1.8591
+
+    Attributes:
+        total, batches: The states: float64 scalars.
     """
 
+    total: Tensor
+    batches: Tensor
     labels: ClassVar[dict[str, Label]] = {
         "perplexity_batch_mean": Label("mean of exp(batch loss)", "{:.2f}", "lower"),
     }
@@ -94,23 +110,27 @@ class BatchMeanPerplexity(Described, Metric):
     higher_is_better = False
 
     @classmethod
-    def asked(cls, setting: Setting) -> "BatchMeanPerplexity | None":
+    @override
+    def asked(cls, setting: Setting) -> Self | None:
         return cls() if setting.measures.batch_mean_perplexity else None
 
+    @override
     def observe(self, seen: TextSeen) -> None:
         self.update(seen.losses, seen.valid)
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         for name in ("total", "batches"):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
+    @override
     def update(self, losses: Tensor, valid: Tensor) -> None:
         """Adds a batch of token losses [B, T]; valid bool [B, T]."""
         if valid.any():
             self.total += (losses.double().masked_fill(~valid, 0).sum() / valid.sum()).exp()
             self.batches += 1
 
+    @override
     def compute(self) -> Tensor:
         """float64 scalar; NaN before any batch."""
         return self.total / self.batches

@@ -5,13 +5,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self, override
 
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import Label, SequencesSeen, Setting
-from lightning_kfac.metrics.per_sequence import PerSequence
+from lightning_kfac.metrics.per_sequence import SeveralFigures
 
 
-class PositionStress(PerSequence):
+class PositionStress(SeveralFigures):
     """Mean recited length of the prefix itself and of its best perturbation, in tokens (arXiv 2510.24256, section 5).
 
     Figures: ``original_len``, ``stress_len``, ``stress_difference`` (the second less the first),
@@ -38,14 +39,17 @@ class PositionStress(PerSequence):
     columns = ("original", "stress", "length")
 
     @classmethod
-    def asked(cls, setting: Setting) -> "PositionStress | None":
+    @override
+    def asked(cls, setting: Setting) -> Self | None:
         return cls() if setting.main and setting.measures.position_stress else None
 
+    @override
     def observe(self, seen: SequencesSeen) -> None:
         pairs = seen.stress or []
         lengths = [len(gold) for gold in seen.stressed]
         self.update([a for a, _ in pairs], [b for _, b in pairs], lengths, seen.index)
 
+    @override
     def update(
         self, original: Sequence[int], stress: Sequence[int], lengths: Sequence[int], index: Sequence[int] | None = None
     ) -> None:
@@ -53,6 +57,7 @@ class PositionStress(PerSequence):
         rows = list(zip(original, stress, lengths, strict=True))
         self.add(torch.tensor(rows, dtype=torch.float64).view(-1, 3), index)
 
+    @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
         original, stress, length = values["original"], values["stress"], values["length"]
         one = torch.ones_like(length)

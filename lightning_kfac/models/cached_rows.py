@@ -1,13 +1,15 @@
 """Rows of tokens that a model reads piece by piece, with its key-value cache."""
 
 import inspect
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.language import language_model
 from lightning_kfac.models.probes import agree, once_a_model
 
 
@@ -22,7 +24,8 @@ class CachedRows:
     """
 
     def __init__(self, model: nn.Module, count: int):
-        self.model, self.cache = model, None
+        self.model = model
+        self.cache: Cache | None = None
         self.attend = torch.zeros(count, 0, dtype=torch.bool, device=next(model.parameters()).device)
         takes = inspect.signature(model.forward).parameters
         if "past_key_values" not in takes:
@@ -59,14 +62,23 @@ class CachedRows:
     def take(self, rows: Tensor) -> "CachedRows":
         """Some of the rows, by number, with a cache of their own. Needs ``has_plain_cache``."""
         taken = CachedRows(self.model, len(rows))
-        taken.attend, taken.cache = self.attend[rows], DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            taken.cache.update(layer.keys[rows], layer.values[rows], number)
+        taken.attend = self.attend[rows]
+        taken.cache = DynamicCache()
+        for number, (keys, values) in enumerate(_kept(self.cache)):
+            taken.cache.update(keys[rows], values[rows], number)
         return taken
 
     def forget_after(self, lengths: Tensor) -> None:
         """Keeps of each row only the first so many tokens. int64 [B]."""
         self.attend = self.attend & (self.attend.cumsum(1) <= lengths[:, None])
+
+
+def _kept(cache: Cache | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer of a plain cache."""
+    for layer in () if cache is None else cache.layers:
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+            raise RuntimeError(f"rows cannot be taken of a cache with a {type(layer).__name__}, see has_plain_cache")
+        yield layer.keys, layer.values
 
 
 @once_a_model
@@ -76,18 +88,22 @@ def has_plain_cache(model: nn.Module) -> bool:
 
     What the config says is checked, and one gap is tried out (ALiBi, for one, counts places).
     """
-    windows = getattr(model.config, "window_size", None) is not None  # GPT-Neo has its own in the model
-    layers = DynamicCache(config=model.config).layers
+    config = language_model(model).config
+    windows = getattr(config, "window_size", None) is not None  # GPT-Neo has its own in the model
+    layers = DynamicCache(config=config).layers
     return not windows and all(type(layer) is DynamicLayer for layer in layers) and _bears_a_gap(model)
 
 
 def _bears_a_gap(model: nn.Module) -> bool:
-    device, last = next(model.parameters()).device, []
-    for row, kept in (([0, 1] + 16 * [2], 2), ([0, 1], 2)):
-        rows = CachedRows(model, 1)
-        ids = torch.tensor([row], device=device)
-        rows.read(ids, torch.ones_like(ids, dtype=torch.bool))
-        rows.forget_after(torch.tensor([kept], device=device))
-        token = torch.tensor([[4]], device=device)
-        last.append(rows.read(token, torch.ones_like(token, dtype=torch.bool))[0, -1].double())
-    return agree(*last, next(model.parameters()).dtype)
+    behind_a_gap = _logits_after(model, [0, 1] + 16 * [2])
+    return agree(behind_a_gap, _logits_after(model, [0, 1]), next(model.parameters()).dtype)
+
+
+def _logits_after(model: nn.Module, row: list[int]) -> Tensor:
+    """Logits of one more token where only the first two of a row that was read count. float64 [V]."""
+    rows = CachedRows(model, 1)
+    ids = torch.tensor([row], device=rows.attend.device)
+    rows.read(ids, torch.ones_like(ids, dtype=torch.bool))
+    rows.forget_after(torch.tensor([2], device=ids.device))
+    token = torch.tensor([[4]], device=ids.device)
+    return rows.read(token, torch.ones_like(token, dtype=torch.bool))[0, -1].double()

@@ -41,4 +41,4 @@ def _strided_sample(values: Tensor) -> Tensor:
 
 
 def _bytes(values: Tensor) -> memoryview:
-    return memoryview(values.to("cpu", torch.float32).contiguous().numpy()).cast("B")
+    return values.to("cpu", torch.float32).contiguous().numpy().data.cast("B")

@@ -6,10 +6,12 @@ to the hidden states are computed and the logits forgotten.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lightning_kfac.math.loss import IGNORED
 
@@ -21,7 +23,8 @@ class HeadLoss(torch.autograd.Function):
     """Summed cross-entropy of hidden states [N, d], of which only the gradient with respect to them is kept."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: nn.Module, labels: Labels, chunk: int) -> Tensor:
+    @override
+    def forward(ctx: Any, hidden: Tensor, head: nn.Linear, labels: Labels, chunk: int) -> Tensor:
         gradient = torch.empty_like(hidden)
         loss = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         loss = loss.to(hidden.device)
@@ -34,7 +37,8 @@ class HeadLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
+    @override
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.to(gradient.dtype), None, None, None
 

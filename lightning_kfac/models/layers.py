@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor, device, dtype, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
+from typing_extensions import override
 
 # Takes a layer's input and output; what it returns, if anything, takes the output's place.
 See = Callable[[Tensor, Tensor], Tensor | None]
@@ -96,6 +97,7 @@ class Conv1DLayer(Layer):
 
     of = Conv1D
 
+    @override
     def matrix(self, stored: Tensor) -> Tensor:
         return self.part(stored).T
 

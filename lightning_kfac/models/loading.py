@@ -1,7 +1,8 @@
 """Language models from the hub, from a folder, from a config, or the embedded demo."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,23 +13,32 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.errors import InputError, first_line
 from lightning_kfac.models.dtypes import Dtype
+from lightning_kfac.models.language import language_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_config(
-    model_name: str | None, architecture: dict | None = None, trust_remote_code: bool = False
+    model_name: str | None, architecture: Mapping[str, Any] | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
     """The model's configuration; checks that a local folder holds one and has weights beside it."""
-    if (model_name is None) == (architecture is None):
-        raise InputError("model: give either model_name (hub name or folder) or architecture (a config), not both")
-    if architecture is not None:
-        settings = dict(architecture)
-        try:
-            return AutoConfig.for_model(settings.pop("model_type", "missing"), **settings)
-        except (ValueError, TypeError, StrictDataclassError) as error:
-            raise InputError(f"model.architecture: {first_line(error)}") from None
+    if model_name is None and architecture is not None:
+        return _described_config(architecture)
+    if model_name is not None and architecture is None:
+        return _stored_config(model_name, trust_remote_code)
+    raise InputError("model: give either model_name (hub name or folder) or architecture (a config), not both")
+
+
+def _described_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    settings = dict(architecture)
+    try:
+        return AutoConfig.for_model(settings.pop("model_type", "missing"), **settings)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"model.architecture: {first_line(error)}") from None
+
+
+def _stored_config(model_name: str, trust_remote_code: bool) -> PretrainedConfig:
     path = resolve_path(model_name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -46,9 +56,9 @@ def load_model(
     model_name: str | None,
     dtype: Dtype = "auto",
     *,
-    architecture: dict | None = None,
+    architecture: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
-) -> nn.Module:
+) -> "PreTrainedModel":
     """A causal language model in eval mode, on the CPU.
 
     Args:
@@ -64,10 +74,10 @@ def load_model(
     torch_dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
     if dtype == "auto" and config.dtype == torch.float16:
         torch_dtype = torch.float32
-    if architecture is not None:
+    if model_name is None:
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype if dtype == "auto" else torch_dtype).eval()
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             _name(model_name),
             dtype=torch_dtype,
             trust_remote_code=trust_remote_code,
@@ -76,6 +86,8 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model {model_name}: {first_line(error)}") from error
+    # Asked for its loading info it gives a pair, which its annotation does not say.
+    model, loading = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"model {model_name}: {len(missing)} weights are not in the checkpoint, first {missing[0]}")
     return model.eval()
@@ -87,7 +99,7 @@ def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> "PreT
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False):
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """A tokenizer from a hub name, a folder, or ``demo``."""
     try:
         return AutoTokenizer.from_pretrained(_name(name), trust_remote_code=trust_remote_code)
@@ -99,7 +111,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False):
 
 def end_of_text_ids(model: nn.Module) -> frozenset[int]:
     """Every id that ends a text for this model."""
-    for config in (getattr(model, "generation_config", None), model.config):
+    for config in (getattr(model, "generation_config", None), language_model(model).config):
         ids = getattr(config, "eos_token_id", None)
         if ids is not None:
             return frozenset([ids] if isinstance(ids, int) else ids)

@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lightning_kfac.models.language import language_model
+
 
 def once_a_model(probe: Callable[[nn.Module], bool]) -> Callable[[nn.Module], bool]:
     """Remembers what a probe has found out about a model, as long as that lives."""
@@ -27,7 +29,8 @@ def is_plain_head(model: nn.Module) -> bool:
 
     Some models scale or cap their logits; this is found out by trying on two tokens.
     """
-    head, decoder = model.get_output_embeddings(), model.base_model
+    head = language_model(model).get_output_embeddings()
+    decoder = language_model(model).base_model
     if not isinstance(head, nn.Linear) or decoder is model:
         return False
     ids = torch.tensor([[0, 1]], device=head.weight.device)

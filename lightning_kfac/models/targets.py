@@ -3,13 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import nn
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.layers import KINDS, Layer, find_layers
 
+Place = TypeVar("Place", int, str)
 Blocks = Literal["all"] | Sequence[int]
 
 # What each projection is called in the model families of the transformers package.
@@ -75,16 +76,20 @@ def narrow(names: Collection[str], n_blocks: int, blocks: Blocks, projections: S
     """
     if blocks != "all":
         blocks = _block_numbers(blocks, n_blocks)
-    for kind, wanted, of in (("block", blocks, block_of), ("projection", projections, projection_of)):
-        present = sorted({of(name) for name in names} - {None})
-        absent = [] if wanted in ("all", None) else [w for w in wanted if w not in present]
-        if absent:
-            raise InputError(f"there are no factors for {kind} {absent[0]}, only for {', '.join(map(str, present))}")
+        _check_present("block", blocks, map(block_of, names))
+    if projections is not None:
+        _check_present("projection", projections, map(projection_of, names))
     return [
         name
         for name in names
         if (blocks == "all" or block_of(name) in blocks) and (projections is None or projection_of(name) in projections)
     ]
+
+
+def _check_present(kind: str, wanted: Iterable[Place], found: Iterable[Place | None]) -> None:
+    present = sorted({place for place in found if place is not None})
+    if absent := [place for place in wanted if place not in present]:
+        raise InputError(f"there are no factors for {kind} {absent[0]}, only for {', '.join(map(str, present))}")
 
 
 def count_blocks(model: nn.Module) -> int:
@@ -129,7 +134,8 @@ def layer_label(name: str) -> str:
         >>> layer_label("model.layers.5.mlp.gate_proj"), layer_label("lm_head")
         ('5 gate', 'lm_head')
     """
-    block, projection = block_of(name), projection_of(name)
+    block = block_of(name)
+    projection = projection_of(name)
     return name if block is None or projection is None else f"{block} {projection}"
 
 
@@ -165,7 +171,7 @@ def _by_projection(model: nn.Module, layers: dict[str, Layer], blocks: Blocks, p
     return chosen
 
 
-def _block_numbers(blocks: Sequence[int], count: int) -> list[int]:
+def _block_numbers(blocks: Blocks, count: int) -> list[int]:
     if isinstance(blocks, str) or not all(isinstance(b, int) for b in blocks) or not blocks:
         raise InputError(f"blocks must be 'all' or a list of indices, got {blocks!r}")
     if bad := [b for b in blocks if not -count <= b < count]:

@@ -1,7 +1,9 @@
 """A batch of token rows, with its two masks made explicit."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class TokenBatch:
     uniforms: Tensor | None = None
 
     @classmethod
-    def from_dict(cls, batch: dict, first_index: int = 0) -> "TokenBatch":
+    def from_dict(cls, batch: Mapping[str, Any], first_index: int = 0) -> "TokenBatch":
         """Reads ``input_ids`` and optionally ``attention_mask``, ``labels``, ``sample_index``, ``dense``.
 
         Args:
@@ -51,7 +53,9 @@ class TokenBatch:
         ids = batch.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             raise InputError("a batch needs `input_ids`, an integer tensor [rows, positions]")
-        mask, labels, index = batch.get("attention_mask"), batch.get("labels"), batch.get("sample_index")
+        mask = batch.get("attention_mask")
+        labels = batch.get("labels")
+        index = batch.get("sample_index")
         for name, field in (("attention_mask", mask), ("labels", labels)):
             if field is not None and field.shape != ids.shape:
                 raise InputError(f"batch: {name} has shape {list(field.shape)}, input_ids {list(ids.shape)}")
@@ -92,9 +96,9 @@ class TokenBatch:
         if largest >= vocabulary:
             raise InputError(f"id {largest} is outside the model's vocabulary (0 to {vocabulary - 1})")
 
-    def model_inputs(self) -> dict:
+    def model_inputs(self) -> dict[str, Tensor | bool]:
         """Arguments of the model's forward."""
-        inputs = {"input_ids": self.input_ids, "use_cache": False}
+        inputs: dict[str, Tensor | bool] = {"input_ids": self.input_ids, "use_cache": False}
         if not self.dense:
             inputs |= {"attention_mask": self.attend.long(), "position_ids": self.position_ids}
         return inputs
@@ -111,8 +115,7 @@ class TokenBatch:
     def split(self, rows: int) -> Iterator["TokenBatch"]:
         """Parts of at most ``rows`` rows."""
         for start in range(0, len(self.input_ids), rows):
-            part = slice(start, start + rows)
-            yield self._map(lambda tensor, part=part: tensor[part])
+            yield self._map(itemgetter(slice(start, start + rows)))
 
     def by_length(self) -> Iterator["TokenBatch"]:
         """Short rows and long ones apart, each part without the padding on the right that none of its rows needs."""
@@ -124,13 +127,19 @@ class TokenBatch:
                 cut = {name: getattr(self, name)[rows, :width] for name in ("input_ids", "attend", "targets")}
                 yield replace(self, **cut, sample_index=self.sample_index[rows], uniforms=None)
 
-    def to(self, *args, **kwargs) -> "TokenBatch":
+    def to(self, *args: Any, **kwargs: Any) -> "TokenBatch":
         """The batch on another device, as ``Tensor.to``."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "TokenBatch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+        return replace(
+            self,
+            input_ids=function(self.input_ids),
+            attend=function(self.attend),
+            targets=function(self.targets),
+            sample_index=function(self.sample_index),
+            uniforms=None if self.uniforms is None else function(self.uniforms),
+        )
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

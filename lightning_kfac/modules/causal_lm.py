@@ -2,10 +2,12 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from typing_extensions import Self, override
 
 from lightning_kfac.collection.fisher import FisherLoss
 from lightning_kfac.collection.objective import Runs
@@ -18,6 +20,10 @@ from lightning_kfac.models.sharded_loading import load_sharded
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.evaluating import EvaluatedLM
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
+from lightning_kfac.modules.text_data import text_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -110,20 +116,32 @@ class CausalLM(EvaluatedLM):
         """True for a collection, False for training."""
         return self.training_settings is None
 
+    @override
     def configure_model(self) -> None:
         """Loads the weights (Lightning calls this in every process, after the data are there)."""
         if self.model is None:
             torch.manual_seed(self.seed)
-            how = {"architecture": self.architecture, "trust_remote_code": self.trust_remote_code}
-            if self.device_mesh is None:
-                self.lockstep = None
-                self.model = load_model(self.evaluated, self.dtype_name, **how)
-            else:
-                mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
-                self.model = load_sharded(mesh, device, self.evaluated, self.dtype_name, **how)
-                self.lockstep = Lockstep(self.model)
+            self.model = self._load()
+            self.lockstep = None if self.device_mesh is None else Lockstep(self.model)
             self.model.requires_grad_(not self.frozen)
             self.model.train(not self.frozen)
+
+    def _load(self) -> "PreTrainedModel":
+        if self.device_mesh is None:
+            return load_model(
+                self.evaluated,
+                self.dtype_name,
+                architecture=self.architecture,
+                trust_remote_code=self.trust_remote_code,
+            )
+        return load_sharded(
+            self.device_mesh["data_parallel"],
+            self.trainer.strategy.root_device,
+            self.evaluated,
+            self.dtype_name,
+            architecture=self.architecture,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def turn_to(self, stage: str, name: str | None) -> None:
         """Has another model loaded and evaluated next."""
@@ -131,7 +149,8 @@ class CausalLM(EvaluatedLM):
         self.evaluated = name
         self.model = None
 
-    def train(self, mode: bool = True) -> "CausalLM":
+    @override
+    def train(self, mode: bool = True) -> Self:
         """Keeps a frozen model in eval mode: dropout would change its curvature."""
         super().train(mode)
         if self.frozen and self.model is not None:
@@ -144,6 +163,7 @@ class CausalLM(EvaluatedLM):
 
     # -- fit -----------------------------------------------------------------------------------------
 
+    @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes a batch of tokens, with the numbers that draw labels, while it is still on the CPU."""
         if not isinstance(batch, dict) or "input_ids" not in batch:
@@ -151,39 +171,49 @@ class CausalLM(EvaluatedLM):
         collecting = self.frozen and self.trainer.training
         return self.objective.prepare(batch) if collecting else TokenBatch.from_dict(batch)
 
+    @override
     def training_step(self, tokens: TokenBatch, batch_idx: int) -> Tensor:
         """One batch: of a collection, up to its last backward; or of a training, the mean loss."""
         n_tokens = tokens.valid.sum().clamp(min=1)
         if self.frozen:
-            loss = self.collection.run(tokens)
-            self.log("collect/loss_per_token", self.collection.loss / n_tokens)
+            collection = self._running_collection
+            loss = collection.run(tokens)
+            self.log("collect/loss_per_token", collection.loss / n_tokens)
             return loss
-        loss = torch.stack([part.gold_loss(self.model) for part in tokens.by_length()]).sum() / n_tokens
+        loss = torch.stack([part.gold_loss(self.loaded) for part in tokens.by_length()]).sum() / n_tokens
         self.log("train/loss", loss.detach())
         return loss
 
-    def configure_optimizers(self):
+    @property
+    def _running_collection(self) -> Runs:
+        if self.collection is None:
+            raise InputError("the collection has not begun: CurvatureCollector must be among trainer.callbacks")
+        return self.collection
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Nothing to optimize in a collection; Muon and AdamW in training."""
-        if self.frozen:
-            return NoOptimizer()
         settings = self.training_settings
+        if settings is None:
+            return NoOptimizer()
         steps = int(self.trainer.estimated_stepping_batches)
-        return training_optimizers(self.model, settings.lr, settings.weight_decay, settings.warmup, steps)
+        return training_optimizers(self.loaded, settings.lr, settings.weight_decay, settings.warmup, steps)
 
     # -- mining --------------------------------------------------------------------------------------
 
-    def predict_step(self, batch: dict, batch_idx: int) -> Searched:
+    @override
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Searched:
         """The windows of a batch of pieces that the model recites word for word."""
-        data = self.trainer.datamodule
+        data = text_data(self.trainer)
         prefix_len, suffix_len = data.window
         with self.lockstep or nullcontext():
             return search(
-                self.model,
+                self.loaded,
                 batch["pieces"],
                 prefix_len,
                 suffix_len,
                 likely=None if data.mining.exhaustive else data.mining.likely,
                 batch_size=data.eval_batch_size,
-                end_of_text=end_of_text_ids(self.model),
+                end_of_text=end_of_text_ids(self.loaded),
                 max_positions=self.max_positions,
             )

@@ -1,16 +1,15 @@
 """The evaluation of a language model in Lightning's validation loop."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning import LightningModule
-from torch import nn
+from typing_extensions import override
 
-from lightning_kfac.data.names import HELDOUT
 from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.evaluation.evaluation import Evaluation
@@ -19,6 +18,10 @@ from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids
 from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.modules.text_data import text_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class EvaluatedLM(LightningModule):
@@ -44,7 +47,7 @@ class EvaluatedLM(LightningModule):
     def __init__(self, measures: Measures):
         super().__init__()
         self.measures = measures
-        self.model: nn.Module | None = None
+        self.model: PreTrainedModel | None = None
         self.stage = "baseline"
         self.evaluated: str | None = None
         self.edited_layers: Collection[str] = ()
@@ -56,13 +59,28 @@ class EvaluatedLM(LightningModule):
         self.record: dict[str, Any] = {}
         self.lockstep: Lockstep | None = None
 
+    @property
+    def loaded(self) -> "PreTrainedModel":
+        """The model; raises ``RuntimeError`` before it is loaded."""
+        if self.model is None:
+            raise RuntimeError("the model is not loaded yet: a Trainer calls configure_model, or call it yourself")
+        return self.model
+
+    @property
+    def latest(self) -> Evaluation:
+        """The evaluation that runs or was the last; raises ``RuntimeError`` before the first."""
+        if self.evaluation is None:
+            raise RuntimeError("nothing was evaluated yet: an evaluation begins with a validation loop")
+        return self.evaluation
+
+    @override
     def on_validation_epoch_start(self) -> None:
-        data = self.trainer.datamodule
+        data = text_data(self.trainer)
         baseline = "self" if self.stage == "baseline" else self.baseline
         self.evaluation = Evaluation(
             data.set_names,
             data.question_sets,
-            end_of_text_ids(self.model),
+            end_of_text_ids(self.loaded),
             baseline,
             self.measures,
             self._evaluation_log(),
@@ -72,46 +90,57 @@ class EvaluatedLM(LightningModule):
     def _evaluation_log(self) -> EvaluationLog | None:
         if self.evaluation_folder is None or self.trainer.sanity_checking:
             return None
-        data, config = self.trainer.datamodule, self.model.config.to_json_string()
-        about = data.measured(), self.measures, self.stage, self.trainer.world_size, version("lightning-kfac")
-        about += (
-            config,
-            sorted(end_of_text_ids(self.model)),
+        data = text_data(self.trainer)
+        model = self.loaded
+        about = (
+            data.measured(),
+            self.measures,
+            self.stage,
+            self.trainer.world_size,
+            version("lightning-kfac"),
+            model.config.to_json_string(),
+            sorted(end_of_text_ids(model)),
             tokenizer_key(data.tokenizer) if data.tokenizer_name else "",
         )
-        numbers = weights_fingerprint(self.model, self.edited_layers), str(self.model.dtype), self.trainer.precision
+        numbers = weights_fingerprint(model, self.edited_layers), str(model.dtype), self.trainer.precision
         key = hashlib.sha256(repr((about, numbers)).encode()).hexdigest()[:32]
         folder = self.evaluation_folder / f"evaluation-{self.stage.replace(' ', '-')}"
         return EvaluationLog(folder, key, self.trainer.global_rank)
 
-    def validation_step(self, batch: TokenBatch | dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """One batch of a memorized set, of questions or of the held-out text, told apart by the loader's name."""
+    @override
+    def validation_step(
+        self, batch: TokenBatch | Mapping[str, list[Any]], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One batch of tokens of the held-out text, or of a memorized set or questions, which the loader names."""
         with self.lockstep or nullcontext():
-            self._evaluate(batch, self.trainer.datamodule.validation_names[dataloader_idx])
+            self._evaluate(batch, text_data(self.trainer).validation_names[dataloader_idx])
 
-    def _evaluate(self, batch: TokenBatch | dict, name: str) -> None:
-        data = self.trainer.datamodule
-        if name == HELDOUT:
-            self.evaluation.add_text(self.model, batch)
+    def _evaluate(self, batch: TokenBatch | Mapping[str, list[Any]], name: str) -> None:
+        data = text_data(self.trainer)
+        if isinstance(batch, TokenBatch):
+            self.latest.add_text(self.loaded, batch)
         elif name in data.question_sets:
             questions = [data.questions(name)[index] for index in batch["index"]]
-            self.evaluation.add_questions(name, self.model, questions, batch["index"], data.tokenizer.decode)
+            self.latest.add_questions(name, self.loaded, questions, batch["index"], data.decode)
         else:
-            self.evaluation.add_sequences(name, self.model, batch)
+            self.latest.add_sequences(name, self.loaded, batch)
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        self.results = self.evaluation.results()
-        intervals, differences = self.evaluation.intervals(), self.evaluation.differences()
+        self.results = self.latest.results()
+        intervals = self.latest.intervals()
+        differences = self.latest.differences()
         self.record = {**self.results, "intervals": intervals, "differences": differences}
         if self.stage == "baseline":
-            self.baseline, self.baseline_name = self.evaluation, self.evaluated
+            self.baseline = self.evaluation
+            self.baseline_name = self.evaluated
         self._log_figures("val", {name: [value] for name, value in self.results.items()}, [""])
         self._log_figures("change", {name: values[:1] for name, values in differences.items()}, [""])
         # Groups of their own: TensorBoard gives every number a chart.
         self._log_figures("val_interval", intervals, ["/low", "/high"])
         self._log_figures("change_interval", {name: v[1:] for name, v in differences.items()}, ["/low", "/high"])
 
-    def _log_figures(self, group: str, figures: dict[str, list], parts: list[str]) -> None:
+    def _log_figures(self, group: str, figures: Mapping[str, Sequence[float | None]], parts: list[str]) -> None:
         self.log_dict(
             {
                 f"{group}/{self.stage}/{name}{part}": float(value)

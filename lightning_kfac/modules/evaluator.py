@@ -7,6 +7,7 @@ from lightning import Trainer
 from torch import nn
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.language import language_model
 from lightning_kfac.models.loading import Dtype
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
@@ -29,7 +30,8 @@ class ModelEvaluator:
     """
 
     def __init__(self, model_name: str, dtype: Dtype, data: TextData, folder: Path, accelerator: str = "auto") -> None:
-        self.module, self.data = CausalLM(model_name, dtype=dtype), data
+        self.module = CausalLM(model_name, dtype=dtype)
+        self.data = data
         if data.tokenizer_name is None:
             data.tokenizer_name = model_name
         data.check(self.module.vocab_size, self.module.max_positions)
@@ -49,7 +51,7 @@ class ModelEvaluator:
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """All figures under the names of ``results.jsonl``, with intervals and differences from the first model."""
         home = next(model.parameters()).device
-        self.module.model = model
+        self.module.model = language_model(model)
         self.trainer.validate(self.module, self.data, verbose=False)
         model.to(home)
         return self.module.record

@@ -2,30 +2,52 @@
 
 import math
 from collections.abc import Callable
+from typing import overload
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 FINAL_LR = 0.1
 
 
-class NoOptimizer(Optimizer):
+class _Stepper(Optimizer):
+    """Runs the closure, then updates."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @override
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None if closure is None else closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        raise NotImplementedError
+
+
+class NoOptimizer(_Stepper):
     """Runs the closure (forward and backward) and changes nothing.
 
     Lightning then counts steps, checkpoints and shows progress as in any training.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__([torch.zeros(())], {})
 
-    def step(self, closure: Callable | None = None):
-        """Runs the closure."""
-        return None if closure is None else closure()
+    @override
+    def _update(self) -> None:
+        """Changes nothing."""
 
 
-class Muon(Optimizer):
+class Muon(_Stepper):
     """Muon (Jordan et al., 2024) in the precision of the weights.
 
     ``torch.optim.Muon`` orthogonalizes in bfloat16, which CPUs without such instructions emulate: there a
@@ -40,10 +62,9 @@ class Muon(Optimizer):
     def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
+    @override
     @torch.no_grad()
-    def step(self, closure: Callable | None = None):
-        """One step."""
-        loss = None if closure is None else closure()
+    def _update(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
@@ -51,7 +72,6 @@ class Muon(Optimizer):
                 update = orthogonalized(p.grad.lerp(buffer, group["momentum"]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
-        return loss
 
 
 def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -65,7 +85,7 @@ def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
 
 
-class MuonAdamW(Optimizer):
+class MuonAdamW(_Stepper):
     """Muon on matrices, AdamW on embeddings, norms and biases, stepped as one."""
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float):
@@ -78,15 +98,15 @@ class MuonAdamW(Optimizer):
         # One list of groups, so that a scheduler reaches both.
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
 
-    def step(self, closure: Callable | None = None):
-        """One step of both."""
-        loss = None if closure is None else closure()
+    @override
+    def _update(self) -> None:
         self.muon.step()
         self.adamw.step()
-        return loss
 
 
-def training_optimizers(model: nn.Module, lr: float, weight_decay: float, warmup: int, steps: int) -> dict:
+def training_optimizers(
+    model: nn.Module, lr: float, weight_decay: float, warmup: int, steps: int
+) -> OptimizerLRSchedulerConfig:
     """Optimizer and a schedule of linear warm-up and cosine decay to 10 % over ``steps``."""
     optimizer = MuonAdamW(model, lr, weight_decay)
 

@@ -2,19 +2,20 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.loaders import Position, question_loader, row_loader, sequence_loader
+from lightning_kfac.data.loaders import Position, RowLoader, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED
 from lightning_kfac.data.questions import Question, QuestionSet
@@ -24,14 +25,34 @@ from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.loaders import piece_loader
 from lightning_kfac.mining.log import MiningLog
-from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces, spread_windows
+from lightning_kfac.mining.windows import Mining, MiningBatches, MiningPieces, Piece, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # The windows of the paper.
-WINDOW_PREFIX, WINDOW_SUFFIX = 64, 48
+WINDOW_PREFIX = 64
+WINDOW_SUFFIX = 48
 # Typed, so that the command line takes a text with braces in it as a text.
 Fields = dict[str, bool | int | str | list[str] | None]
+
+
+class ReadsTokens(Protocol):
+    """What the texts ask of the LightningModule that reads them."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids lie below it."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest row that it takes, if it has a limit."""
+
+    @property
+    def loaded(self) -> "PreTrainedModel":
+        """Its model."""
 
 
 class TextData(LightningDataModule):
@@ -146,7 +167,7 @@ class TextData(LightningDataModule):
         self._check_names()
         self.text_in_turn = CORPUS
         self.resume_at: Position | None = None  # for the next training loader
-        self.mining_log: MiningLog | None = None
+        self._mining_log: MiningLog | None = None
         self.windows_left = 0
         self.n_mining_batches = 0
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -193,9 +214,17 @@ class TextData(LightningDataModule):
         """Identifies what a validation measures: sets, questions and held-out text by content, and how they are cut."""
         texts = self.texts
         heldout = None if self.heldout is None else (self.heldout, self.heldout.state(), texts.heldout_tokens)
-        cut = self.seq_len, self.batch_size, self.tokenizer_name, list(self.question_sets.values())
-        cut += self.sets.prefix_len, self.sets.suffix_len, self.clean_windows, self.skip_bad_rows
-        cut += tuple(self.start_tokens) if self.heldout is not None else ()
+        cut = (
+            self.seq_len,
+            self.batch_size,
+            self.tokenizer_name,
+            list(self.question_sets.values()),
+            self.sets.prefix_len,
+            self.sets.suffix_len,
+            self.clean_windows,
+            self.skip_bad_rows,
+            *(self.start_tokens if self.heldout is not None else ()),
+        )
         return hashlib.sha256(repr((self.sets.contents(), heldout, cut)).encode()).hexdigest()[:16]
 
     def about(self, name: str) -> dict[str, Any]:
@@ -211,8 +240,14 @@ class TextData(LightningDataModule):
     def rows_identity(self, name: str) -> str:
         """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
         planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
-        how: tuple[object, ...] = (self.seq_len, self.skip_bad_rows, self.shuffle, self.exposures)
-        how = (*how, tokenizer_key(self.tokenizer), *self.start_tokens)
+        how = (
+            self.seq_len,
+            self.skip_bad_rows,
+            self.shuffle,
+            self.exposures,
+            tokenizer_key(self.tokenizer),
+            *self.start_tokens,
+        )
         return self.texts.identity(name, planted, how)
 
     def described(self) -> dict[str, Any]:
@@ -227,7 +262,7 @@ class TextData(LightningDataModule):
         }
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded at first use."""
         if self._tokenizer is None:
             if self.tokenizer_name is None:
@@ -235,8 +270,30 @@ class TextData(LightningDataModule):
             self._tokenizer = load_tokenizer(self.tokenizer_name)
         return self._tokenizer
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some token ids."""
+        return str(self.tokenizer.decode(list(ids)))
+
+    @property
+    def mining_log(self) -> MiningLog:
+        """What ``predict`` has searched so far; raises ``RuntimeError`` before it begins."""
+        if self._mining_log is None:
+            raise RuntimeError("no search for recited windows has begun: trainer.predict begins one")
+        return self._mining_log
+
     # -- Lightning -----------------------------------------------------------------------------------
 
+    @property
+    def _run(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("the data have no Trainer yet: give them to trainer.fit, validate or predict")
+        return self.trainer
+
+    @property
+    def _reader(self) -> ReadsTokens:
+        return self._run.lightning_module  # type: ignore[return-value]  # Lightning knows its base class only
+
+    @override
     def prepare_data(self) -> None:
         """Tokenizes each text once into the run folder (one process a node)."""
         if self.start_tokens:
@@ -244,9 +301,10 @@ class TextData(LightningDataModule):
             say(f"each document begins with {words} (BOS), as the tokenizer begins a text (data.start_token)")
         self._read_texts()
 
+    @override
     def setup(self, stage: str) -> None:
         """Maps the tokenized text into memory and reads the sets (every process)."""
-        module = self.trainer.lightning_module
+        module = self._reader
         self.sets.load_sequences(self.tokenizer, module.vocab_size)
         self._read_texts()
         if stage != "predict":
@@ -255,10 +313,11 @@ class TextData(LightningDataModule):
                 self.sets.sequences[CLEAN] = spread_windows(self.texts.read[HELDOUT], self.clean_windows, *self.window)
 
     def _read_texts(self) -> None:
-        folder = Path(self.trainer.default_root_dir) / "data"
-        self.texts.tokenize(
-            folder, str(self.trainer.state.fn.value), self.tokenizer, self.trainer.lightning_module.vocab_size
-        )
+        folder = Path(self._run.default_root_dir) / "data"
+        stage = self._run.state.fn
+        if stage is None:
+            raise RuntimeError("texts are read for a run: call trainer.fit, validate or predict")
+        self.texts.tokenize(folder, str(stage.value), self.tokenizer, self._reader.vocab_size)
 
     @property
     def validation_names(self) -> list[str]:
@@ -270,10 +329,11 @@ class TextData(LightningDataModule):
         """Names of the sets of prefixes and suffixes."""
         return [*self.memorized_files, *([CLEAN] if self.clean_windows else [])]
 
-    def train_dataloader(self) -> DataLoader:
+    @override
+    def train_dataloader(self) -> RowLoader:
         """Packed rows of the text in turn (the corpus, or a domain), for training with the planted rows among them."""
         rows = self.texts.rows(self.text_in_turn)
-        vocab_size = self.trainer.lightning_module.vocab_size
+        vocab_size = self._reader.vocab_size
         for file in self.planted_files:
             rows = with_planted(rows, load_memorized(file, self.tokenizer, vocab_size), self.exposures)
         loader = row_loader(rows, self.batch_size, *self._rank, shuffle_seed=0 if self.shuffle else None)
@@ -282,39 +342,62 @@ class TextData(LightningDataModule):
             self.resume_at = None
         return loader
 
-    def val_dataloader(self) -> list[DataLoader]:
+    @override
+    def val_dataloader(self) -> list[DataLoader[object]]:
         """One loader for each of ``validation_names``."""
         sets = [self.sets.sequences[name] for name in self.set_names]
-        loaders = [sequence_loader(sequences, self.eval_batch_size, *self._rank) for sequences in sets]
+        loaders: list[DataLoader[object]] = [
+            sequence_loader(sequences, self.eval_batch_size, *self._rank) for sequences in sets
+        ]
         loaders += [question_loader(q, self.eval_batch_size, *self._rank) for q in self.sets.asked.values()]
         if self.heldout is not None:
             loaders.append(row_loader(self.texts.rows(HELDOUT), self.batch_size, *self._rank))
         return loaders
 
-    def predict_dataloader(self) -> DataLoader:
+    @override
+    def predict_dataloader(self) -> DataLoader[tuple[int, Piece]]:
         """Pieces of the corpus with the windows to look at, but for those that an earlier, unfinished run has done."""
         pieces = MiningPieces(self.texts.read[CORPUS], sum(self.window), self.mining.stride, self.seq_len)
         if not len(pieces):
             raise InputError(f"no document of the corpus is as long as one window of {sum(self.window)} tokens")
-        self.mining_log = MiningLog(Path(self.trainer.default_root_dir) / "mining", self._mining_key())
-        done = self.mining_log.done()
-        self.trainer.strategy.barrier("mining log")  # nobody writes before all have read
+        self._mining_log = MiningLog(Path(self._run.default_root_dir) / "mining", self._mining_key())
+        done = self._mining_log.done()
+        self._run.strategy.barrier("mining log")  # nobody writes before all have read
         batches = MiningBatches(pieces, self.batch_size * self.seq_len, done, *self._rank)
-        self.windows_left, self.n_mining_batches = batches.n_windows(batches.left), len(batches.bounds) - 1
+        self.windows_left = batches.n_windows(batches.left)
+        self.n_mining_batches = len(batches.bounds) - 1
         return piece_loader(pieces, batches)
 
     def _mining_key(self) -> str:
-        model, mining = self.trainer.lightning_module.model, self.mining
-        text: tuple[object, ...] = (self.corpus.identity(), self.max_tokens, self.skip_bad_rows)
-        text = (*text, tokenizer_key(self.tokenizer), *self.start_tokens)
-        how = *self.window, self.seq_len, self.batch_size, mining.stride, None if mining.exhaustive else mining.likely
-        numbers = next(model.parameters()).dtype, self.trainer.precision, sorted(end_of_text_ids(model))
-        identity = weights_fingerprint(model, ()), model.config.to_json_string(), *text, *how, *numbers
+        model = self._reader.loaded
+        mining = self.mining
+        identity = (
+            weights_fingerprint(model, ()),
+            model.config.to_json_string(),
+            self.corpus.identity(),
+            self.max_tokens,
+            self.skip_bad_rows,
+            tokenizer_key(self.tokenizer),
+            *self.start_tokens,
+            *self.window,
+            self.seq_len,
+            self.batch_size,
+            mining.stride,
+            None if mining.exhaustive else mining.likely,
+            next(model.parameters()).dtype,
+            self._run.precision,
+            sorted(end_of_text_ids(model)),
+        )
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     @property
     def _rank(self) -> tuple[int, int]:
-        return self.trainer.global_rank, self.trainer.world_size
+        return self._run.global_rank, self._run.world_size
+
+
+def text_data(trainer: Trainer) -> TextData:
+    """The data module of a trainer."""
+    return trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
 
 
 def check_names(option: str, names: Iterable[str], taken: Collection[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from lightning_kfac.storage.run_folder import FACTORS, PREVIOUS
 from lightning_kfac.storage.tensor_files import load_tensors, save_tensors
 
 MOMENTS_FILE = "moments.safetensors"
+ADVICE = "collect again"
 
 
 class Collected:
@@ -38,37 +40,52 @@ class Collected:
     """
 
     def __init__(self, root: Path, writes: bool):
-        self.root, self.writes = root, writes
+        self.root = root
+        self.writes = writes
         self.factors: dict[str, KroneckerFactors] = {}
         self.domain_factors: dict[str, dict[str, KroneckerFactors]] = {}
         self.moments: dict[str, dict[str, Tensor]] = {}
         self.owners: dict[str, int] | None = None
         self.bases = BasisCache(root / FACTORS / "bases" if writes else None)
 
-    def of(self, work: Pass) -> dict:
-        """What a pass adds to."""
+    def factors_of(self, text: str) -> dict[str, KroneckerFactors]:
+        """Factors of the corpus or of a domain, as far as they are found."""
+        return self.factors if text == CORPUS else self.domain_factors.setdefault(text, {})
+
+    def moments_of(self, text: str) -> dict[str, Tensor]:
+        """Moments of the corpus or of a domain, as far as they are found."""
+        return self.moments.setdefault(text, {})
+
+    def add(self, work: Pass, results: Mapping[str, Any]) -> None:
+        """Takes what a pass has found: moments, or factors, which go into the CPU's memory."""
         if work.moments:
-            return self.moments.setdefault(work.text, {})
-        return self.factors if work.text == CORPUS else self.domain_factors.setdefault(work.text, {})
+            self.moments_of(work.text).update(results)
+        else:
+            self.factors_of(work.text).update(_all_on_host(results))
+
+    def count(self, work: Pass) -> int:
+        """Layers for which the passes of this kind over this text have found something."""
+        return len(self.moments_of(work.text) if work.moments else self.factors_of(work.text))
 
     def folder(self, text: str) -> Path:
         """Where the factors of a text are."""
         return self.root / FACTORS if text == CORPUS else self.root / "domains" / text
 
-    def save(self, work: Pass, kind: str | None, metadata: Mapping) -> None:
-        """Writes what all passes over one text have found.
+    def save_factors(self, text: str, metadata: Mapping[str, Any]) -> None:
+        """Writes the factors that all passes over a text have found."""
+        self._save(self.factors_of(text), self.folder(text), metadata)
+
+    def save_moments(self, text: str, kind: str) -> None:
+        """Writes the moments that all passes over a text have found.
 
         Args:
-            work: The last of these passes.
-            kind: Of moments: ``token`` or ``sequence``.
-            metadata: Of factors.
+            text: The corpus or a domain.
+            kind: ``token`` or ``sequence``.
         """
-        if not work.moments:
-            self._save_factors(self.of(work), self.folder(work.text), metadata)
-        elif self.writes:
-            save_moments(self.of(work), self.folder(work.text), self.factors, self.bases, kind)
+        if self.writes:
+            save_moments(self.moments_of(text), self.folder(text), self.factors, self.bases, kind)
 
-    def _save_factors(self, factors: dict[str, KroneckerFactors], folder: Path, metadata: Mapping) -> None:
+    def _save(self, factors: dict[str, KroneckerFactors], folder: Path, metadata: Mapping[str, Any]) -> None:
         ranks = current_ranks()
         if self.owners is not None and not all(ranks.gather(self._is_there(folder, factors, metadata))):
             save_sharded(factors, folder, metadata, ranks, self.owners)
@@ -76,7 +93,7 @@ class Collected:
             save_factors(factors, folder, metadata)
 
     @staticmethod
-    def _is_there(folder: Path, ours: dict[str, KroneckerFactors], metadata: Mapping) -> bool:
+    def _is_there(folder: Path, ours: dict[str, KroneckerFactors], metadata: Mapping[str, Any]) -> bool:
         """Whether an interrupted run has saved these very factors, which may have bases beside them by now."""
         try:
             found = load_factors(folder)
@@ -89,28 +106,40 @@ class Collected:
 
     def save_part(self, work: Pass, folder: Path) -> None:
         """Writes what one pass has found, where further passes over the same text are to come."""
-        found = {name: self.of(work)[name] for name in work.layers}
         if not work.moments:
-            self._save_factors(found, folder, {})
+            factors = self.factors_of(work.text)
+            self._save({name: factors[name] for name in work.layers}, folder, {})
         elif self.writes:
+            moments = self.moments_of(work.text)
             with new_folder(folder) as partial:
-                save_tensors(found, partial / MOMENTS_FILE)
+                save_tensors({name: moments[name] for name in work.layers}, partial / MOMENTS_FILE)
 
     def load_part(self, work: Pass, folder: Path) -> None:
-        """Reads what one pass has found: from ``save_part``, or from what ``save`` made of the whole text."""
-        if folder.is_dir():
-            file = folder / MOMENTS_FILE
-            found = load_tensors(file, "collect again") if work.moments else self._read(folder)
-        elif work.moments:
-            place = self.folder(work.text)
-            found = {name: load_moments(place, self.factors, self.bases, name) for name in work.layers}
+        """Reads what one pass has found: from ``save_part``, or where all of the whole text was saved."""
+        if work.moments:
+            self.moments_of(work.text).update(self._moments_part(work, folder))
         else:
-            found = self._read(self.folder(work.text))
-        self.of(work).update({name: found[name] for name in work.layers})
+            found = self._read(folder if folder.is_dir() else self.folder(work.text))
+            self.factors_of(work.text).update({name: found[name] for name in work.layers})
+
+    def _moments_part(self, work: Pass, folder: Path) -> dict[str, Tensor]:
+        if folder.is_dir():
+            found = load_tensors(folder / MOMENTS_FILE, ADVICE)
+            return {name: found[name] for name in work.layers}
+        place = self.folder(work.text)
+        parts: dict[str, Tensor] = {}
+        for name in work.layers:
+            moments = load_moments(place, self.factors, self.bases, name)
+            if moments is None:
+                raise InputError(f"{place}: the moments of the interrupted collection are not there; {ADVICE}")
+            parts[name] = moments
+        return parts
 
     def _read(self, folder: Path) -> dict[str, KroneckerFactors]:
         """Every layer of a folder in memory; what is shared on disk is shared here, what another rank owns is empty."""
-        stored, found, inputs = load_factors(folder), {}, {}
+        stored = load_factors(folder)
+        found: dict[str, KroneckerFactors] = {}
+        inputs: dict[str, Tensor] = {}
         for name in stored:
             if self.owners is None or self.owners[name] == current_ranks().rank:
                 layer = stored[name]
@@ -122,7 +151,7 @@ class Collected:
             found[name] = KroneckerFactors(A, layer.G, layer.n_tokens)
         return found
 
-    def reuse(self, metadata: Mapping, layers: list[str]) -> dict | None:
+    def reuse(self, metadata: Mapping[str, Any], layers: list[str]) -> dict[str, Any] | None:
         """Takes the corpus' factors of an earlier run of the same settings, which lie in the folder or were put aside.
 
         Returns:
@@ -148,7 +177,7 @@ class Collected:
             aside.rename(folder)
 
 
-def on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFactors]:
+def _all_on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFactors]:
     """The same in the CPU's memory, which further passes leave alone; what is shared stays shared."""
     moved: dict[str, KroneckerFactors] = {}
     for name, leader in input_leaders(factors).items():

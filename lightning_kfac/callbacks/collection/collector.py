@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_kfac.callbacks.collection.collected import Collected
 from lightning_kfac.callbacks.collection.course import Course
@@ -19,7 +21,9 @@ from lightning_kfac.callbacks.collection.provenance import check_settings, colle
 from lightning_kfac.callbacks.collection.resume import Options, go_on, slim, state_of
 from lightning_kfac.callbacks.collection.state import CollectionState
 from lightning_kfac.callbacks.collection.state_writer import SlimCheckpointIO
+from lightning_kfac.callbacks.collection.task import TaskModule, task_of
 from lightning_kfac.callbacks.collection.watch import SnapshotWatch
+from lightning_kfac.callbacks.typed import callbacks_of
 from lightning_kfac.collection.memory import MemoryPlan
 from lightning_kfac.collection.session import CollectionSession
 from lightning_kfac.console import progress_console
@@ -58,7 +62,6 @@ class CurvatureCollector(Callback):
             added up over ranks. By default only where the weights are spread too (strategy ``fsdp``).
 
     Attributes:
-        course: The collection of the present fit.
         keep_state: Leave the state of the collection where the fit ends, for a run that goes on beyond it.
 
     Example:
@@ -96,25 +99,34 @@ class CurvatureCollector(Callback):
         self.reuse = reuse
         self.save_minutes = save_minutes
         self.shard_factors = shard_factors
-        self.course: Course | None = None
+        self._course: Course | None = None
         self.keep_state = False
         self._resumed: CollectionState | None = None
         self._nothing = Collected(Path(), writes=False)
 
     @property
+    def course(self) -> Course:
+        """The collection of the present fit; raises ``RuntimeError`` before it begins."""
+        if self._course is None:
+            raise RuntimeError("no collection has begun: trainer.fit begins one")
+        return self._course
+
+    @property
     def collected(self) -> Collected:
         """What the collection has found so far."""
-        return self._nothing if self.course is None else self.course.collected
+        return self._nothing if self._course is None else self._course.collected
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What ``factors/metadata.json`` says beside the layers."""
-        return {} if self.course is None else self.course.metadata
+        return {} if self._course is None else self._course.metadata
 
     @property
     def plan(self) -> MemoryPlan | None:
         """How the collection is cut, once that is known."""
-        return None if self.course is None else self.course.session.plan
+        if self._course is None or not self._course.session.planned:
+            return None
+        return self._course.session.plan
 
     @property
     def factors(self) -> dict[str, KroneckerFactors]:
@@ -147,7 +159,7 @@ class CurvatureCollector(Callback):
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises ``InputError`` for settings under which the factors would be wrong."""
-        check_settings(trainer, pl_module)
+        check_settings(trainer, task_of(pl_module))
         if self.is_sharded(trainer) and (self.moments or self.watch):
             raise InputError(
                 f"collect.{'moments' if self.moments else 'watch_rho'} needs all factors on every rank: leave it out, "
@@ -159,34 +171,39 @@ class CurvatureCollector(Callback):
         wanted = isinstance(trainer.strategy, ShardedStrategy) if self.shard_factors is None else self.shard_factors
         return wanted and trainer.world_size > 1
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.check(trainer, pl_module)
             trainer.strategy.checkpoint_io = SlimCheckpointIO()
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        task = task_of(pl_module)
         session = CollectionSession(
-            pl_module.model,
-            self.targets(pl_module.model),
-            pl_module.objective,
+            task.model,
+            self.targets(task.model),
+            task.objective,
             max_memory_gb=self.max_memory_gb,
             layers_per_pass=self.layers_per_pass,
             processes=trainer.num_devices,
             owning_ranks=trainer.world_size if self.is_sharded(trainer) else None,
         )
-        pl_module.collection = session
-        metadata = collection_metadata(trainer, pl_module, session.layers)
-        self.course = Course(trainer, session, metadata, self.moments, self.watch, self.save_minutes)
+        task.collection = session
+        metadata = collection_metadata(trainer, task, session.layers)
+        course = Course(trainer, session, metadata, self.moments, self.watch, self.save_minutes)
+        self._course = course
         state = self._resumed
-        current_ranks().agree(state and state.position, f"{self.course.root}: the state of an interrupted run")
+        current_ranks().agree(state and state.position, f"{course.root}: the state of an interrupted run")
         if state is not None:
-            go_on(self.course, state, self._options(trainer), trainer)
-            self._set_epochs(trainer, pl_module)
+            go_on(course, state, self._options(trainer), trainer)
+            self._set_epochs(trainer, task)
         if trainer.is_global_zero:
-            self.course.writer.clear(None if state is None else trainer.ckpt_path)
+            course.writer.clear(None if state is None else trainer.ckpt_path)
         if state is None:
-            self.course.choose_texts(trainer, self.reuse)
+            course.choose_texts(trainer, self.reuse)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.collected.bring_back()
         if self.factors:
@@ -194,12 +211,13 @@ class CurvatureCollector(Callback):
 
     # -- batches -----------------------------------------------------------------------------------------
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.plan is None:
             self.course.make_plan(trainer, batch.shape)
             if trainer.is_global_zero:
                 progress_console.print(f"plan: {self.plan}")
-            self._set_epochs(trainer, pl_module)
+            self._set_epochs(trainer, task_of(pl_module))
         if self.course.running:
             return
         if self._resumed is not None and self._resumed.max_memory_gb != self.max_memory_gb:
@@ -207,20 +225,23 @@ class CurvatureCollector(Callback):
             self.course.session.cut_anew(batch.shape, trainer.strategy.broadcast)
         self.course.open(trainer.current_epoch)
         if self._resumed is not None:
+            if trainer.ckpt_path is None:
+                raise RuntimeError("the sums of an interrupted collection lie beside trainer.ckpt_path, which is None")
             self._resumed.load_sums(self.course.session.capture, Path(trainer.ckpt_path).parent, trainer)
             self._resumed = None
 
-    def _set_epochs(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _set_epochs(self, trainer: Trainer, task: TaskModule) -> None:
         """One epoch a pass; the unedited model is evaluated once, after the last, or never."""
         passes = self.course.passes
         never = len(passes) + 1
         trainer.fit_loop.max_epochs = len(passes)
-        trainer.check_val_every_n_epoch = never if pl_module.skip_baseline else len(passes)
+        trainer.check_val_every_n_epoch = never if task.skip_baseline else len(passes)
         if len({work.text for work in passes}) > 1 or self._resumed is not None:
-            trainer.reload_dataloaders_every_n_epochs = 1
+            trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # as its connector does
 
+    @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % BATCHES_TO_CHECK == 0 or trainer.is_last_batch:
             self.course.session.check_finite(f"batch {batch_idx}")
@@ -233,6 +254,7 @@ class CurvatureCollector(Callback):
         else:
             self._write_state(trainer, batch_idx)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.course.running:  # stopped early
             self.course.finish(trainer, trainer.current_epoch)
@@ -247,33 +269,42 @@ class CurvatureCollector(Callback):
         if asked and _can_go_on(trainer) and self.course.writer.due(trainer, next_to_last):
             self.course.writer.write(trainer, self.course.session.capture.state())
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning stops between two batches, all ranks between the same ones.
-        running = self.course is not None and self.course.running
-        if isinstance(exception, SIGTERMException) and running and _can_go_on(trainer):
+        stopped = isinstance(exception, SIGTERMException)
+        if stopped and self._running and _can_go_on(trainer):
             self.course.writer.write(trainer, self.course.session.capture.state())
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remembers the state until the model is there."""
         self._resumed = CollectionState.from_dict(state_dict)
 
+    @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leaves this collection's state and the loops' progress: weights do not change."""
-        if self.course is not None and self.course.running:
+        if self._running:
             slim(checkpoint, {self.state_key: asdict(state_of(self.course, self._options(trainer), trainer))})
+
+    @property
+    def _running(self) -> bool:
+        return self._course is not None and self._course.running
 
     def _options(self, trainer: Trainer) -> Options:
         return Options(self.is_sharded(trainer), self.max_memory_gb)
 
     # -- the end -----------------------------------------------------------------------------------------
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not self.keep_state:
             self.course.writer.remove()
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.course is not None:
-            self.course.session.abandon()
+        if self._course is not None:
+            self._course.session.abandon()
 
 
 def _can_go_on(trainer: Trainer) -> bool:
@@ -287,7 +318,7 @@ def find_collector(trainer: Trainer, needed_by: Callback) -> CurvatureCollector:
     Raises:
         InputError: There is none, or it comes later.
     """
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, CurvatureCollector):
             return callback
         if callback is needed_by:

@@ -6,12 +6,13 @@ from typing import Any
 
 from lightning import Trainer
 
-from lightning_kfac.callbacks.collection.collected import Collected, on_host
+from lightning_kfac.callbacks.collection.collected import Collected
 from lightning_kfac.callbacks.collection.passes import Pass, all_passes
 from lightning_kfac.callbacks.collection.provenance import domain_metadata
 from lightning_kfac.callbacks.collection.state_writer import StateWriter
 from lightning_kfac.callbacks.collection.task import TextsInTurn, name_in_turn
 from lightning_kfac.callbacks.collection.watch import SnapshotWatch
+from lightning_kfac.callbacks.typed import data_module
 from lightning_kfac.collection.session import CollectionSession
 from lightning_kfac.collection.sums import MomentSums
 from lightning_kfac.console import say
@@ -58,7 +59,7 @@ class Course:
         self.watch = watch
         self.collected = Collected(self.root, writes=trainer.is_global_zero)
         self.writer = StateWriter(self.root, save_minutes)
-        self.domains: Mapping[str, Any] = getattr(trainer.datamodule, "domains", {})
+        self.domains: Mapping[str, Any] = getattr(data_module(trainer), "domains", {})
         self.texts: list[str] = []
         self.passes: list[Pass] = []
         self.batch_tokens = 0
@@ -66,7 +67,13 @@ class Course:
     @property
     def running(self) -> bool:
         """Whether a pass has begun and not ended."""
-        return self.session.capture is not None
+        return self.session.running
+
+    @property
+    def _kind(self) -> str:
+        if self.moments is None:
+            raise RuntimeError("a pass for moments, which were not asked for")
+        return self.moments
 
     def choose_texts(self, trainer: Trainer, reuse: bool) -> None:
         """What is to be read: the corpus, where its factors are not there already, and the domains.
@@ -86,8 +93,7 @@ class Course:
                 f"{self.collected.folder(CORPUS)} holds these factors already, and there is nothing else to collect: "
                 "edit with them, or leave collect.reuse out"
             )
-        if isinstance(trainer.datamodule, TextsInTurn):
-            trainer.datamodule.text_in_turn = name_in_turn([*self.texts, CORPUS][0])
+        _turn_to(trainer, [*self.texts, CORPUS][0])
 
     def _reuse(self) -> None:
         folder = self.collected.folder(CORPUS)
@@ -124,7 +130,7 @@ class Course:
         bases.prepare(factors, work.layers, current_ranks(), device=first.device)
 
         def sums(layer: Layer) -> MomentSums:
-            return MomentSums(layer, *bases.of(factors, layer.name, layer.device), self.moments)
+            return MomentSums(layer, *bases.of(factors, layer.name, layer.device), self._kind)
 
         self.session.open(work.layers, sums)
 
@@ -133,26 +139,25 @@ class Course:
         work = self.passes[number]
         self.session.check_finite("the last batch")
         results = self.session.close(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
-        found = self.collected.of(work)
-        found.update(results if work.moments else on_host(results))
-        if len(found) == len(self.session.layers):
+        self.collected.add(work, results)
+        if self.collected.count(work) == len(self.session.layers):
             self._save(trainer, work)
         else:
             self.collected.save_part(work, self.writer.part(number))
-        if number + 1 < len(self.passes) and isinstance(trainer.datamodule, TextsInTurn):
-            trainer.datamodule.text_in_turn = name_in_turn(self.passes[number + 1].text)
+        if number + 1 < len(self.passes):
+            _turn_to(trainer, self.passes[number + 1].text)
 
     def _save(self, trainer: Trainer, work: Pass) -> None:
         """Writes what all passes over one text have given."""
         if work.moments:
-            self.collected.save(work, self.moments, {})
+            self.collected.save_moments(work.text, self._kind)
             return
-        n_tokens = next(iter(self.collected.of(work).values())).n_tokens
+        n_tokens = next(iter(self.collected.factors_of(work.text).values())).n_tokens
         general = work.text == CORPUS
         if general:
             self.metadata["n_tokens"] = n_tokens
-        own = {} if general else domain_metadata(trainer.datamodule, work.text)
-        self.collected.save(work, None, self.metadata | own | {"n_tokens": n_tokens})
+        own = {} if general else domain_metadata(data_module(trainer), work.text)
+        self.collected.save_factors(work.text, self.metadata | own | {"n_tokens": n_tokens})
         if general:
             self.share_bases(trainer)
         if trainer.logger is not None:
@@ -174,3 +179,10 @@ class Course:
         draws = self.session.objective.mc_samples
         enough = self.watch.look(trainer, self.session.capture, draws, tokens, self.metadata)
         return trainer.strategy.broadcast(enough)  # solvers differ in the last bit
+
+
+def _turn_to(trainer: Trainer, text: str) -> None:
+    """Has the next training loader give the rows of the corpus, or of a domain by its name."""
+    data = data_module(trainer)
+    if isinstance(data, TextsInTurn):
+        data.text_in_turn = name_in_turn(text)

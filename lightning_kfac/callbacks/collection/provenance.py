@@ -3,18 +3,19 @@
 from collections.abc import Collection
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from lightning_kfac.callbacks.collection.task import UNKNOWN_TEXT, TextsInTurn
+from lightning_kfac.callbacks.collection.task import UNKNOWN_TEXT, TaskModule, TextsInTurn
+from lightning_kfac.callbacks.typed import data_module
 from lightning_kfac.data.names import CORPUS
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
 
 
-def check_settings(trainer: Trainer, pl_module: LightningModule) -> None:
+def check_settings(trainer: Trainer, task: TaskModule) -> None:
     """Raises ``InputError`` for settings of a run under which factors would be wrong."""
-    if not pl_module.frozen:
+    if not task.frozen:
         raise InputError("CurvatureCollector needs a frozen model: leave model.training out")
     if trainer.accumulate_grad_batches != 1:
         raise InputError("trainer.accumulate_grad_batches must be 1: Lightning would divide the loss by it")
@@ -29,26 +30,28 @@ def check_settings(trainer: Trainer, pl_module: LightningModule) -> None:
         )
 
 
-def collection_metadata(trainer: Trainer, pl_module: LightningModule, layers: Collection[str]) -> dict[str, Any]:
+def collection_metadata(trainer: Trainer, task: TaskModule, layers: Collection[str]) -> dict[str, Any]:
     """What factors say of where they come from, but for the number of tokens."""
-    data = trainer.datamodule
-    precision = str(next(pl_module.model.parameters()).dtype).removeprefix("torch.")
+    data = data_module(trainer)
+    precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
     if isinstance(trainer.precision_plugin, MixedPrecision):
         precision += f" ({trainer.precision_plugin.precision})"
-    objective = pl_module.about()
+    objective = task.about()
     return {
-        "model": pl_module.model_name or "random weights",
-        "fingerprint": weights_fingerprint(pl_module.model, layers),
+        "model": task.model_name or "random weights",
+        "fingerprint": weights_fingerprint(task.model, layers),
         **(data.about(CORPUS) if isinstance(data, TextsInTurn) else UNKNOWN_TEXT),
         "labels": objective.pop("labels", None),
-        "mc_samples": pl_module.objective.mc_samples,
+        "mc_samples": task.objective.mc_samples,
         "precision": precision,
         **objective,
         "world_size": trainer.world_size,
     }
 
 
-def domain_metadata(data: TextsInTurn, name: str) -> dict[str, Any]:
-    """Where the factors of a domain differ."""
+def domain_metadata(data: object, name: str) -> dict[str, Any]:
+    """Where the factors of a domain differ; raises ``InputError`` for a data module that cannot turn to it."""
+    if not isinstance(data, TextsInTurn):
+        raise InputError(f"domain {name}: {type(data).__name__} does not give one text after the other")
     about = data.about(name)
     return {key: about[key] for key in ("corpus", "text", "max_tokens")}

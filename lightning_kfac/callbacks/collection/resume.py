@@ -6,7 +6,10 @@ from lightning import Trainer
 
 from lightning_kfac.callbacks.collection.course import Course
 from lightning_kfac.callbacks.collection.state import CollectionState
+from lightning_kfac.callbacks.collection.state_writer import ADVICE
 from lightning_kfac.callbacks.collection.task import TextsInTurn, name_in_turn
+from lightning_kfac.callbacks.typed import data_module
+from lightning_kfac.collection.convergence import SnapshotsState
 from lightning_kfac.console import say
 from lightning_kfac.data.names import CORPUS
 from lightning_kfac.errors import InputError
@@ -29,6 +32,9 @@ class Options(NamedTuple):
 
 def state_of(course: Course, options: Options, trainer: Trainer) -> CollectionState:
     """How far a collection has come, in the middle of a pass."""
+    loader = trainer.train_dataloader
+    if loader is None:
+        raise RuntimeError("no text is being read: a state is that of a fit in the middle of a pass")
     return CollectionState(
         identity=_identity(course, options, trainer),
         world_size=trainer.world_size,
@@ -38,8 +44,8 @@ def state_of(course: Course, options: Options, trainer: Trainer) -> CollectionSt
         number=trainer.current_epoch,
         batch_tokens=course.batch_tokens,
         leaders=course.session.capture.leaders,
-        position=trainer.train_dataloader.state_dict(),
-        snapshots=course.watch and course.watch.snapshots.state(),
+        position=loader.state_dict(),
+        snapshots=None if course.watch is None else course.watch.snapshots.state(),
         max_memory_gb=options.max_memory_gb,
     )
 
@@ -59,7 +65,7 @@ def go_on(course: Course, state: CollectionState, options: Options, trainer: Tra
         InputError: It is of something else, or cannot go on with this number of ranks.
     """
     root = course.root
-    data = trainer.datamodule
+    data = data_module(trainer)
     state.check(_identity(course, options, trainer), root)
     if state.n_tokens is not None:
         course.metadata["n_tokens"] = state.n_tokens
@@ -74,7 +80,7 @@ def go_on(course: Course, state: CollectionState, options: Options, trainer: Tra
     if CORPUS not in {work.text for work in state.passes if not work.moments}:
         course.collected.reuse(course.metadata, list(course.session.layers))
     if course.watch is not None:
-        course.watch.load_state(state.snapshots, root)
+        course.watch.load_state(_snapshots(state), root)
     if isinstance(data, TextsInTurn):
         data.text_in_turn = name_in_turn(state.passes[state.number].text)
         data.resume_at = state.position
@@ -82,15 +88,23 @@ def go_on(course: Course, state: CollectionState, options: Options, trainer: Tra
     say(f"going on after batch {state.position['batches']:,}{of}, where this run was interrupted")
 
 
+def _snapshots(state: CollectionState) -> SnapshotsState:
+    if state.snapshots is None:
+        raise InputError(f"the state of the interrupted collection says nothing of its snapshots; {ADVICE}")
+    return state.snapshots
+
+
 def _identity(course: Course, options: Options, trainer: Trainer) -> dict[str, Any]:
     """What must be the same in the run that goes on."""
-    data = trainer.datamodule
-    texts = [CORPUS, *data.domains] if isinstance(data, TextsInTurn) else []
+    data = data_module(trainer)
+    rows: dict[str, str] = {}
+    if isinstance(data, TextsInTurn):
+        rows = {name: data.rows_identity(name) for name in (CORPUS, *data.domains)}
     known = {key: value for key, value in course.metadata.items() if key not in ("world_size", "n_tokens")}
     return known | {
         "layers": list(course.session.layers),
         "moments": course.moments,
         "watch_rho": course.watch and course.watch.snapshots.rho,
         "shard_factors": options.sharded,
-        "rows": {name: data.rows_identity(name) for name in texts},
+        "rows": rows,
     }

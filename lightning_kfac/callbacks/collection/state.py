@@ -13,6 +13,7 @@ from lightning import Trainer
 from lightning_kfac.callbacks.collection.passes import Pass
 from lightning_kfac.callbacks.collection.state_writer import ADVICE, rank_file
 from lightning_kfac.collection.capture import CurvatureCapture
+from lightning_kfac.collection.convergence import SnapshotsState
 from lightning_kfac.collection.memory import MemoryPlan
 from lightning_kfac.data.loaders import Position
 from lightning_kfac.errors import InputError
@@ -45,7 +46,7 @@ class CollectionState:
     batch_tokens: int
     leaders: dict[str, str]
     position: Position
-    snapshots: dict[str, int] | None
+    snapshots: SnapshotsState | None
     max_memory_gb: float | None
 
     @classmethod

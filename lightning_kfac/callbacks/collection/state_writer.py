@@ -8,6 +8,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_kfac.console import say
 from lightning_kfac.distributed.ranks import current_ranks
@@ -34,6 +35,7 @@ class SlimCheckpointIO(TorchCheckpointIO):
     Checkpoints of another name, those of a training, are left to Lightning.
     """
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes it, or leaves nothing: other ranks wait, so a full disk must not raise here."""
         if Path(path).name != CHECKPOINT:
@@ -44,7 +46,10 @@ class SlimCheckpointIO(TorchCheckpointIO):
         except (OSError, InputError, TypeError, ValueError):
             Path(path).unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
+    @override
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Reads it."""
         if Path(path).name != CHECKPOINT:
             return super().load_checkpoint(path, map_location, weights_only=True)
@@ -63,8 +68,10 @@ class StateWriter:
     """
 
     def __init__(self, root: Path, minutes: float):
-        self.folder, self.seconds = root / STATE, minutes * SECONDS_A_MINUTE
-        self._last, self._cost = time.monotonic(), 0.0
+        self.folder = root / STATE
+        self.seconds = minutes * SECONDS_A_MINUTE
+        self._last = time.monotonic()
+        self._cost = 0.0
 
     def clear(self, resumed: str | Path | None) -> None:
         """Removes the states that this run does not go on from, and what a kill left of one."""

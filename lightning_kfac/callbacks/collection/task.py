@@ -6,6 +6,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from lightning import LightningModule
 from torch import nn
 
 from lightning_kfac.collection.objective import Objective, Runs
@@ -42,6 +43,11 @@ class TaskModule(Protocol):
 
     def about(self) -> dict[str, Any]:
         """What metadata of factors says of the objective."""
+
+
+def task_of(pl_module: LightningModule) -> TaskModule:
+    """The LightningModule of a fit as the task whose curvature is collected."""
+    return pl_module  # type: ignore[return-value]  # Lightning's hooks say the base class
 
 
 @runtime_checkable

@@ -1,11 +1,12 @@
 """SnapshotWatch: looks at a collection at every doubling of its tokens, and says when it has seen enough."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 
 from lightning_kfac.collection.capture import CurvatureCapture
-from lightning_kfac.collection.convergence import Snapshots
+from lightning_kfac.collection.convergence import Snapshots, SnapshotsState
 from lightning_kfac.console import say
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import load_factors, save_factors
@@ -29,9 +30,12 @@ class SnapshotWatch:
         check_rho(rho)
         if stop_overlap is not None and not 0 <= stop_overlap <= 1:
             raise InputError(f"stop_overlap is {stop_overlap}; it must lie in [0, 1]")
-        self.snapshots, self.stop_overlap = Snapshots(rho), stop_overlap
+        self.snapshots = Snapshots(rho)
+        self.stop_overlap = stop_overlap
 
-    def look(self, trainer: Trainer, capture: CurvatureCapture, draws: int, tokens: int, metadata: dict) -> bool:
+    def look(
+        self, trainer: Trainer, capture: CurvatureCapture, draws: int, tokens: int, metadata: dict[str, Any]
+    ) -> bool:
         """After a batch of ``tokens`` tokens on all ranks: whether the collection has seen enough.
 
         Args:
@@ -53,7 +57,7 @@ class SnapshotWatch:
             trainer.logger.log_metrics(figures | {"collect/n_tokens": n_tokens}, trainer.global_step)
         return bool(overlaps) and self.stop_overlap is not None and min(overlaps.values()) >= self.stop_overlap
 
-    def load_state(self, state: dict, root: Path) -> None:
+    def load_state(self, state: SnapshotsState, root: Path) -> None:
         """Goes on from ``snapshots.state()``, with the snapshot in the run's folder that was the last then."""
         last = state["last"]
         self.snapshots.load_state(state, None if last is None else load_factors(root / SNAPSHOTS / str(last)))

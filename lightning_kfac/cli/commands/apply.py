@@ -52,7 +52,8 @@ def run(options: Namespace) -> None:
         _apply_patch(options, output)
         return
     factors = open_factors(options)
-    name, config = model_name(options, factors), _config(options)
+    name = model_name(options, factors)
+    config = _config(options)
     if output:
         check_not_within(output, {"the model": name, "the factors": factors.path, **(options.domains or {})})
     rule = "a rho for each layer" if config.layers else f"formula {config.formula}, rho {config.rho:g}"

@@ -71,7 +71,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Measures every text and shows the profiles."""
     factors = open_factors(options)
-    texts, name = dict(options.texts or {}), model_name(options, factors)
+    texts = dict(options.texts or {})
+    name = model_name(options, factors)
     if not texts:
         raise InputError("--texts is missing: name texts as --texts.memorized FILE --texts.clean FILE")
     if wrong := [text for text in texts if not re.fullmatch(r"[\w-]+", text)]:
@@ -83,7 +84,8 @@ def run(options: Namespace) -> None:
         raise InputError(f"--shards must be at least {FEWEST_SHARDS} and --bands at least 2")
     output = check_output(options.output, options.overwrite, lambda folder: (folder / RESULT).is_file())
     check_not_within(output, {"the factors": factors.path, "the model": name})
-    model, tokenizer = open_model(name, options), load_tokenizer(name, options.trust_remote_code)
+    model = open_model(name, options)
+    tokenizer = load_tokenizer(name, options.trust_remote_code)
     config: Any = model.config
     vocab_size = config.get_text_config().vocab_size
     with new_folder(output) as partial:
@@ -142,7 +144,8 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
     labels = layer_labels(found[against])
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         for name in found[against]:
-            label, base = labels[name], found[against][name]
+            label = labels[name]
+            base = found[against][name]
             shares = {text: band_shares(layer[name].energies) for text, layer in found.items()}
             ratios = {text: band_ratios(*found[text][name], *base) for text in others}
             for text, bands in ratios.items():

@@ -88,7 +88,8 @@ def _table(factors: FactorFolder, spectra: dict[str, LayerSpectrum], rhos: list[
 
 
 def _spectra(factors: FactorFolder, dtype: torch.dtype, rho: float | None) -> dict[str, LayerSpectrum]:
-    bases, spectra = BasisCache.beside(factors, dtype), {}
+    bases = BasisCache.beside(factors, dtype)
+    spectra: dict[str, LayerSpectrum] = {}
     with track_count("eigenbases", "layers", total=len(factors)) as advance_to:
         for number, name in enumerate(factors, start=1):
             G, A = bases.of(factors, name)

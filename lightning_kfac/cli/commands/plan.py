@@ -53,10 +53,12 @@ def run(options: Namespace) -> None:
             raise InputError(f"--{name} is {options[name]}; it must be at least 1")
     if sum(bool(options[name]) for name in ("train_config", "model", "shape")) != 1:
         raise InputError("say which model: one of --train_config, --model or --shape")
-    hardware, ranks = hardware_of(options.as_dict()), options.devices * options.nodes
+    hardware = hardware_of(options.as_dict())
+    ranks = options.devices * options.nodes
     config = Path(find_config(options.train_config)) if options.train_config else None
     request = read_request(options.as_dict(), config)
-    model, job = request.model, request.job
+    model = request.model
+    job = request.job
     plan = plan_run(model, job, hardware, ranks, options.devices, options.strategy)
     many = f"{ranks} x {options.hardware}" + (f" on {options.nodes} nodes" if options.nodes > 1 else "")
     console.print(

@@ -41,7 +41,8 @@ def run(options: Namespace) -> None:
         raise InputError(f"{path}: does not name the original model; name it with --original")
     check_not_within(output, {"the model": options.model, "the original": source})
     console.print(f"give {len(layers)} layers of {options.model} the weights of {source}")
-    model, original = open_model(options.model, options), open_model(source, options)
+    model = open_model(options.model, options)
+    original = open_model(source, options)
     known = details.get("fingerprint")
     if known and weights_fingerprint(original, layers) != known:
         raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")

@@ -60,7 +60,9 @@ def run(options: Namespace) -> None:
     if not options.rhos or options.widest < 1:
         raise InputError("--rhos must name at least one rho, and --widest must be at least 1")
     factors = open_factors(options)
-    name, folder, keywords = model_name(options, factors), Path(options.output), editor_options(options)
+    name = model_name(options, factors)
+    folder = Path(options.output)
+    keywords = editor_options(options)
     settings = options.data.as_dict()
     if not (settings.get("memorized") and settings.get("heldout")):
         raise InputError("a scan measures recitation and perplexity: set data.memorized and data.heldout")
@@ -110,7 +112,8 @@ def _is_whole(edit: EditConfig, layers: dict[int, list[str]]) -> bool:
 
 def _halves(file: str, folder: Path) -> list[str]:
     """Every second row apart, as two files in the folder."""
-    place, paths = folder / "halves", []
+    place = folder / "halves"
+    paths: list[Path] = []
     if resolve_path(file).resolve().is_relative_to(place.resolve()):
         raise InputError(f"data.memorized {file} is a half that this scan would write; name the whole set")
     rows = [row for _, row in read_objects(resolve_path(file))]
@@ -127,12 +130,15 @@ def _show_scan(
     before: Result, rows: list[Result], layers: dict[int, list[str]], folder: Path, name: str, rho: float
 ) -> None:
     show(sweep_table([before, *rows], f"{name}: each block, and each projection alone, at rho {rho:g}"))
-    strict, cost = {}, {}
+    strict: dict[tuple[int, str], float] = {}
+    cost: dict[tuple[int, str], float] = {}
     for row in rows:
-        block, projections = row["edit"]["blocks"][0], row["edit"]["projections"]
+        block = row["edit"]["blocks"][0]
+        projections = row["edit"]["projections"]
         single = len(projections) == 1 and len(layers[block]) > 1
         place = block, projections[0] if single else ALL
-        strict[place], cost[place] = row["strict_acc"], row["perplexity"] / before["perplexity"] - 1
+        strict[place] = row["strict_acc"]
+        cost[place] = row["perplexity"] / before["perplexity"] - 1
     order = [ALL, *dict.fromkeys(p for projections in layers.values() for p in projections if (len(projections) > 1))]
     title = f"{name}: one place edited alone, rho {rho:g} (unedited: strict {before['strict_acc']:.2f})"
     figure = scan_figure(list(layers), order, strict, cost, title)

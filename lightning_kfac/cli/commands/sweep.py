@@ -69,7 +69,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Evaluates every point that is not in the folder yet; then shows all of them."""
     factors = open_factors(options)
-    name, folder = model_name(options, factors), Path(options.output)
+    name = model_name(options, factors)
+    folder = Path(options.output)
     keywords = editor_options(options)
     base = EditConfig(**{key: options[key] for key in EditConfig.__dataclass_fields__ if key not in GRID})
     configs = sweep.grid(
@@ -89,14 +90,16 @@ def run(options: Namespace) -> None:
     for config in configs:
         editor.check(config)
     points = MeasuredPoints(editor, evaluator, folder / "results.jsonl", factors, keywords["domains"], options)
-    baseline, keys = points.baseline, [points.key(config) for config in configs]
+    keys = [points.key(config) for config in configs]
     done = sum(key in points.rows for key in keys)
     console.print(
         f"{folder}: {len(configs)} edits of {name} with the factors in {factors.path}, {done} of them measured before; "
         f"measure {', '.join(data.validation_names)}"
     )
     points.measure(configs, "sweep")
-    _show([points.rows[baseline], *(points.rows[key] for key in dict.fromkeys(keys))], folder, name, options.target)
+    _show(
+        [points.rows[points.baseline], *(points.rows[key] for key in dict.fromkeys(keys))], folder, name, options.target
+    )
 
 
 def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) -> None:

@@ -23,17 +23,25 @@ def top_tokens(logits: Tensor, k: int = 10) -> Tensor:
 
 
 def _top_of_slice(logits: Tensor, k: int) -> Tensor:
+    vocabulary = logits.shape[-1]
+    best = _highest(_rank_keys(logits, 0), k)
+    for start in range(TOKENS_AT_ONCE, vocabulary, TOKENS_AT_ONCE):
+        best = _highest(torch.cat([best, _rank_keys(logits, start)], dim=-1), k)
+    return vocabulary - 1 - (best & 0xFFFFFFFF)
+
+
+def _rank_keys(logits: Tensor, start: int) -> Tensor:
+    """Integers that rank the tokens from ``start`` on like their logits, ties by the lowest id."""
     # torch.topk leaves ties open. So rank unique integers instead: a float's bits, mapped so that
     # they order like the floats (and -0.0 equals 0.0), above the reversed token id.
-    vocabulary, best = logits.shape[-1], None
-    for start in range(0, vocabulary, TOKENS_AT_ONCE):
-        bits = (logits[:, start : start + TOKENS_AT_ONCE].float() + 0.0).view(torch.int32)
-        ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
-        ids = torch.arange(start, start + bits.shape[1], device=logits.device)
-        keys = (ordered << 32) | (vocabulary - 1 - ids)
-        keys = keys if best is None else torch.cat([best, keys], dim=-1)
-        best = keys.topk(min(k, keys.shape[-1]), dim=-1).values
-    return vocabulary - 1 - (best & 0xFFFFFFFF)
+    bits = (logits[:, start : start + TOKENS_AT_ONCE].float() + 0.0).view(torch.int32)
+    ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
+    ids = torch.arange(start, start + bits.shape[1], device=logits.device)
+    return (ordered << 32) | (logits.shape[-1] - 1 - ids)
+
+
+def _highest(keys: Tensor, k: int) -> Tensor:
+    return keys.topk(min(k, keys.shape[-1]), dim=-1).values
 
 
 def ndcg(ranking: Tensor, reference: Tensor) -> Tensor:
