@@ -1,4 +1,4 @@
-"""Shared models and data. Each process computes on one thread: two of them share two cores here."""
+"""Fixtures of several rooms, and the order of the files. A process computes on one thread: two share two cores."""
 
 import os
 import subprocess
@@ -26,7 +26,10 @@ from tests.forks import ROOT, Forks, shared_forks
 torch.set_num_threads(1)
 
 # The files that take longest, in this order first: of two workers none is left with one of them at the end.
-LONGEST = ("test_train", "test_faults", "test_sharded", "test_domains", "test_crystallize", "test_mining", "test_ddp")
+LONGEST = (
+    "test_train", "test_faults", "test_domains", "test_crystallize", "test_sharded", "test_wheel", "test_mining",
+    "test_edit", "test_fuzz", "test_ddp",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,13 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def forks() -> Forks:
-    """Runs in processes of their own."""
+    """The server that forks runs of train.py and of modules."""
     return shared_forks()
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))
 def any_model(request) -> nn.Module:
-    """OLMo-2, Llama with grouped-query attention, GPT-2; tests must leave it unchanged."""
+    """One of each of ``ARCHITECTURES``; tests must leave it unchanged."""
     return build_model(request.param)
 
 
@@ -105,14 +108,14 @@ def quickstart(tmp_path_factory):
 
 @pytest.fixture
 def few(tmp_path):
-    """Ten planted sequences."""
+    """The file of a memorized set: ten planted sequences."""
     lines = (DEMO / "planted_report.jsonl").read_text().splitlines()[:10]
     return write_jsonl(tmp_path / "few.jsonl", lines)
 
 
 @pytest.fixture
 def mixture(tmp_path):
-    """Shards whose columns and types differ, as in the OLMo-2 mixes; gzip, zstandard and Parquet."""
+    """A folder of shards whose columns and types differ, as in the OLMo-2 mixes; gzip and zstandard."""
     folder = tmp_path / "mix"
     (folder / "data" / "wiki").mkdir(parents=True)
     (folder / "data" / "math").mkdir()

@@ -296,9 +296,10 @@ def test_patches_and_residuals(tmp_path):
 # -- JSON lines ---------------------------------------------------------------------------------------------
 
 
-def letters(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+def letters(text: str, **options: bool) -> dict[str, list[int]]:
     """A tokenizer of bytes that refuses what a real one refuses."""
-    return {"input_ids": list(text.encode("utf-8"))}
+    ids = list(text.encode("utf-8"))
+    return {"input_ids": ids, "special_tokens_mask": [0] * len(ids)}
 
 
 def mutated_lines(rows: list[dict], chance: random.Random) -> bytes:
