@@ -50,6 +50,11 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def descending(n, seed):
+    """Eigenvalues [n] in float64."""
+    return torch.rand(n, generator=generator(seed), dtype=torch.float64).sort(descending=True).values
+
+
 def results(folder):
     return [json.loads(line) for line in (Path(folder) / "results.jsonl").read_text().splitlines()]
 

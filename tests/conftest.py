@@ -1,17 +1,14 @@
-"""Shared models and data. Each process computes on one thread: two of them share two cores here."""
+"""Fixtures of several rooms, and the order of the files. A process computes on one thread: two share two cores."""
 
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gzip
 import json
-import os
 
 import pytest
 import torch
@@ -23,54 +20,37 @@ from lightning_kfac import collect_factors, save_factors
 from lightning_kfac.assets import DEMO
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model
-from tests.common import (
-    ARCHITECTURES,
-    VOCAB,
-    build_model,
-    write_jsonl,
-)
-from tests.forks import Forks
+from tests.common import ARCHITECTURES, VOCAB, build_model, write_jsonl
+from tests.forks import ROOT, Forks, shared_forks
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).parents[1]
+# The files that take longest, in this order first: of two workers none is left with one of them at the end.
+LONGEST = (
+    "test_train", "test_faults", "test_domains", "test_crystallize", "test_sharded", "test_wheel", "test_mining",
+    "test_edit", "test_fuzz", "test_ddp",
+)  # fmt: skip
 
 
-# The files that take longest, first: of two workers none is left with one of them at the end.
-LONGEST = ("test_train", "test_faults", "test_sharded", "test_domains", "test_crystallize", "test_mining", "test_ddp")
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the order of the files: pytest-xdist would begin with those that have the most tests."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders files; tests of one file stay as they are."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
-_forks: list[Forks] = []
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
-def forks():
-    """Runs of train.py in processes of their own."""
-    _forks or _forks.append(Forks())
-    yield _forks[0]
-    _forks.pop().close()
-
-
-def run_train(arguments: list[str]) -> None:
-    """train.py in as many processes as it asks for devices; it must succeed."""
-    _forks or _forks.append(Forks())
-    options = dict(zip(arguments[1::2], arguments[2::2], strict=False))
-    n, strategy = int(options.get("--trainer.devices", 1)), options.get("--trainer.strategy", "ddp")
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log")
-        ended = _forks[0].ranks(arguments, log, n, strategy=strategy) if n > 1 else [_forks[0].run(arguments, log)]
-    for code, said in ended:
-        assert code == 0, said
+def forks() -> Forks:
+    """The server that forks runs of train.py and of modules."""
+    return shared_forks()
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))
 def any_model(request) -> nn.Module:
-    """OLMo-2, Llama with grouped-query attention, GPT-2; tests must leave it unchanged."""
+    """One of each of ``ARCHITECTURES``; tests must leave it unchanged."""
     return build_model(request.param)
 
 
@@ -128,14 +108,14 @@ def quickstart(tmp_path_factory):
 
 @pytest.fixture
 def few(tmp_path):
-    """Ten planted sequences."""
+    """The file of a memorized set: ten planted sequences."""
     lines = (DEMO / "planted_report.jsonl").read_text().splitlines()[:10]
     return write_jsonl(tmp_path / "few.jsonl", lines)
 
 
 @pytest.fixture
 def mixture(tmp_path):
-    """Shards whose columns and types differ, as in the OLMo-2 mixes; gzip, zstandard and Parquet."""
+    """A folder of shards whose columns and types differ, as in the OLMo-2 mixes; gzip and zstandard."""
     folder = tmp_path / "mix"
     (folder / "data" / "wiki").mkdir(parents=True)
     (folder / "data" / "math").mkdir()

@@ -1,19 +1,23 @@
-"""Runs of train.py as processes of their own that take a second instead of ten, and die where a test wants them to.
+"""Processes that start in a second instead of ten, and die where a test wants them to: runs of train.py or a module.
 
 ``python -m tests.forks`` imports everything once, then forks a process for each run that it reads from its standard
-input: one JSON object a line. Nothing is computed before a fork, so the copies are as good as new.
+input: one JSON object a line. Nothing of a run is computed before a fork, so the copies are as good as new.
 """
 
+import atexit
 import faulthandler
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +30,8 @@ class Run:
     """One process.
 
     Attributes:
-        args: Of train.py.
+        args: Of train.py, or of the module.
+        module: What to run as ``python -m MODULE`` would; train.py where it is empty.
         log: File for what it prints.
         env: Further variables of the environment.
         kill_at: SIGKILL itself at the n-th piece of work on files below ``watched``.
@@ -37,6 +42,7 @@ class Run:
 
     args: list[str]
     log: str
+    module: str = ""
     watched: str = ""
     env: dict[str, str] = field(default_factory=dict)
     kill_at: int = 0
@@ -86,7 +92,7 @@ class Forks:
     ) -> list[int]:
         """Begins n ranks; returns their process ids."""
         args = [*map(str, args), "--trainer.devices", str(n), "--trainer.strategy", strategy]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
+        shared = _meeting(n)
         return [
             self.start(
                 Run(args, str(rank_log(logs, r)), env=shared | {"LOCAL_RANK": str(r)}, **(hows or {}).get(r, {}))
@@ -94,10 +100,47 @@ class Forks:
             for r in range(n)
         ]
 
+    def run_on_ranks(self, module: str, folder: Path, n: int, timeout: float = 240) -> None:
+        """``python -m MODULE FOLDER`` in n processes, as a launcher would; all must succeed."""
+        shared = _meeting(n)
+        logs = [folder / f"rank{rank}.log" for rank in range(n)]
+        pids = [
+            self.start(Run([str(folder)], str(log), module, env=shared | {"LOCAL_RANK": str(r), "RANK": str(r)}))
+            for r, log in enumerate(logs)
+        ]
+        codes = [self.wait(pid, timeout) for pid in pids]
+        said = [f"rank {r}:\n{log.read_text('utf-8', errors='replace')[-4000:]}" for r, log in enumerate(logs)]
+        assert not any(codes), "\n".join(said)
+
     def close(self) -> None:
         """Ends the server."""
         self.server.stdin.close()
         self.server.wait(20)
+
+
+@cache
+def shared_forks() -> Forks:
+    """The server of this process, begun where it is first needed."""
+    forks = Forks()
+    atexit.register(forks.close)
+    return forks
+
+
+def run_train(arguments: list[str]) -> None:
+    """train.py in as many processes as it asks for devices; it must succeed."""
+    options = dict(zip(arguments[1::2], arguments[2::2], strict=False))
+    n, strategy = int(options.get("--trainer.devices", 1)), options.get("--trainer.strategy", "ddp")
+    forks = shared_forks()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        ended = forks.ranks(arguments, log, n, strategy=strategy) if n > 1 else [forks.run(arguments, log)]
+    for code, said in ended:
+        assert code == 0, said
+
+
+def _meeting(n: int) -> dict[str, str]:
+    """The variables by which n ranks find each other."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "NODE_RANK": "0"}
 
 
 def rank_log(logs: Path, rank: int) -> Path:
@@ -121,11 +164,14 @@ def serve() -> None:
     import transformers.models.olmo2.modeling_olmo2  # noqa: F401
 
     import lightning_kfac.cli.train  # noqa: F401 (the point of all this)
+    from lightning_kfac.data.demo.embedded import embedded_documents
 
     codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "run" in request:
+            if "embedded" in request["run"]["args"]:
+                embedded_documents()  # thousands of docstrings, kept for all runs that follow
             pid = os.fork()
             if not pid:
                 _child(Run(**request["run"]))
@@ -160,10 +206,7 @@ def _child(run: Run) -> None:
     count = _watch(run)
     code = 1
     try:
-        from lightning_kfac.cli.train import main
-
-        sys.argv = ["train.py", *run.args]
-        main(run.args)
+        _work(run)
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
@@ -177,6 +220,20 @@ def _child(run: Run) -> None:
         if run.count_to:
             Path(run.count_to).write_text(str(count()))
         os._exit(code)
+
+
+def _work(run: Run) -> None:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from lightning_kfac.cli.train import main
+
+    if run.module:
+        rank_zero_only.rank = int(run.env.get("RANK", 0))  # read when Lightning was imported, before the fork
+        sys.argv = [run.module, *run.args]
+        runpy.run_module(run.module, run_name="__main__")
+    else:
+        sys.argv = ["train.py", *run.args]
+        main(run.args)
 
 
 def _watch(run: Run):

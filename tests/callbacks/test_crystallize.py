@@ -1,38 +1,22 @@
-"""The study of crystallized attention: its numbers, and train.py as a user runs it."""
+"""Runs of train.py that crystallize attention."""
 
 import contextlib
 import io
 import json
-import math
 import warnings
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from lightning_kfac.assets import DEMO
-from lightning_kfac.attention import HeadSpectra, ResidualSpectra, load_spectra
-from lightning_kfac.attention.comparison import compare, lowrank
-from lightning_kfac.attention.config import CrystallizeConfig
+from lightning_kfac.attention import load_spectra
 from lightning_kfac.attention.spectra import model_fingerprint
-from lightning_kfac.attention.study import Study
 from lightning_kfac.cli.train import main
-from lightning_kfac.errors import InputError
-from lightning_kfac.evaluation.scoring import row_losses
-from lightning_kfac.math.statistics import Estimate, resampled_perplexities
 from lightning_kfac.models.loading import load_model, load_tokenizer
-from lightning_kfac.models.tokens import TokenBatch
-from tests.common import (
-    batched,
-    build_model,
-    results,
-    scalars,
-    write_jsonl,
-)
-from tests.conftest import run_train
-from tests.forks import ROOT
+from tests.common import build_model, results, scalars, write_jsonl
+from tests.forks import ROOT, run_train
 
 CONFIGS = ROOT / "configs"
 
@@ -62,107 +46,6 @@ def run(tmp_path_factory):
         warnings.simplefilter("error", PossibleUserWarning)  # Lightning's
         main(["fit", *small(folder / "run", write_jsonl(folder / "few.jsonl", lines))])
     return folder / "run", out.getvalue()
-
-
-# -- numbers ----------------------------------------------------------------------------------------------------
-
-
-def test_row_losses_against_one_row_at_a_time(rows):
-    model = build_model("llama")
-    batches = [TokenBatch.from_dict(batch, 4 * number) for number, batch in enumerate(batched(rows, 4, "left"))]
-    found = row_losses(model, batches)
-    assert sorted(found) == list(range(len(rows)))
-    for number, row in enumerate(rows):
-        with torch.no_grad():
-            shares = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
-        expected = -sum(shares[t, row[t + 1]].item() for t in range(len(row) - 1))
-        assert found[number] == (pytest.approx(expected, rel=1e-5), len(row) - 1)
-
-
-def test_rows_without_targets_are_left_out():
-    batch = {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]]), "labels": torch.tensor([[1, 2, 3], [-100] * 3])}
-    assert list(row_losses(build_model("llama"), [TokenBatch.from_dict(batch)])) == [0]
-
-
-def noisy(*means, rows=400, noise=0.3):
-    """Losses of rows of 10 targets, alike for all models but for the mean and a little noise."""
-    rng = np.random.default_rng(1)
-    shared = rng.normal(3, 0.5, rows)
-    return [10 * (shared + mean + rng.normal(0, noise, rows)) for mean in means], np.full(rows, 10)
-
-
-def test_paired_bootstrap_gives_the_standard_error_of_differences():
-    (a, b), counts = noisy(0, 0.5)
-    draws = np.log(resampled_perplexities(np.stack([a, b]), counts))
-    difference = (b - a) / 10
-    assert draws.shape == (2000, 2)
-    assert (draws[:, 1] - draws[:, 0]).std() == pytest.approx(difference.std() / math.sqrt(len(a)), rel=0.1)
-    again = resampled_perplexities(np.stack([a, b]), counts)
-    assert np.array_equal(np.log(again), draws)  # seeded
-
-
-def test_comparison_recovers_and_finds_the_smallest_rank():
-    losses, counts = noisy(0, 0.5, 0.4, 0.02, 0.03, 0, noise=0.01)
-    names = ["baseline", "top1", lowrank(1), lowrank(4), lowrank(8), "full"]
-    found = compare(dict(zip(names, losses, strict=True)), counts, [1, 4, 8])
-    ppl = {name: math.exp(loss.sum() / counts.sum()) for name, loss in zip(names, losses, strict=True)}
-    for name in names:
-        assert found.costs[name].perplexity == pytest.approx(ppl[name])
-        assert found.costs[name].change.value == pytest.approx(ppl[name] / ppl["baseline"] - 1)
-    for rank in (1, 4, 8):
-        share = (ppl["top1"] - ppl[lowrank(rank)]) / (ppl["top1"] - ppl["baseline"])
-        assert found.recovered[rank].value == pytest.approx(share)
-        assert found.recovered[rank].low <= share <= found.recovered[rank].high
-    # Rank 8 recovers less than rank 4: nothing is assumed to be monotone.
-    assert found.enough == Estimate(4, 4, 4) and found.recovered[8].value < found.recovered[4].value
-
-
-def test_nothing_to_recover_where_top1_costs_no_more_than_its_interval():
-    losses, counts = noisy(0, 0.001, 0.001, 0)
-    found = compare(dict(zip(["baseline", "top1", lowrank(1), "full"], losses, strict=True)), counts, [1])
-    assert found.costs["top1"].change.low <= 0 and found.recovered is None and found.enough is None
-
-
-def test_a_loss_that_no_rank_recovers():
-    losses, counts = noisy(0, 0.5, 0.4, 0, noise=0.01)
-    found = compare(dict(zip(["baseline", "top1", lowrank(1), "full"], losses, strict=True)), counts, [1])
-    assert found.enough == Estimate(math.inf, math.inf, math.inf)
-    assert json.loads(json.dumps(found.to_dict()))["enough"] == dict.fromkeys(("value", "low", "high"))
-    assert Estimate.of(1, np.array([math.inf, 1, 2])).high == math.inf
-
-
-@pytest.mark.parametrize(
-    ("means", "told"),
-    [
-        ((0.5, 0.4, 0.02), ["layer 5 raises", "is partly compressible: rank 16 of 32", "9.0 of 32", "of 9 memorized"]),
-        ((0.5, 0.01, 0.02), ["is compressible: rank 4 of 32 is the smallest", "(interval 4 to 4), and recovers 98 %"]),
-        ((0.5, 0.4, 0.3), ["No rank that was tried recovers 90 % of the loss; rank 16 recovers"]),
-        ((0.0, 0.0, 0.0), ["hardly changes", "There is no loss beyond its own interval"]),
-        ((-0.5, 0.0, 0.0), ["lowers", "There is no loss beyond its own interval"]),
-    ],
-)
-def test_verdicts(means, told):
-    losses, counts = noisy(0, *means, 0.1, noise=0.01)
-    names = ["baseline", "top1", lowrank(4), lowrank(16), "layer 5 head 0"]
-    found = compare(dict(zip(names, losses, strict=True)), counts, [4, 16])
-    # Nine equal directions hold the variance: nine are needed for 90 %.
-    moments = torch.diag(torch.arange(32) < 9).double()[None]
-    spectra = ResidualSpectra({5: HeadSpectra(moments, torch.zeros(1), torch.ones(1))})
-    study = Study(found, spectra, {"baseline": (1.0, 9), "top1": (1 / 3, 9)})
-    assert all(text.lower() in study.verdict().lower() for text in told), study.verdict()
-    assert "recites 3 (9 unchanged)" in study.verdict()
-
-
-def test_ranks_of_a_config():
-    shapes = {0: (4, 24), 1: (4, 24)}
-    assert CrystallizeConfig([-1]).resolve(shapes) == ([1], [1, 2, 4, 8, 16, 24])
-    assert CrystallizeConfig([1, 0], [8, 0]).resolve(shapes) == ([0, 1], [0, 8])
-    for ranks, message in (([25], "rank 25 is above 24"), ([-1], "name at least one rank"), ([], "name at least one")):
-        with pytest.raises(InputError, match=message):
-            CrystallizeConfig([0], ranks).resolve(shapes)
-
-
-# -- a run ------------------------------------------------------------------------------------------------------
 
 
 def test_results_of_a_run(run):
@@ -243,7 +126,8 @@ def test_two_ranks_give_the_spectra_of_one(few, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precisions(tmp_path, precision):
     changes = {"data.max_tokens": 200, "data.heldout_tokens": 200, "data.memorized": "null"}
-    main(["fit", *small(tmp_path, None, **changes, **{"trainer.precision": precision})])
+    changes |= {"trainer.precision": precision, "trainer.logger": "false"}
+    main(["fit", *small(tmp_path, None, **changes)])
     baseline, full, whole, _, top1 = (row["perplexity"] for row in results(tmp_path))
     # Eager attention takes its softmax in float32, also in a float64 model.
     close = pytest.approx(baseline, rel=1e-7 if precision == "64-true" else 5e-3)

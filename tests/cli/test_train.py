@@ -20,15 +20,8 @@ from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model, load_tokenizer
-from tests.common import (
-    build_model,
-    results,
-    scalars,
-    small,
-    write_jsonl,
-)
-from tests.conftest import run_train
-from tests.forks import ROOT
+from tests.common import build_model, results, scalars, small, write_jsonl
+from tests.forks import ROOT, run_train
 
 CONFIGS = ROOT / "configs"
 FAMILIES = {
@@ -209,9 +202,9 @@ def test_predict_finds_a_planted_window(tmp_path, few):
 
 
 def test_every_config_is_tested():
-    unions = {"hessian_union", "hessian_union_gsm8k"}  # tests/test_domains.py
-    elsewhere = {"sweep", "mine", "scan", *unions}  # tests/test_edit_cli.py, test_mining.py, test_scan.py
-    elsewhere |= {"crystallize", "crystallize_gpt2"}  # tests/test_crystallize.py
+    unions = {"hessian_union", "hessian_union_gsm8k"}  # test_domains.py
+    elsewhere = {"sweep", "mine", "scan", *unions}  # test_edit.py, callbacks/test_mining.py, commands/test_scan.py
+    elsewhere |= {"crystallize", "crystallize_gpt2"}  # callbacks/test_crystallize.py
     small = {"quickstart", "demo_model", "demo_arithmetic", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_kfac import InputError, KFACEditor, load_factors
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback
@@ -22,11 +24,21 @@ from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 from tests.common import build_model
 from tests.forks import free_port
-from tests.ranks import regroup, run_ranks
 
 ROWS, SEQ_LEN = (9, 17, 23, 1000), 8
 CASES = [(rows, labels) for rows in ROWS for labels in ("sampled", "gold")]
 EDITED = (23, "sampled")
+
+
+def regroup(size: int, port: int) -> None:
+    """From here on only the first ``size`` ranks compute together, or a process alone where size is 1."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    os.environ |= {"WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
+    if size == 1:
+        for name in ("LOCAL_RANK", "RANK", "NODE_RANK"):
+            os.environ.pop(name, None)
+        rank_zero_only.rank = 0
 
 
 def fit(folder: Path, size: int, rows: int, labels: str, again: bool = False) -> CausalLM:
@@ -100,14 +112,14 @@ def work(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(forks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     vocabulary = len(load_tokenizer("demo"))
     build_model("olmo2", vocab_size=vocabulary, eos_token_id=0).save_pretrained(folder / "model")
     text = [{"text": f"Row {i} says {i * i} and {i % 7}, not {i % 11}."} for i in range(900)]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in text))
     (folder / "ports").write_text(str(free_port()))
-    run_ranks("tests.distributed.test_ddp", folder, 3)
+    forks.run_on_ranks("tests.distributed.test_ddp", folder, 3)
     return folder
 
 

@@ -26,14 +26,8 @@ from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model, load_tokenizer
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
-from tests.common import (
-    ARCHITECTURES,
-    build_model,
-    results,
-    small,
-)
-from tests.conftest import run_train
-from tests.ranks import run_ranks
+from tests.common import ARCHITECTURES, build_model, results, small
+from tests.forks import run_train
 
 ROWS, SEQ_LEN = 23, 8
 TRAINER = {
@@ -231,7 +225,7 @@ def work(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(forks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     vocabulary = len(load_tokenizer("demo"))
     for family in ARCHITECTURES:
@@ -245,7 +239,7 @@ def folder(tmp_path_factory):
     # One rank gets the long suffixes, and decodes much longer.
     sequences = [{"prefix_ids": [5 + i, 7, 9], "suffix_ids": [i + 2] * (12 if i % 2 else 2)} for i in range(7)]
     (folder / "memorized.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sequences))
-    run_ranks("tests.distributed.test_sharded", folder, 2)
+    forks.run_on_ranks("tests.distributed.test_sharded", folder, 2)
     return folder
 
 

@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
 import sys
-import tracemalloc
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from lightning_kfac.data.loaders import TokenRows, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence
@@ -17,10 +16,8 @@ from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.evaluation import Evaluation, Measures
 from lightning_kfac.math.statistics import wilson
-from lightning_kfac.metrics.functional import top_tokens
 from lightning_kfac.models.tokens import TokenBatch
-from lightning_kfac.storage.stored_batches import StoredBatches
-from tests.common import VOCAB, build_model, sequences
+from tests.common import VOCAB, build_model, generator, sequences
 
 COUNT, TOKENS = 13, 207
 MEASURES = Measures(position_stress=3, batch_mean_perplexity=True)
@@ -28,26 +25,31 @@ MEASURES = Measures(position_stress=3, batch_mean_perplexity=True)
 
 def edited_model():
     model = build_model("olmo2", torch.float64)
-    generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         weight = model.get_submodule("model.layers.2.mlp.up_proj").weight
-        weight += 0.1 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        weight += 0.1 * torch.randn(weight.shape, generator=generator(7), dtype=weight.dtype)
     return model
 
 
-def evaluate(batch_size, rank=0, world_size=1, tokens=TOKENS):
-    """Baseline and edited evaluation of this rank's share of the data."""
+@cache
+def material():
+    """The model before and after an edit, sequences, and the tokens of a text; every evaluation leaves them alone."""
     models = build_model("olmo2", torch.float64), edited_model()
     rows = [MemorizedSequence(p, g) for p, g in zip(*sequences(models[0], COUNT), strict=True)]
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, VOCAB, (tokens,), generator=generator).int().numpy()
+    ids = torch.randint(1, VOCAB, (TOKENS,), generator=generator(1)).int().numpy()
+    return models, rows, ids
+
+
+def evaluate(batch_size, rank=0, world_size=1):
+    """Baseline and edited evaluation of this rank's share of the data."""
+    models, rows, ids = material()
     evaluation = "self"
     for model in models:
         evaluation = Evaluation(["memorized", "unseen"], [], {0}, evaluation, MEASURES)
         for name in ("memorized", "unseen"):
             for batch in sequence_loader(rows, batch_size, rank, world_size):
                 evaluation.add_sequences(name, model, batch)
-        for batch in row_loader(TokenRows(ids, row_offsets(tokens, 16)), batch_size, rank, world_size):
+        for batch in row_loader(TokenRows(ids, row_offsets(TOKENS, 16)), batch_size, rank, world_size):
             evaluation.add_text(model, TokenBatch.from_dict(batch))
         evaluation.values = evaluation.results(), evaluation.intervals(), evaluation.differences()
         evaluation.models = models
@@ -72,23 +74,24 @@ def assert_same(found, expected, but=()):
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_any_batch_size_gives_the_same_figures(one, batch_size):
     # The average of exp(batch loss) is there to show that it does not.
-    assert_same(evaluate(batch_size).values, one.values, but={"perplexity_batch_mean"})
-    other = evaluate(batch_size).values[0]["perplexity_batch_mean"]
+    values = evaluate(batch_size).values
+    assert_same(values, one.values, but={"perplexity_batch_mean"})
+    other = values[0]["perplexity_batch_mean"]
     assert other != pytest.approx(one.values[0]["perplexity_batch_mean"], rel=1e-6)
 
 
-def _on_rank(rank, world_size, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+def work(folder):
+    """What each of several ranks does."""
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     values = evaluate(2, rank, world_size).values
     (folder / f"{rank}.json").write_text(json.dumps(values))
     dist.destroy_process_group()
 
 
-def test_two_ranks_give_the_figures_of_one(one, tmp_path):
+def test_two_ranks_give_the_figures_of_one(one, forks, tmp_path):
     """13 sequences and 13 rows: seven and six, in batches of two."""
-    torch.multiprocessing.spawn(_on_rank, (2, tmp_path), nprocs=2)
+    forks.run_on_ranks("tests.evaluation.test_evaluation", tmp_path, 2)
     for rank in range(2):
         values = json.loads((tmp_path / f"{rank}.json").read_text())
         expected = json.loads(json.dumps(one.values))
@@ -119,8 +122,7 @@ def test_shift_of_what_the_unedited_model_does_not_recite(one):
 
 
 def test_perplexity_is_that_of_plain_logits(one):
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, VOCAB, (TOKENS,), generator=generator)
+    ids = torch.randint(1, VOCAB, (TOKENS,), generator=generator(1))
     losses, batches = [], []
     for row in ids.split(16):
         logits = one.models[1](row[None]).logits[0, :-1]
@@ -152,9 +154,8 @@ def test_wrong_measures():
 
 
 def test_loose_similarity_is_an_option():
-    model = build_model("olmo2", torch.float64)
-    prefixes, golds = sequences(model, COUNT)
-    batch = {"index": list(range(COUNT)), "prefix": prefixes, "suffix": golds}
+    (model, _), rows, _ = material()
+    batch = {"index": list(range(COUNT)), "prefix": [r.prefix for r in rows], "suffix": [r.suffix for r in rows]}
     rates = []
     for similarity in (0.0, 0.5, 0.75, 1.0):
         evaluation = Evaluation(["memorized"], [], {0}, None, Measures(loose_similarity=similarity))
@@ -164,30 +165,5 @@ def test_loose_similarity_is_an_option():
     assert rates[0] == 1 and rates == sorted(rates, reverse=True) and rates[-1] == results["strict_acc"] < rates[1]
 
 
-# -- memory of nDCG ---------------------------------------------------------------------------------------------
-
-
-def test_stored_batches_come_back_and_take_no_memory():
-    kept = StoredBatches(torch.int32)
-    batches = [torch.randint(0, 100_000, (b, 50, 10)) for b in (3, 1, 4)]
-    for batch in batches:
-        kept.append(batch)
-    for number in (2, 0, 1):
-        assert torch.equal(kept[number], batches[number])
-    tracemalloc.start()
-    many = torch.zeros(8, 512, 10, dtype=torch.int64)
-    before = tracemalloc.get_traced_memory()[0]
-    for _ in range(50):
-        kept.append(many)
-    grown = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    assert grown < 50_000  # bytes, for 8 MB of rankings
-
-
-def test_top_tokens_over_parts_of_the_vocabulary(monkeypatch):
-    module = sys.modules[top_tokens.__module__]
-    logits = torch.randint(-3, 4, (30, 200), generator=torch.Generator().manual_seed(0)).float()
-    whole = top_tokens(logits)
-    for size in (1, 7, 64, 199):
-        monkeypatch.setattr(module, "TOKENS_AT_ONCE", size)
-        assert torch.equal(top_tokens(logits), whole)
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

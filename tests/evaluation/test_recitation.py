@@ -11,17 +11,20 @@ from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation import recitation
 from lightning_kfac.evaluation.recitation import gold_hits, recite
-from lightning_kfac.evaluation.scoring import most_likely, next_token_scores, position_stress
-from lightning_kfac.metrics.functional import cut_after_end, stress_length
+from lightning_kfac.metrics.functional import cut_after_end
 from lightning_kfac.models.cached_rows import has_plain_cache
-from lightning_kfac.models.probes import takes_own_mask
-from lightning_kfac.models.tokens import TokenBatch
 from tests.common import VOCAB, build_model, generated, sequences
 
 
+@pytest.fixture(scope="module")
+def own(any_model):
+    """Sequences of a model, see :func:`sequences`."""
+    return sequences(any_model)
+
+
 @pytest.mark.parametrize("end_of_text", [set(), {0}, {3, 5, 7, 11, 20, 33}])
-def test_recitation_equals_generate(any_model, end_of_text):
-    prefixes, golds = sequences(any_model)
+def test_recitation_equals_generate(any_model, own, end_of_text):
+    prefixes, golds = own
     recitals = recite(any_model, prefixes, golds, end_of_text)
     quick = recite(any_model, prefixes, golds, end_of_text, decode=False)
     for prefix, gold, recital, fast in zip(prefixes, golds, recitals, quick, strict=True):
@@ -98,40 +101,6 @@ def test_reciting_nothing(any_model):
     assert recite(any_model, [], []) == []
 
 
-# -- position stress -------------------------------------------------------------------------------------------
-
-
-def matching(continuation, gold):
-    length = 0
-    while length < min(len(continuation), len(gold)) and continuation[length] == gold[length]:
-        length += 1
-    return length
-
-
-@pytest.mark.parametrize("include_unperturbed", [False, True])
-@pytest.mark.parametrize("t", [3, 20])
-def test_position_stress_equals_generating_every_prompt(t, include_unperturbed):
-    model = build_model("gpt2")
-    prefixes, golds = sequences(model, count=9, seed=4)
-    found = position_stress(model, prefixes, golds, t, include_unperturbed)
-    for prefix, gold, (original, stress) in zip(prefixes, golds, found, strict=True):
-        assert original == matching(generated(model, prefix, len(gold)), gold)
-        prompts = [(prefix + gold[:e], gold[e:]) for e in range(1, min(t, len(gold)) + 1)]
-        prompts += [(prefix[-n:], gold) for n in range(t + 1, len(prefix))]
-        prompts += [(prefix, gold)] * include_unperturbed
-        lengths = [matching(generated(model, prompt, len(rest)), rest) for prompt, rest in prompts if rest]
-        assert stress == max(lengths, default=0)
-
-
-def test_stress_length_by_hand():
-    hits = [True, True, False, True, True, True, False]
-    assert stress_length(hits, [], t=20) == 3  # after three extra tokens
-    assert stress_length(hits, [], t=2) == 1  # after one: hits[1:] begins with one hit
-    assert stress_length(hits, [5], t=2) == 5
-    assert stress_length([True] * 4, [], t=20) == 3 and stress_length([True] * 4, [], 20, True) == 4
-    assert stress_length([], [], t=20) == 0
-
-
 def test_gold_hits_of_ragged_rows(any_model):
     prefixes, golds = sequences(any_model, count=6)
     hits = gold_hits(any_model, prefixes, golds)
@@ -141,44 +110,12 @@ def test_gold_hits_of_ragged_rows(any_model):
         assert not any(row[len(gold) :])
 
 
-# -- scores of text -----------------------------------------------------------------------------------------------
-
-
-def test_sliced_head_gives_the_scores_of_whole_logits(any_model, monkeypatch):
-    from lightning_kfac.evaluation import scoring
-
-    ids = torch.randint(1, VOCAB, (3, 12), generator=torch.Generator().manual_seed(5))
-    mask = torch.ones_like(ids)
-    mask[1, 9:] = 0
-    batch = TokenBatch.from_dict({"input_ids": ids, "attention_mask": mask})
-    monkeypatch.setattr(scoring, "is_plain_head", lambda model: False)
-    losses, ranking = next_token_scores(any_model, batch)
-    logits = any_model(ids, attention_mask=mask).logits
-    expected = torch.log_softmax(logits.double(), -1).gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
-    assert torch.allclose(-losses[batch.valid], expected[batch.valid], atol=1e-5)
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 5 * VOCAB)
-    monkeypatch.setattr(scoring, "is_plain_head", lambda model: True)
-    sliced, same = next_token_scores(any_model, batch)
-    assert torch.allclose(sliced, losses, atol=1e-5) and torch.equal(same[batch.valid], ranking[batch.valid])
-    assert torch.equal(most_likely(any_model, batch), ranking[..., 0])
-
-
-# -- what a review found --------------------------------------------------------------------------------------------
-
-
 def test_rows_that_have_ended_do_not_run_out_of_positions():
     """GPT-2 with 32 positions: 32 and 21 tokens fit, although the batch decodes on beyond the end of the first row."""
     model = build_model("gpt2", n_positions=32)
     for prefixes, golds in (([[3] * 30, [4]], [[4] * 2, [5] * 20]), ([[4], [3] * 30], [[5] * 20, [4] * 2])):
         for prefix, gold, recital in zip(prefixes, golds, recite(model, prefixes, golds), strict=True):
             assert recital.continuation == generated(model, prefix, len(gold))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["olmo2", "llama", "qwen3", "gpt2"])
-def test_models_that_bear_gaps_and_masks_are_known(family, dtype):
-    model = build_model(family, dtype=dtype)
-    assert has_plain_cache(model) and takes_own_mask(model)
 
 
 @pytest.mark.parametrize("family", ["mpt", "gpt_neo"])
@@ -224,18 +161,3 @@ def test_wrong_model_without_a_cache():
     config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=VOCAB, state_size=4)
     with pytest.raises(InputError, match="MambaForCausalLM has no key-value cache"):
         recite(AutoModelForCausalLM.from_config(config), [[1, 2]], [[3]])
-
-
-@pytest.mark.parametrize("family", ["olmo2", "gpt2"])
-def test_a_band_of_context_is_that_many_tokens(family):
-    """In a model of one layer a band of n tokens is the same as running each token with n - 1 before it."""
-    sizes = {"num_hidden_layers": 1} if family == "olmo2" else {"n_layer": 1}
-    model = build_model(family, **sizes)
-    assert takes_own_mask(model)
-    ids = torch.randint(1, VOCAB, (1, 14), generator=torch.Generator().manual_seed(6))
-    found = most_likely(model, TokenBatch.from_dict({"input_ids": ids, "dense": False}), context=5)[0]
-    for place in range(14):
-        first = max(0, place - 4)
-        positions = torch.arange(first, place + 1)[None]
-        logits = model(ids[:, first : place + 1], position_ids=positions).logits[0, -1]
-        assert found[place] == logits.argmax()

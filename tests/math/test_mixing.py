@@ -133,3 +133,9 @@ def test_a_union_of_one_is_its_selection():
         keep = select_components(score, rho)
         assert torch.equal(union_of_count([score], rho, 12), keep)
         assert torch.equal(union_of_count([score], 1.0, int(keep.sum())), keep)
+
+
+def test_a_union_never_exceeds_rho():
+    importances = [torch.rand(6, 5, generator=generator(s), dtype=torch.float64) for s in (1, 2)]
+    keep = union_of_count(importances, 0.3, 30)
+    assert torch.equal(keep, select_components(importances[0], 0.3) | select_components(importances[1], 0.3))

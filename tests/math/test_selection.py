@@ -397,3 +397,46 @@ def test_wrong_importance():
         select_components(torch.tensor([[1.0, -1.0]]), 0.5)
     with pytest.raises(InputError, match="descending"):
         select_products(torch.tensor([1.0, 2.0]), torch.ones(2), 0.5)
+
+
+@pytest.mark.parametrize("few", [0, 3, 4096])
+@pytest.mark.parametrize("seed", range(10))
+def test_products_are_selected_exactly_wherever_the_search_ends(monkeypatch, few, seed):
+    monkeypatch.setattr(selection, "FEW", few)
+    rows = torch.randint(0, 5, (9,), generator=generator(seed)).double().sort(descending=True).values + 1e-9
+    columns = torch.rand(7, generator=generator(seed + 50), dtype=torch.float64).sort(descending=True).values
+    columns[2] = columns[3]
+    for rho in (0.1, 0.5, 0.9, 0.999):
+        counts = select_products(rows, columns, rho)
+        cells = [(i, j) for i, n in enumerate(counts.tolist()) for j in range(n)]
+        assert cells == full_sort_selection(original(rows, columns), rho)
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-160, 1e150])
+def test_products_that_underflow_or_are_huge(scale):
+    rows = torch.tensor([7.0, 3.0, 2.0, 0.0], dtype=torch.float64) * scale
+    columns = torch.tensor([5.0, 1.0, 0.5], dtype=torch.float64) * min(1 / scale, 1e300)
+    counts = select_products(rows, columns, 0.9)
+    cells = [(i, j) for i, n in enumerate(counts.tolist()) for j in range(n)]
+    assert cells == full_sort_selection(original(rows, columns), 0.9)
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.3, 0.6, 0.9, 0.9999])
+@pytest.mark.parametrize("seed", range(5))
+def test_components_are_selected_as_by_a_stable_sort(rho, seed):
+    """Twelve powers of ten, many equal entries, zeros."""
+    values = 10.0 ** torch.randint(-6, 6, (40, 30), generator=generator(seed)).double()
+    values *= torch.randint(0, 4, (40, 30), generator=generator(seed + 1))
+    flat = values.flatten()
+    descending, order = flat.sort(descending=True, stable=True)
+    n = int((descending.cumsum(0) < rho * flat.sum() * (1 - 1e-12)).sum()) + 1
+    expected = torch.zeros_like(flat, dtype=torch.bool)
+    expected[order[:n]] = True
+    assert torch.equal(select_components(values, rho), expected.view(40, 30))
+    assert torch.equal(select_count(values, n), expected.view(40, 30))
+
+
+def test_the_ends_of_a_count():
+    values = torch.ones(3, 2)
+    assert not select_count(values, 0).any() and select_count(values, 6).all()
+    assert select_count(values, 3).tolist() == [[True, True], [True, False], [False, False]]

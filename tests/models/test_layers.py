@@ -112,3 +112,11 @@ def test_what_an_adapter_sees_is_a_product_with_W(family):
     assert torch.allclose(a @ layer.W.T + (0 if bias is None else bias), z, atol=1e-5)
     layer.W.zero_()
     assert not layer.parameter.any()
+
+
+def test_weight_matrix_maps_input_to_output():
+    for model, name in ((build_model("gpt2"), "transformer.h.0.mlp.c_fc"), (build_model("olmo2"), "lm_head")):
+        layer = dict(model.named_modules())[name]
+        x = torch.randn(24)
+        bias = layer.bias if getattr(layer, "bias", None) is not None else 0
+        assert torch.allclose(layer(x[None])[0] - bias, layers.find_layers(layer)[""].W @ x, atol=1e-5)

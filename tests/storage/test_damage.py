@@ -16,77 +16,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lightning_kfac.storage.files
-from lightning_kfac import KroneckerFactors, load_factors, save_factors
+from lightning_kfac import load_factors, save_factors
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra
 from lightning_kfac.attention.storage import load_spectra, save_spectra
 from lightning_kfac.editing.patch import apply_patch, save_patch
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
-from lightning_kfac.factors.moments import load_moments, save_moments
+from lightning_kfac.factors.moments import load_moments
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_config, load_model, load_tokenizer
 from lightning_kfac.storage.files import new_file, new_folder
 from lightning_kfac.storage.json_files import read_json, write_json
 from lightning_kfac.storage.tensor_files import load_tensors, read_header, save_tensors
-from tests.conftest import ROOT
-
-
-def made_factors(seed: int = 0, size: int = 6) -> dict[str, KroneckerFactors]:
-    """Two layers of one shape that share no A, and a third that shares the second's."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(d: int) -> torch.Tensor:
-        x = torch.randn(d, d, generator=generator)
-        return (x @ x.T).triu() + (x @ x.T).triu(1).T
-
-    A = draw(size)
-    layers = {"first": (draw(size), draw(8)), "second": (A, draw(8)), "third": (A, draw(5))}
-    return {name: KroneckerFactors(A, G, 10 + seed) for name, (A, G) in layers.items()}
-
-
-def save_all(path: Path) -> Path:
-    """A factor folder with bases and moments."""
-    save_factors(made_factors(), path, {"model": "demo", "n_tokens": 10})
-    factors = load_factors(path)
-    bases = BasisCache.beside(factors)
-    for name in factors:
-        bases.of(factors, name)
-    generator = torch.Generator().manual_seed(1)
-    moments = {name: torch.rand(factors.layer_shape(name), generator=generator) for name in factors}
-    save_moments(moments, path, factors, bases, "token")
-    return path
-
-
-def read_all(path: Path) -> dict[str, torch.Tensor]:
-    """Everything that a factor folder gives; None for moments that it does not have."""
-    factors = load_factors(path)
-    bases, found = BasisCache.beside(factors), {}
-    for name in factors:
-        layer = factors[name]
-        found |= {f"{name} A": layer.A, f"{name} G": layer.G, f"{name} n": torch.tensor(layer.n_tokens)}
-        moments = load_moments(path, factors, bases, name)
-        found[f"{name} moments"] = None if moments is None else moments.clone()  # it is a view of the file
-        for side, spectrum in zip("GA", bases.of(factors, name), strict=True):
-            found |= {f"{name} {side} {part}": getattr(spectrum, part).clone() for part in ("values", "vectors")}
-    return found
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    if one.keys() != other.keys() or any((one[name] is None) != (other[name] is None) for name in one):
-        return False
-    return all(value is None or torch.equal(value, other[name]) for name, value in one.items())
+from tests.forks import ROOT
+from tests.storage.common import body_of, made_factors, read_all, same, save_all
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A folder to copy."""
     return save_all(tmp_path_factory.mktemp("whole") / "factors")
-
-
-def body_of(path: Path) -> int:
-    """Where the tensors of a file begin; behind its end for other files."""
-    contents = path.read_bytes()
-    return 8 + struct.unpack("<Q", contents[:8])[0] if path.suffix == ".safetensors" else len(contents)
 
 
 def test_flipped_bits_are_found_out(whole, tmp_path):
@@ -315,9 +264,6 @@ def test_damaged_patches_and_residuals_are_named(tmp_path):
     assert torch.equal(model.fc.weight, torch.ones(3, 4))
 
 
-# -- what a kill, an error and a full disk leave behind --------------------------------------------------
-
-
 def in_child(work) -> str:
     """Runs something in a copy of this process; returns its outcome, or the signal that ended it."""
     reader, writer = os.pipe()
@@ -440,9 +386,6 @@ def test_a_full_disk(small_disk):
     with pytest.raises(InputError, match="no space left on the device"):
         write_json(path / "metadata.json", {"long": "x" * 2**18})
     assert load_factors(path)["first"].n_tokens == 11
-
-
-# -- nothing that is read can run code ---------------------------------------------------------------------
 
 
 def test_nothing_is_unpickled():

@@ -39,7 +39,7 @@ from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.storage.json_files import write_json
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.yaml_files import check_config_files
-from tests.storage.test_damage import body_of, read_all, same, save_all
+from tests.storage.common import body_of, read_all, same, save_all
 
 SECONDS = 10  # of one input, on a slow machine
 # What a careless or hostile hand writes where something else belongs.
@@ -296,9 +296,10 @@ def test_patches_and_residuals(tmp_path):
 # -- JSON lines ---------------------------------------------------------------------------------------------
 
 
-def letters(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+def letters(text: str, **options: bool) -> dict[str, list[int]]:
     """A tokenizer of bytes that refuses what a real one refuses."""
-    return {"input_ids": list(text.encode("utf-8"))}
+    ids = list(text.encode("utf-8"))
+    return {"input_ids": ids, "special_tokens_mask": [0] * len(ids)}
 
 
 def mutated_lines(rows: list[dict], chance: random.Random) -> bytes:

@@ -1,6 +1,7 @@
 """nDCG and top tokens against loops, sorts and torchmetrics."""
 
 import math
+import sys
 from importlib import import_module
 
 import pytest
@@ -121,3 +122,12 @@ def test_the_default_device_plays_no_part():
     with torch.device("meta"):
         assert torch.equal(top_tokens(logits), ranking)
         assert torch.equal(ndcg(ranking, ranking), torch.ones(3, device="cpu"))
+
+
+def test_top_tokens_over_parts_of_the_vocabulary(monkeypatch):
+    module = sys.modules[top_tokens.__module__]
+    logits = torch.randint(-3, 4, (30, 200), generator=torch.Generator().manual_seed(0)).float()
+    whole = top_tokens(logits)
+    for size in (1, 7, 64, 199):
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", size)
+        assert torch.equal(top_tokens(logits), whole)

@@ -37,3 +37,12 @@ def test_leading_run():
         text = "".join("x" if hit else "." for hit in hits)
         assert leading_run(hits) == len(text.split(".")[0])
     assert leading_run([]) == 0
+
+
+def test_stress_length_by_hand():
+    hits = [True, True, False, True, True, True, False]
+    assert stress_length(hits, [], t=20) == 3  # after three extra tokens
+    assert stress_length(hits, [], t=2) == 1  # after one: hits[1:] begins with one hit
+    assert stress_length(hits, [5], t=2) == 5
+    assert stress_length([True] * 4, [], t=20) == 3 and stress_length([True] * 4, [], 20, True) == 4
+    assert stress_length([], [], t=20) == 0
