@@ -76,6 +76,11 @@ class EditCallback(Callback):
             check_formula(self.config.for_layer(name), bool(domains), collector.moments is not None)
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            find_collector(trainer, self)  # callbacks work in their order
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer, self)
         task = task_of(pl_module)

@@ -38,6 +38,11 @@ class SpectrumLogger(Callback):
         self.spectra: dict[str, LayerSpectrum] = {}
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            find_collector(trainer, self)  # callbacks work in their order
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer, self)
         if not isinstance(trainer.logger, TensorBoardLogger):

@@ -2,9 +2,12 @@
 
 import sys
 
+import lightning_kfac
 from lightning_kfac.cli.commands import command_names
 from lightning_kfac.cli.overview import overview
+from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import OF_TRAIN
+from lightning_kfac.errors import InputError
 
 
 def main(args: list[str] | None = None) -> None:
@@ -16,11 +19,18 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     if words in ([], ["-h"], ["--help"]):
         print(overview())
+    elif words == ["--version"]:
+        print(lightning_kfac.__version__)
     elif words[0] in command_names():
         from lightning_kfac.cli.edit import main as run
 
         run(words)
     elif any(word in OF_TRAIN for word in words):  # a config of several subcommands may stand before one
+        try:
+            with_config_paths(list(words))  # before the imports, which take seconds
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
         from lightning_kfac.cli.train import main as run
 
         run(words)

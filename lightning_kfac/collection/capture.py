@@ -151,11 +151,13 @@ class CurvatureCapture:
             draws: Draws of labels a forward pass.
 
         Raises:
-            InputError: No position counted.
+            InputError: No position counted, or a layer was never run.
         """
         counts = self.n_tokens()
         if not any(counts.values()):
             raise InputError("no valid token: every position is padding, ignored, or without a next token")
+        if idle := [name for name in self.layers if name not in self.leaders]:
+            raise InputError(f"{idle[0]} was never run; leave it out")
         found: dict[str, Any] = {}
         for name, leader in self.leaders.items():  # leaders come first, as they did in the forward
             found[name] = self.sums.pop(name).result(counts[name], draws, found.get(leader))

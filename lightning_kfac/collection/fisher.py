@@ -14,7 +14,7 @@ from lightning_kfac.models.head import HeadLoss, Labels
 from lightning_kfac.models.language import language_model
 from lightning_kfac.models.layers import Layer
 from lightning_kfac.models.probes import is_plain_head
-from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.models.tokens import TokenBatch, trial_batch
 
 LabelSource = Literal["sampled", "gold"]
 
@@ -94,7 +94,7 @@ class FisherLoss:
 
     def trial(self, positions: int, device: torch.device) -> TokenBatch:
         """A row of token 0."""
-        return self.prepare({"input_ids": torch.zeros(1, positions, dtype=torch.long)}).to(device)
+        return self.prepare(trial_batch(positions)).to(device)
 
     def head(
         self, model: nn.Module, layers: Mapping[str, Layer], device: torch.device, positions: int

@@ -216,7 +216,7 @@ def _try_out(
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             next(iter(objective.draws(model, batch, chunk)))
     if missing := [name for name in layers if name not in capture.leaders]:
-        raise InputError(f"{missing[0]} is never run by this model's forward; leave it out")
+        raise InputError(f"{missing[0]} was not run in a trial on {tokens} tokens (is it an expert?); leave it out")
     widest = max(max(layer.shape) for layer in layers.values())
     transient = WIDEST_AT_ONCE * widest * first.parameter.element_size()
     # Weights of a sharded model that were put together for the forward are empty again.

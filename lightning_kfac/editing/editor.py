@@ -92,7 +92,7 @@ class KFACEditor:
         self.layers = self.check(self.config)
         for folder in (factors, *self.sources.domains.values()):
             self._check_fingerprint(folder, force)
-        self._originals: list[tuple[Layer, Tensor]] = []
+        self._originals: dict[nn.Parameter, Tensor] = {}
         self._curvatures: dict[str, LayerCurvature] = {}
 
     def apply(self, config: EditConfig | None = None, *, dry_run: bool = False) -> EditReport:
@@ -146,8 +146,8 @@ class KFACEditor:
 
     def restore(self) -> None:
         """Gives every edited weight its old bits back; does nothing if there was no edit."""
-        for layer, stored in self._originals:
-            layer.parameter.data.copy_(stored)
+        for parameter, stored in self._originals.items():
+            parameter.data.copy_(stored)
         self._originals.clear()
 
     @torch.no_grad()
@@ -183,17 +183,23 @@ class KFACEditor:
 
     def _write(self, layer: Layer, edited: Tensor | None, changed: bool, owner: int) -> None:
         """Gives a layer the weight that its owner has computed."""
-        parameter = layer.parameter.detach()
-        self._originals.append((layer, parameter.clone()))
+        if layer.parameter not in self._originals:  # several layers may lie in one
+            self._originals[layer.parameter] = layer.parameter.detach().clone()
         if not changed:
             return
+        parameter = layer.parameter.detach()
         if edited is None:  # another rank has it
             edited = torch.empty(layer.shape, dtype=parameter.dtype, device=parameter.device)
         edited = self.ranks.broadcast(edited.to(parameter.device).contiguous(), owner)
-        stored = whole(parameter).clone() if is_spread(parameter) else parameter
+        if not is_spread(parameter):
+            layer.matrix(parameter).copy_(edited)
+            return
+        if edited.numel() == parameter.numel():
+            stored = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        else:  # the rest of the parameter stays
+            stored = whole(parameter).clone()
         layer.matrix(stored).copy_(edited)
-        if is_spread(parameter):
-            assign(parameter, stored)
+        assign(parameter, stored)
 
     def _curvature(self, name: str, device: torch.device) -> LayerCurvature:
         """The layer's curvature; the same each time where edits are repeated."""

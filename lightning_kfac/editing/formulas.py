@@ -60,6 +60,11 @@ class Formula:
         return self.curvature is None
 
     @property
+    def counted(self) -> bool:
+        """Whether this is the formula whose number of components a ``count`` is."""
+        return self.name == "original"
+
+    @property
     def budget(self) -> Literal["mass", "count"]:
         """What is kept by default: a share rho of S, or as many components as ``original`` keeps at rho."""
         return "count" if self.control else "mass"

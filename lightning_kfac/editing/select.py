@@ -60,8 +60,8 @@ def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig, domain
 def _kept(ranked: Tensor, curvature: LayerCurvature, formula: Formula, config: EditConfig) -> tuple[Tensor, float]:
     """Selection by the general text alone: the keep-mask [d_out, d_in] and the share of importance in it."""
     budget = config.budget or formula.budget
-    # As many as `original` keeps is what `original` keeps.
-    if formula.product and (budget == "mass" or formula.name == "original"):
+    # As many as it keeps is what it keeps.
+    if formula.product and (budget == "mass" or formula.counted):
         return _staircase(curvature, config.rho)
     importance = formula.importance(curvature, ranked, config.seed)
     if formula.least:

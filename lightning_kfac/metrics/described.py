@@ -27,6 +27,7 @@ class Label(NamedTuple):
         better: Which way it is better after an edit that should suppress recitation and leave everything else.
         short: Title of its column in a sweep; None leaves it out there.
         counter: The result that says of how many sequences the figure is, where few of them tell nothing.
+        panel: Where figures that compare stages draw it: with the other ``rates``, which lie in [0, 1], or by itself.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Label(NamedTuple):
     better: Literal["higher", "lower"]
     short: str | None = None
     counter: str | None = None
+    panel: Literal["rates", "own"] | None = None
 
 
 @dataclass(frozen=True)

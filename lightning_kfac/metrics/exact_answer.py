@@ -23,7 +23,7 @@ class ExactAnswer(SeveralFigures):
     """
 
     labels: ClassVar[dict[str, Label]] = {
-        "exact_acc": Label("answers right", "{:.3f}", "higher", short="answers right")
+        "exact_acc": Label("answers right", "{:.3f}", "higher", short="answers right", panel="rates")
     }
     group = "questions"
     seen = AnswersSeen

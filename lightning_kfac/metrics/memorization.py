@@ -28,9 +28,9 @@ class Memorization(SeveralFigures):
     """
 
     labels: ClassVar[dict[str, Label]] = {
-        "strict_acc": Label("strict accuracy", "{:.3f}", "lower", short="strict"),
-        "loose_acc": Label("loose accuracy", "{:.3f}", "lower"),
-        "avg_levenshtein_norm": Label("normalised Levenshtein", "{:.3f}", "higher"),
+        "strict_acc": Label("strict accuracy", "{:.3f}", "lower", short="strict", panel="rates"),
+        "loose_acc": Label("loose accuracy", "{:.3f}", "lower", panel="rates"),
+        "avg_levenshtein_norm": Label("normalised Levenshtein", "{:.3f}", "higher", panel="rates"),
     }
     group = "set"
     seen = SequencesSeen

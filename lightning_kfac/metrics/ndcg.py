@@ -25,7 +25,7 @@ class NDCG(OneFigure):
     """
 
     labels: ClassVar[dict[str, Label]] = {
-        "ndcg@10": Label("nDCG@10 against the unedited", "{:.4f}", "higher", short="nDCG@10")
+        "ndcg@10": Label("nDCG@10 against the unedited", "{:.4f}", "higher", short="nDCG@10", panel="own")
     }
     seen = TextSeen
     higher_is_better = True

@@ -17,7 +17,7 @@ class _OfTokens(OneFigure):
     """exp(sum of token NLL / number of target tokens), summed in float64."""
 
     labels: ClassVar[dict[str, Label]] = {
-        "perplexity": Label("perplexity, held-out text", "{:.2f}", "lower", short="perplexity")
+        "perplexity": Label("perplexity, held-out text", "{:.2f}", "lower", short="perplexity", panel="own")
     }
     seen = TextSeen
     higher_is_better = False

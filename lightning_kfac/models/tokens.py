@@ -142,6 +142,11 @@ class TokenBatch:
         )
 
 
+def trial_batch(positions: int) -> dict[str, Tensor]:
+    """One row of token 0, to try a model on."""
+    return {"input_ids": torch.zeros(1, positions, dtype=torch.long)}
+
+
 def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids int64 [B, width] and which of them are real, bool [B, width]."""
     return _padded([[None] * (max(map(len, rows)) - len(row)) + list(row) for row in rows], device)

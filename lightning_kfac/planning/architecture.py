@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.layers import find_layers
+from lightning_kfac.models.layers import Layer, find_layers
 from lightning_kfac.models.targets import FUSED, block_of, count_blocks, projection_of
 from lightning_kfac.planning.cost import DOWN, GATE_UP, OUT, QKV, Architecture, Product
 from lightning_kfac.planning.shapes import SHAPES
@@ -43,14 +43,14 @@ def read_architecture(model: "PreTrainedModel") -> Architecture:
     products: list[Product] = []
     sizes: dict[int | None, int] = {}
     norms: dict[int, int] = {}
-    shapes = {layer.parameter_name: layer.shape for layer in find_layers(model).values()}
+    layers = {layer.parameter_name: layer for layer in find_layers(model).values()}
     for name, parameter in model.named_parameters():
         block = block_of(name)
         sizes[block] = sizes.get(block, 0) + parameter.numel()
         if block is None or name.endswith("bias"):
             continue
         if parameter.ndim >= 2:
-            products.append(_product(name, parameter, shapes.get(name), block, config))
+            products.append(_product(name, parameter, layers.get(name), block, config))
         elif "norm" in name or ".ln_" in name:
             norms[block] = norms.get(block, 0) + _norm_width(name, parameter.numel(), products)
     vocabulary, hidden = head.weight.shape
@@ -71,12 +71,10 @@ def read_architecture(model: "PreTrainedModel") -> Architecture:
     )
 
 
-def _product(
-    name: str, parameter: nn.Parameter, shape: tuple[int, int] | None, block: int, config: PretrainedConfig
-) -> Product:
+def _product(name: str, parameter: nn.Parameter, layer: Layer | None, block: int, config: PretrainedConfig) -> Product:
     if parameter.ndim == 2:
-        module = name.removesuffix(".weight")
-        d_out, d_in = shape or parameter.shape
+        module = name.rpartition(".")[0] if layer is None else layer.name
+        d_out, d_in = parameter.shape if layer is None else layer.shape
         return Product(module, d_out, d_in, block, _stage(module))
     if parameter.ndim != 3 or "expert" not in name or not hasattr(config, "num_experts_per_tok"):
         raise InputError(f"{name} is {list(parameter.shape)}: neither a projection nor experts; it cannot be planned")

@@ -291,3 +291,18 @@ def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> st
         return text
     low, high = (style.format(bound) for bound in bounds)
     return Html(f'{escape(text)} <span class="interval">[{escape(low)}, {escape(high)}]</span>')
+
+
+# Of the page.
+ORDER = (
+    summary,
+    comparison,
+    findings,
+    grid,
+    examples,
+    edit,
+    spectra,
+    data,
+    not_measured,
+    reproduce,
+)

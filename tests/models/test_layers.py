@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_kfac import EditConfig, KFACEditor, collect_factors, save_factors
+from lightning_kfac import EditConfig, InputError, KFACEditor, collect_factors, save_factors
 from lightning_kfac.editing.patch import apply_patch, save_patch
 from lightning_kfac.models import layers
 from lightning_kfac.models.fingerprint import weights_fingerprint
@@ -120,3 +120,73 @@ def test_weight_matrix_maps_input_to_output():
         x = torch.randn(24)
         bias = layer.bias if getattr(layer, "bias", None) is not None else 0
         assert torch.allclose(layer(x[None])[0] - bias, layers.find_layers(layer)[""].W @ x, atol=1e-5)
+
+
+class Half(layers.Layer):
+    """One of two weights that lie in one parameter, one behind the other."""
+
+    @classmethod
+    def find(cls, name, module):
+        if isinstance(module, Fused):
+            for which in ("gate", "up"):
+                yield cls(f"{name}.{which}" if name else which, module)
+
+    @property
+    def parameter_name(self):
+        return f"{self.name.rpartition('.')[0]}.weight".removeprefix(".")
+
+    def part(self, stored):
+        half = len(stored) // 2
+        return stored[:half] if self.name.endswith("gate") else stored[half:]
+
+    def outputs(self, seen):
+        half = seen.shape[-1] // 2
+        return seen[..., :half] if self.name.endswith("gate") else seen[..., half:]
+
+
+class Fused(nn.Linear):
+    """A layer that is two layers."""
+
+
+def test_two_weights_in_one_parameter_are_edited_and_restored(monkeypatch):
+    monkeypatch.setattr(layers, "KINDS", (Half,))
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Tanh(), Fused(6, 8, bias=False))
+    rows = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
+
+    def loss(network, batch):
+        return network(batch["rows"]).pow(4).sum()
+
+    found = collect_factors(network, [{"rows": rows}], modules=[r"1\.(gate|up)"], loss_fn=loss)
+    assert {name: layer.shape for name, layer in found.items()} == {"1.gate": (4, 6), "1.up": (4, 6)}
+    assert found["1.gate"].A is found["1.up"].A
+    a = torch.tanh(rows).double()
+    g = 4 * (a @ network[1].weight.detach().double().T) ** 3
+    for name, part in (("1.gate", g[:, :4]), ("1.up", g[:, 4:])):
+        assert relative_error(found[name].G, part.T @ part / 5) < 1e-6
+    before = network[1].weight.detach().clone()
+    editor = KFACEditor(network, found, EditConfig(rho=0.5))
+    for _ in range(2):
+        editor.apply()
+        assert not torch.equal(network[1].weight[:4], before[:4]) and not torch.equal(network[1].weight[4:], before[4:])
+        editor.restore()
+        assert torch.equal(network[1].weight, before)
+
+
+def test_a_layer_that_never_runs_is_named():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Linear(3, 2)
+            self.idle = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    batches = [{"x": torch.ones(2, 3)}]
+    with pytest.raises(InputError, match="idle was never run; leave it out"):
+        collect_factors(Idle(), batches, modules=[".*"], loss_fn=lambda model, batch: model(batch["x"]).sum())
+    model = build_model("olmo2")
+    model.model.idle = nn.Linear(24, 24)
+    with pytest.raises(InputError, match=r"model\.idle was not run in a trial on 4 tokens"):
+        collect_factors(model, [{"input_ids": torch.ones(1, 5, dtype=torch.long)}], modules=[r"model\.idle"])

@@ -18,7 +18,7 @@ from typing_extensions import override
 from lightning_kfac.callbacks.collection.collected import Collected
 from lightning_kfac.callbacks.collection.course import Course
 from lightning_kfac.callbacks.collection.provenance import check_settings, collection_metadata
-from lightning_kfac.callbacks.collection.resume import Options, go_on, slim, state_of
+from lightning_kfac.callbacks.collection.resume import go_on, identity_of, slim, state_of
 from lightning_kfac.callbacks.collection.state import CollectionState
 from lightning_kfac.callbacks.collection.state_writer import SlimCheckpointIO
 from lightning_kfac.callbacks.collection.task import TaskModule, task_of
@@ -163,7 +163,9 @@ class CurvatureCollector(Callback):
         if self.is_sharded(trainer) and (self.moments or self.watch):
             raise InputError(
                 f"collect.{'moments' if self.moments else 'watch_rho'} needs all factors on every rank: leave it out, "
-                "or leave --trainer.strategy fsdp and --collect.shard_factors out"
+                "or leave trainer.strategy fsdp and collect.shard_factors out",
+                "trainer.strategy",
+                "collect.shard_factors",
             )
 
     def is_sharded(self, trainer: Trainer) -> bool:
@@ -193,10 +195,11 @@ class CurvatureCollector(Callback):
         metadata = collection_metadata(trainer, task, session.layers)
         course = Course(trainer, session, metadata, self.moments, self.watch, self.save_minutes)
         self._course = course
+        course.identity = identity_of(course, self.is_sharded(trainer), trainer)
         state = self._resumed
         current_ranks().agree(state and state.position, f"{course.root}: the state of an interrupted run")
         if state is not None:
-            go_on(course, state, self._options(trainer), trainer)
+            go_on(course, state, trainer)
             self._set_epochs(trainer, task)
         if trainer.is_global_zero:
             course.writer.clear(None if state is None else trainer.ckpt_path)
@@ -285,14 +288,11 @@ class CurvatureCollector(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leaves this collection's state and the loops' progress: weights do not change."""
         if self._running:
-            slim(checkpoint, {self.state_key: asdict(state_of(self.course, self._options(trainer), trainer))})
+            slim(checkpoint, {self.state_key: asdict(state_of(self.course, self.max_memory_gb, trainer))})
 
     @property
     def _running(self) -> bool:
         return self._course is not None and self._course.running
-
-    def _options(self, trainer: Trainer) -> Options:
-        return Options(self.is_sharded(trainer), self.max_memory_gb)
 
     # -- the end -----------------------------------------------------------------------------------------
 

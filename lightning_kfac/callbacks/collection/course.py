@@ -41,6 +41,7 @@ class Course:
         texts: Those to be read: ``corpus`` and names of domains.
         passes: All of them, once the plan is known.
         batch_tokens: Tokens of a full batch of one rank.
+        identity: What must be the same in a run that goes on with this one, as it was when the run began.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Course:
         self.metadata = metadata
         self.moments = moments
         self.watch = watch
+        self.identity: dict[str, Any] = {}
         self.collected = Collected(self.root, writes=trainer.is_global_zero)
         self.writer = StateWriter(self.root, save_minutes)
         self.domains: Mapping[str, Any] = getattr(data_module(trainer), "domains", {})

@@ -1,6 +1,6 @@
 """Going on with an interrupted collection: what its state says of its course, and how another takes it up."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning import Trainer
 
@@ -18,35 +18,22 @@ from lightning_kfac.errors import InputError
 KEPT = {"epoch", "global_step", "pytorch-lightning_version", "loops", "optimizer_states", "lr_schedulers"}
 
 
-class Options(NamedTuple):
-    """Settings of a collection that its course does not know.
-
-    Attributes:
-        sharded: Each rank keeps the factors of its own layers only.
-        max_memory_gb: Cap on memory for which batches are cut.
-    """
-
-    sharded: bool
-    max_memory_gb: float | None
-
-
-def state_of(course: Course, options: Options, trainer: Trainer) -> CollectionState:
+def state_of(course: Course, max_memory_gb: float | None, trainer: Trainer) -> CollectionState:
     """How far a collection has come, in the middle of a pass."""
     loader = trainer.train_dataloader
     if loader is None:
         raise RuntimeError("no text is being read: a state is that of a fit in the middle of a pass")
     return CollectionState(
-        identity=_identity(course, options, trainer),
+        identity=course.identity,
         world_size=trainer.world_size,
         n_tokens=course.metadata.get("n_tokens"),
         plan=course.session.plan,
         passes=course.passes,
         number=trainer.current_epoch,
         batch_tokens=course.batch_tokens,
-        leaders=course.session.capture.leaders,
         position=loader.state_dict(),
         snapshots=None if course.watch is None else course.watch.snapshots.state(),
-        max_memory_gb=options.max_memory_gb,
+        max_memory_gb=max_memory_gb,
     )
 
 
@@ -58,7 +45,7 @@ def slim(checkpoint: dict[str, Any], callbacks: dict[str, Any]) -> None:
     checkpoint["state_dict"] = {}
 
 
-def go_on(course: Course, state: CollectionState, options: Options, trainer: Trainer) -> None:
+def go_on(course: Course, state: CollectionState, trainer: Trainer) -> None:
     """Takes up passes, plan and results of the interrupted collection.
 
     Raises:
@@ -66,7 +53,7 @@ def go_on(course: Course, state: CollectionState, options: Options, trainer: Tra
     """
     root = course.root
     data = data_module(trainer)
-    state.check(_identity(course, options, trainer), root)
+    state.check(course.identity, root)
     if state.n_tokens is not None:
         course.metadata["n_tokens"] = state.n_tokens
     if state.world_size != trainer.world_size and (state.plan.owners or not isinstance(data, TextsInTurn)):
@@ -94,8 +81,12 @@ def _snapshots(state: CollectionState) -> SnapshotsState:
     return state.snapshots
 
 
-def _identity(course: Course, options: Options, trainer: Trainer) -> dict[str, Any]:
-    """What must be the same in the run that goes on."""
+def identity_of(course: Course, sharded: bool, trainer: Trainer) -> dict[str, Any]:
+    """What must be the same in a run that goes on with this one. Read when the run begins: its files may change later.
+
+    Args:
+        sharded: Each rank keeps the factors of its own layers only.
+    """
     data = data_module(trainer)
     rows: dict[str, str] = {}
     if isinstance(data, TextsInTurn):
@@ -105,6 +96,6 @@ def _identity(course: Course, options: Options, trainer: Trainer) -> dict[str, A
         "layers": list(course.session.layers),
         "moments": course.moments,
         "watch_rho": course.watch and course.watch.snapshots.rho,
-        "shard_factors": options.sharded,
+        "shard_factors": sharded,
         "rows": rows,
     }

@@ -31,7 +31,6 @@ class CollectionState:
         plan: The passes and how batches are cut.
         passes: All of them; ``number`` is the present one.
         batch_tokens: Tokens of a full batch of one rank.
-        leaders: Which layers share an input with which.
         position: In the text of the present pass.
         snapshots: Where the doubling of tokens is watched, see ``Snapshots.state``.
         max_memory_gb: The cap for which batches were cut.
@@ -44,7 +43,6 @@ class CollectionState:
     passes: list[Pass]
     number: int
     batch_tokens: int
-    leaders: dict[str, str]
     position: Position
     snapshots: SnapshotsState | None
     max_memory_gb: float | None

@@ -6,22 +6,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
-from lightning_kfac.reporting import sections
-from lightning_kfac.reporting.page import page
-from lightning_kfac.reporting.run import read_run
-
-ORDER = (
-    sections.summary,
-    sections.comparison,
-    sections.findings,
-    sections.grid,
-    sections.examples,
-    sections.edit,
-    sections.spectra,
-    sections.data,
-    sections.not_measured,
-    sections.reproduce,
-)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -32,6 +16,11 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Writes."""
+    # Here, so that the help does not wait for them.
+    from lightning_kfac.reporting.page import page
+    from lightning_kfac.reporting.run import read_run
+    from lightning_kfac.reporting.sections import ORDER
+
     folder = read_run(Path(options.run))
     path = Path(options.output) if options.output else folder.path / "report.html"
     if path.is_dir():

@@ -27,13 +27,13 @@ from lightning_kfac.models.targets import Blocks
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.pareto import pareto_figure
+from lightning_kfac.reporting.labels import DRAWN
 from lightning_kfac.reporting.tables import sweep_table
 
 NOTED = True
 RESUMES = True
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
-FIGURES = ("strict_acc", "loose_acc", "avg_levenshtein_norm", "perplexity", "ndcg@10")
 NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
 
 
@@ -130,10 +130,10 @@ def _to_tensorboard(edits: list[dict[str, Any]], figure: Figure, board: Path) ->
     for label, rows in kinds.items():
         with SummaryWriter(str(board / label)) as writer:
             for row in rows:
-                for key in FIGURES:
+                for key in DRAWN:
                     if row.get(key) is not None:
                         writer.add_scalar(f"{key} by 1000 rho", row[key], round(1000 * row["edit"]["rho"]))
                 settings = {key: row["edit"][key] for key in ("formula", "rho", "mode", "fraction_kept")}
                 settings |= {"where": edit_place(row["edit"]), "kind": label}
-                figures = {f"hp/{key}": row[key] for key in FIGURES if row.get(key) is not None}
+                figures = {f"hp/{key}": row[key] for key in DRAWN if row.get(key) is not None}
                 writer.add_hparams(settings, figures, run_name=f"rho {row['edit']['rho']:g}", global_step=0)

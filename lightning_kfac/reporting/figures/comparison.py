@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_kfac.metrics.registry import LABELS
 from lightning_kfac.reporting.figures.style import COLOURS, colour, marker, new_figure
 
-RATES = {"strict_acc": "strict accuracy", "loose_acc": "loose accuracy", "avg_levenshtein_norm": "norm. Levenshtein"}
-OTHERS = {"perplexity": "perplexity", "ndcg@10": "nDCG@10"}
+RATES = [name for name, label in LABELS.items() if label.panel == "rates"]
+OTHERS = [name for name, label in LABELS.items() if label.panel == "own"]
 
 
 def metrics_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -20,7 +21,7 @@ def metrics_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
         records: Stage to record: figures, and ``intervals`` by the name of the figure.
     """
     every = dict.fromkeys(key for record in records.values() for key in record)
-    rates = [key for key in every if key.rpartition("/")[2] in (*RATES, "exact_acc")]
+    rates = [key for key in every if key.rpartition("/")[2] in RATES]
     others = [key for key in OTHERS if any(record.get(key) is not None for record in records.values())]
     figure = new_figure(9, max(3.0, 0.9 + 0.34 * len(rates)))
     widths = [3] * bool(rates) + [1.4] * len(others)
@@ -32,7 +33,7 @@ def metrics_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
     for axes, key in zip(panels[bool(rates) :], others, strict=True):
         _points(axes, [key], records, [""])
-        axes.set_title(OTHERS[key], fontsize=9)
+        axes.set_title(LABELS[key].short or LABELS[key].title, fontsize=9)
     return figure
 
 
@@ -88,4 +89,4 @@ def _bounds(interval: Sequence[float | None] | None, value: float) -> tuple[floa
 
 def _rate_name(key: str) -> str:
     prefix, _, name = key.rpartition("/")
-    return f"{prefix or 'memorized'}: {RATES.get(name, 'answers right')}"
+    return f"{prefix or 'memorized'}: {LABELS[name].title}"

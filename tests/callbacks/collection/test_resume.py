@@ -105,6 +105,50 @@ def test_a_trainer_goes_on_from_a_checkpoint(tmp_path):
         assert factors.n_tokens == resumed.factors[name].n_tokens
 
 
+class ChangesAFile(Callback):
+    """Writes to a file in the middle of a run, before its state is written."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 2:
+            self.path.write_text(self.path.read_text() + '{"text": "one more"}\n')
+
+
+def test_a_text_that_changes_while_it_is_read_is_another_text(tmp_path):
+    """A state knows its texts as they were when the run began."""
+    path = tmp_path / "domain.jsonl"
+    path.write_text('{"text": "a domain of few words"}\n' * 20)
+
+    def job(*more):
+        collector, trainer, module, _ = collection(tmp_path / "run", *more)
+        domains = {"words": str(path)}
+        data = TextData(max_tokens=700, seq_len=32, batch_size=2, tokenizer="demo", domains=domains, domain_tokens=90)
+        return collector, trainer, module, data
+
+    _, trainer, *parts = job(ChangesAFile(path), StopAt(5))
+    with pytest.raises(RuntimeError, match="enough"):
+        trainer.fit(*parts)
+    _, trainer, *parts = job()
+    with pytest.raises(InputError, match="holds an unfinished run on other text"):
+        trainer.fit(*parts, ckpt_path=latest_checkpoint(tmp_path / "run"))
+
+
+def test_a_text_that_is_gone_once_it_was_read_is_not_missed(tmp_path):
+    path = tmp_path / "domain.jsonl"
+    path.write_text('{"text": "a domain of few words"}\n' * 20)
+
+    class Removes(ChangesAFile):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.path.unlink(missing_ok=True)
+
+    collector, trainer, module, _ = collection(tmp_path / "run", Removes(path))
+    corpus = TextData(str(path), max_tokens=90, seq_len=16, batch_size=1, tokenizer="demo")
+    trainer.fit(module, corpus)
+    assert not path.exists() and collector.factors
+
+
 class Asked(Ranks):
     """Counts how often the ranks are asked whether anybody works."""
 
