@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -97,32 +98,71 @@ def plan_memory(
     budget = int(budget if max_memory_gb is None else max_memory_gb * 1e9)
     chunk, head_bytes = objective.head(model, layers, device, rows * seq_len)
     row_bytes, leaders = _try_out(model, layers, objective, chunk, seq_len)
-    for_factors = budget - head_bytes - row_bytes
     ranks = owning_ranks or 1
     size = partial(_factor_bytes, layers, leaders, ranks=ranks)
-    passes = cut_passes(list(layers), size, for_factors, layers_per_pass)
-    factor_bytes = max(map(size, passes))
-    if factor_bytes > for_factors:
+    room = budget - head_bytes
+    cut = cut_collection(list(layers), size, room, row_bytes, rows, seq_len, device.type, layers_per_pass)
+    factor_bytes = int(cut.factor_bytes)
+    if factor_bytes > room - row_bytes:
         needed = factor_bytes + head_bytes + row_bytes
         raise InputError(
             f"the collection does not fit into {readable_bytes(budget)}: with one row at once and "
             f"{layers_per_pass or 1} projections a pass it needs {readable_bytes(needed)}; "
             "free memory, raise max_memory_gb, shorten the rows or choose fewer layers"
         )
-    fitting = (budget - head_bytes - factor_bytes) // max(row_bytes, 1)
-    useful = -(-TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cuda"]) // seq_len)
-    rows_at_once = max(1, min(rows, useful, fitting))
-    owners = {n: r for names in passes for n, r in _owners(layers, leaders, names, ranks).items()}
+    owners = {n: r for names in cut.passes for n, r in _owners(layers, leaders, names, ranks).items()}
     return MemoryPlan(
-        passes,
-        rows_at_once,
+        cut.passes,
+        cut.rows_at_once,
         chunk,
         factor_bytes,
-        row_bytes * rows_at_once,
+        row_bytes * cut.rows_at_once,
         head_bytes,
         leaders,
         owners if owning_ranks else None,
     )
+
+
+class Cut(NamedTuple):
+    """How a collection is cut.
+
+    Attributes:
+        passes: Names of the layers of each pass.
+        factor_bytes: Accumulators of the largest.
+        rows_at_once: Rows whose activations exist at once.
+    """
+
+    passes: tuple[tuple[str, ...], ...]
+    factor_bytes: float
+    rows_at_once: int
+
+
+def cut_collection(
+    names: Sequence[str],
+    size: Callable[[Sequence[str]], float],
+    room: float,
+    row_bytes: float,
+    rows: int,
+    seq_len: int,
+    kind: str,
+    layers_per_pass: int | None = None,
+) -> Cut:
+    """As few passes as fit beside one row, then as many rows at once as fit beside the accumulators.
+
+    Args:
+        names: Of the tracked layers.
+        size: Bytes of the accumulators of some of them.
+        room: Bytes for accumulators and activations.
+        row_bytes: Activations of one row.
+        rows, seq_len: Shape of a batch.
+        kind: Of the device: ``cpu`` or ``cuda``.
+        layers_per_pass: Fixes the number of projections a pass.
+    """
+    passes = cut_passes(names, size, room - row_bytes, layers_per_pass)
+    factor_bytes = max(map(size, passes))
+    fitting = (room - factor_bytes) // max(row_bytes, 1)
+    useful = -(-TOKENS_AT_ONCE.get(kind, TOKENS_AT_ONCE["cuda"]) // seq_len)
+    return Cut(passes, factor_bytes, int(max(1, min(rows, useful, fitting))))
 
 
 def cut_passes(

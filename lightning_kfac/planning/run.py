@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from lightning_kfac.collection.fisher import slice_of_logits
 from lightning_kfac.collection.memory import (
-    TOKENS_AT_ONCE,
     USABLE,
     WIDEST_AT_ONCE,
-    cut_passes,
+    cut_collection,
 )
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.covariance import panel_edges
@@ -217,13 +216,10 @@ def _cut(model: Architecture, job: Job, hardware: Hardware, ranks: int, sharded:
     activations = cost.activation_bytes(model, job.tracked, job.element)
     row = (activations + WIDEST_AT_ONCE * widest * job.element) * job.seq_len
     left = capacity - sum(memory.values())
-    passes = cut_passes(list(by_name), factor_bytes, left - row, job.layers_per_pass)
-    memory["accumulators"] = max(map(factor_bytes, passes))
-    useful = math.ceil(TOKENS_AT_ONCE[hardware.kind] / job.seq_len)
-    fitting = (left - memory["accumulators"]) // row
-    rows = int(max(1, min(batch, useful, fitting)))
-    memory["activations"] = rows * row
-    return _Cut(passes, batch, rows, memory, capacity, usable)
+    cut = cut_collection(list(by_name), factor_bytes, left, row, batch, job.seq_len, hardware.kind, job.layers_per_pass)
+    memory["accumulators"] = cut.factor_bytes
+    memory["activations"] = cut.rows_at_once * row
+    return _Cut(cut.passes, batch, cut.rows_at_once, memory, capacity, usable)
 
 
 def _disk(model: Architecture, job: Job, collected: list[list[Product]], copies: int) -> dict[str, float]:
