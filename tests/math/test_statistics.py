@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from lightning_kfac.math import statistics as uncertainty
-from lightning_kfac.math.statistics import Figure, interval, middle_95, paired_difference, resampled_sums, wilson
+from lightning_kfac.math.statistics import (
+    RESAMPLES,
+    Estimate,
+    Figure,
+    interval,
+    middle_95,
+    paired_difference,
+    perplexity,
+    resampled_perplexities,
+    resampled_sums,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 100), (1, 100), (37, 100), (100, 100), (1, 3), (5, 7)])
@@ -239,3 +250,50 @@ def test_middle_95():
     assert low == pytest.approx(quantile(values.tolist(), 0.025), rel=1e-12)
     assert high == pytest.approx(quantile(values.tolist(), 0.975), rel=1e-12)
     assert type(low) is type(high) is float
+
+
+# -- estimates and perplexities of several models on the same rows ------------------------------------------------
+
+
+def test_an_estimate_takes_the_nearest_draws():
+    """Of 101 draws the 2.5 % and 97.5 % percentiles lie between two; of two as near the even one is taken."""
+    draws = np.arange(101.0)[::-1] * 10
+    found = Estimate.of(3, draws)
+    assert (found.value, found.low, found.high) == (3.0, 20.0, 980.0)
+    assert all(type(bound) is float for bound in (found.value, found.low, found.high))
+    infinite = Estimate.of(1.0, np.array([1.0, 2.0, math.inf]))
+    assert (infinite.low, infinite.high) == (1.0, math.inf)
+
+
+def test_perplexities_of_several_models():
+    losses = np.array([[1.0, 2.0, 3.5], [0.25, 0.5, 0.125]])
+    counts = np.array([2, 1, 4])
+    found = perplexity(losses, counts)
+    assert found.shape == (2,)
+    for model in range(2):
+        total = sum(losses[model, row] for row in range(3))
+        assert found[model] == pytest.approx(math.exp(total / 7), rel=1e-14)
+    assert perplexity(losses[0], counts) == pytest.approx(found[0], rel=1e-14)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_resampled_perplexities_draw_the_same_rows_for_all_models(seed):
+    """Against a loop over draws, models and rows, with the row counts that the seed gives."""
+    losses = np.array([[1.0, 2.0, 3.5, 0.5], [0.25, 0.5, 0.125, 2.0]])
+    counts = np.array([2.0, 1.0, 4.0, 3.0])
+    found = resampled_perplexities(losses, counts, draws=6, seed=seed)
+    assert found.shape == (6, 2)
+    times = np.random.default_rng(seed).multinomial(4, [0.25] * 4, size=6)
+    for draw in range(6):
+        assert times[draw].sum() == 4
+        n_targets = sum(times[draw][row] * counts[row] for row in range(4))
+        for model in range(2):
+            total = sum(times[draw][row] * losses[model, row] for row in range(4))
+            assert found[draw, model] == pytest.approx(math.exp(total / n_targets), rel=1e-13)
+
+
+def test_resampled_perplexities_by_default():
+    losses = np.array([[1.0, 2.0]])
+    found = resampled_perplexities(losses, np.ones(2))
+    assert len(found) == RESAMPLES
+    assert np.array_equal(found, resampled_perplexities(losses, np.ones(2), RESAMPLES, 0))
