@@ -45,13 +45,13 @@ class CurvatureEngine(Generic[BatchT]):
         rows = self.rows_at_once or n_rows
         parts = math.ceil(n_rows / rows)
         draws = self.objective.mc_samples
-        total = torch.zeros(())
+        losses: list[Tensor] = []
         with torch.enable_grad():
             for p, part in enumerate(batch.split(rows), start=1):
                 self.capture.begin(part.counted)
                 for d, loss in enumerate(self.objective.draws(self.model, part, self.head_chunk), start=1):
-                    total = total.to(loss) + loss.detach()
+                    losses.append(loss.detach())
                     if (p, d) == (parts, draws):
-                        return loss, total / draws
+                        return loss, sum(losses[1:], losses[0]) / draws
                     loss.backward(retain_graph=d < draws)
         raise ValueError("a batch has no rows")
