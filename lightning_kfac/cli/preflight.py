@@ -16,7 +16,7 @@ from lightning_kfac.console import console
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.loading import skeleton
 from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules import CausalLM

@@ -48,7 +48,7 @@ class CurvatureEngine(Generic[BatchT]):
         losses: list[Tensor] = []
         with torch.enable_grad():
             for p, part in enumerate(batch.split(rows), start=1):
-                self.capture.begin(part.counted)
+                self.capture.begin(part.counted, part.shape)
                 for d, loss in enumerate(self.objective.draws(self.model, part, self.head_chunk), start=1):
                     losses.append(loss.detach())
                     if (p, d) == (parts, draws):

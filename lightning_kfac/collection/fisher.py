@@ -12,7 +12,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED, sample_labels, uniforms
 from lightning_kfac.models.head import HeadLoss, Labels
 from lightning_kfac.models.language import language_model
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.probes import is_plain_head
 from lightning_kfac.models.tokens import TokenBatch, trial_batch
 

@@ -10,7 +10,8 @@ from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import layer_shape
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.models.layers import Layer, find_layers
+from lightning_kfac.models.layer import Layer
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.targets import block_of, count_blocks, narrow, projection_of
 
 Factors = Mapping[str, KroneckerFactors]

@@ -159,4 +159,4 @@ def restore_layers(model: nn.Module, original: nn.Module, layers: Sequence[str])
         if ours[name].dtype != theirs[name].dtype:
             raise InputError(f"{name}: {ours[name].dtype} here, {theirs[name].dtype} in the original")
     for name in layers:
-        ours[name].W.copy_(theirs[name].W)
+        ours[name].write(ours[name].parameter.data, theirs[name].W)

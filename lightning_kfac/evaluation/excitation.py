@@ -1,6 +1,6 @@
 """Runs text through a model and measures how its activations excite each band of curvature."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from lightning_kfac.math.bands import band_forms, band_masks, energies
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.importance import original
 from lightning_kfac.models.language import language_model
+from lightning_kfac.models.layer import See
 from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.tokens import TokenBatch
 
@@ -78,11 +79,12 @@ class InputSums:
         self.sums = {}
         return {name: sums[place] for name, place in self.place.items()}
 
-    def _see(self, name: str) -> Callable[[Tensor, Tensor], None]:
-        def see(seen: Tensor, output: Tensor) -> None:
-            x = self.layers[name].inputs(seen).flatten(0, -2)
+    def _see(self, name: str) -> See:
+        def see(a: Tensor, z: Tensor, positions: Tensor | None = None) -> None:
+            x = self.layers[name].inputs(a).flatten(0, -2)
             if self.valid is not None:
-                x = x * self.valid.flatten()[:, None].to(x)
+                valid = self.valid.flatten()
+                x = x * (valid if positions is None else valid[positions])[:, None].to(x)
             if name not in self.sums:
                 self.sums[name] = SecondMoment(x.shape[1], x.device)
             self.sums[name].add(x)

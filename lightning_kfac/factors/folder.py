@@ -226,6 +226,13 @@ def layer_shape(factors: Mapping[str, KroneckerFactors], name: str) -> tuple[int
     return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
 
 
+def layer_tokens(factors: Mapping[str, KroneckerFactors], name: str) -> int:
+    """Positions that a layer saw, without reading a tensor from the disk."""
+    if isinstance(factors, FactorFolder):
+        return int(factors.metadata["layers"][name]["n_tokens"])
+    return factors[name].n_tokens
+
+
 def input_leaders(factors: Mapping[str, KroneckerFactors]) -> dict[str, str]:
     """For each layer the first one that shares its A: the same tensor, or the same place on disk.
 

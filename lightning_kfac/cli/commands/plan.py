@@ -27,7 +27,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--seq_len", type=int | None, help="Tokens a row. (default: 512)")
     parser.add_argument("--batch_size", type=int | None, help="Rows of one device's batch. (default: 8)")
     parser.add_argument("--blocks", type=Literal["all"] | list[int] | None, help="Block numbers. (default: all)")
-    parser.add_argument("--projections", type=list[str] | None, help="Of gate, up, down, q, k, v, o.")
+    parser.add_argument("--projections", type=list[str] | None, help="Of gate, up, down, q, k, v, o, expert_gate, ...")
     parser.add_argument("--modules", type=list[str] | None, help="Instead: regular expressions on layer names.")
     parser.add_argument("--hardware", type=str, default="h100", help=f"One of {', '.join(HARDWARE)}.")
     parser.add_argument("--devices", type=int, default=1, help="Of one node.")
