@@ -67,7 +67,7 @@ def test_all_experts_of_a_block_have_its_rho():
     for number, expert in enumerate(model.layers[0].experts):
         expert.down_proj = one_layer().fc
         factors[f"layers.0.experts.{number}.down_proj"] = GENERAL["fc"]
-    report = KFACEditor(model, factors, EditConfig(layers={"0": {"down": 0.5}})).apply()
+    report = KFACEditor(model, factors, EditConfig(layers={"0": {"expert_down": 0.5}})).apply()
     assert [layer.name for layer in report.layers] == [f"layers.0.experts.{n}.down_proj" for n in (0, 1)]
 
 
