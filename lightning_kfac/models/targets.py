@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 from torch import nn
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.language import check_no_adapter
 from lightning_kfac.models.layers import KINDS, Layer, find_layers
 
 Place = TypeVar("Place", int, str)
@@ -54,6 +55,7 @@ def resolve_targets(
     Raises:
         InputError: Something named does not exist (the message lists what does) or cannot be tracked.
     """
+    check_no_adapter(model)
     layers = find_layers(model)
     if modules is not None:
         chosen = _by_pattern(layers, modules, dict(model.named_modules()))
