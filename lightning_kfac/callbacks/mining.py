@@ -16,6 +16,7 @@ from lightning_kfac.console import console, say
 from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
 from lightning_kfac.mining.search import Found, Searched
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import text_data
 from lightning_kfac.storage.files import timestamp
 
@@ -70,7 +71,7 @@ class MiningWriter(Callback):
         _write(folder / REPETITIONS, (found[f] for f in sorted(low)), data.decode)
         counts = {name: sum(row[name] for row in done) for name in ("windows", "checked", "near_ties")}
         summary = {
-            "model": module.model_name,
+            **origin(module.source),
             "corpus": data.corpus.label,
             "max_tokens": data.max_tokens,
             "prefix_len": data.window[0],

@@ -10,6 +10,7 @@ from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import layer_shape
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.models.language import check_no_adapter
 from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.targets import block_of, count_blocks, narrow, projection_of
@@ -25,6 +26,7 @@ def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dic
     """
     if not factors:
         raise InputError("there are no factors to edit with")
+    check_no_adapter(model)
     layers = find_layers(model)
     if missing := [name for name in factors if name not in layers]:
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")

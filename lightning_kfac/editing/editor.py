@@ -19,6 +19,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.factors.moments import has_moments
+from lightning_kfac.models.dtypes import as_stored
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.layer import Layer
 
@@ -180,6 +181,7 @@ class KFACEditor:
                 name, weight = mine
                 curvature = self._curvature(name, torch.device(self.device or weight.device), pooled.get(name))
                 edited, report = edit_layer(weight, curvature, config.for_layer(name), active)
+                edited = None if edited is None else as_stored(self.model, edited)  # what is measured is what is saved
         # Of each rank what it did, and whether its weight has changed.
         of_ranks = self.ranks.gather((report, edited is not None))
         done = [(found, changed) for found, changed in of_ranks if found is not None]

@@ -60,6 +60,7 @@ def memorization_score(
     """Measures whether a model continues prefixes greedily with their suffixes.
 
     Args:
+        model: A causal language model of transformers, also in a wrapper of peft.
         tokenizer: Needed where texts are given; prefix and suffix are tokenized together, as in a memorized set.
         prefixes, suffixes: As many texts, or lists (or int64 tensors) of token ids; suffixes may differ in length.
         batch_size: Sequences at once.
@@ -80,6 +81,7 @@ def memorization_score(
         raise InputError(f"batch_size is {batch_size}, loose_similarity {loose_similarity}: at least 1, and 0 to 1")
     if len(prefixes) != len(suffixes) or not len(prefixes):
         raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
+    model = language_model(model)
     vocabulary = vocabulary_size(model)
     starts, golds = _pairs(prefixes, suffixes, tokenizer, vocabulary)
     longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
@@ -125,6 +127,7 @@ def perplexity(
         >>> 1 < perplexity(model, tokenizer, ["Return the value for key if key is in the dictionary."]) < 2048
         True
     """
+    model = language_model(model)
     metric = LossPerplexity()
     with _in_eval(model):
         for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
@@ -153,6 +156,8 @@ def ndcg(
         >>> ndcg(model, model, tokenizer, ["Return the value for key."])
         1.0
     """
+    model = language_model(model)
+    baseline = language_model(baseline)
     metric = NDCG()
     with _in_eval(model), _in_eval(baseline):
         if vocabulary_size(model) != vocabulary_size(baseline):

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.experts import layout_of
 from lightning_kfac.models.fused import FusedRows
+from lightning_kfac.models.language import check_no_adapter
 from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.running import modules_of_text
@@ -71,6 +72,7 @@ def resolve_targets(
         InputError: Something named does not exist (the message lists what does) or cannot be tracked: text never runs
             through it, or its weight is quantized.
     """
+    check_no_adapter(model)
     layers = find_layers(model)
     running = modules_of_text(model)
     idle = set() if running is None else {name for name, layer in layers.items() if layer.module not in running}

@@ -27,6 +27,7 @@ from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.mining.windows import Mining, MiningPieces, Piece, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
+from lightning_kfac.models.source import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -168,6 +169,7 @@ class TextData(LightningDataModule):
         self.resume_at: Position | None = None  # for the next training loader
         self._search: Search | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._read_with: ModelSource | None = None
 
     # -- checks, before anything expensive ---------------------------------------------------------
 
@@ -189,6 +191,12 @@ class TextData(LightningDataModule):
             load_memorized(file, self.tokenizer, vocab_size)
         self.sets.check(self.tokenizer, vocab_size, max_positions)
         self.texts.check()
+
+    def read_as(self, model: ModelSource | None) -> None:
+        """Takes a model's own tokenizer as the model is taken (revision, GGUF file, code), unless another is named."""
+        if model is not None and self.tokenizer_name in (None, model.name):
+            self.tokenizer_name = model.name
+            self._read_with = model
 
     def _check_names(self) -> None:
         if self.clean_windows and (self.heldout is None or CLEAN in self.memorized_files):
@@ -264,7 +272,7 @@ class TextData(LightningDataModule):
         if self._tokenizer is None:
             if self.tokenizer_name is None:
                 raise InputError("data.tokenizer is not set, and the model has no folder or hub name to take it from")
-            self._tokenizer = load_tokenizer(self.tokenizer_name)
+            self._tokenizer = load_tokenizer(self._read_with or self.tokenizer_name)
         return self._tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -293,6 +301,7 @@ class TextData(LightningDataModule):
     @override
     def prepare_data(self) -> None:
         """Tokenizes each text once into the run folder (one process a node)."""
+        self.read_as(getattr(self._reader, "source", None))
         if self.start_tokens:
             words = " ".join(self.tokenizer.convert_ids_to_tokens(self.start_tokens))
             say(f"each document begins with {words} (BOS), as the tokenizer begins a text (data.start_token)")
@@ -302,6 +311,7 @@ class TextData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Maps the tokenized text into memory and reads the sets (every process)."""
         module = self._reader
+        self.read_as(getattr(module, "source", None))
         self.sets.load_sequences(self.tokenizer, module.vocab_size)
         self._read_texts()
         if stage != "predict":

@@ -13,6 +13,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.dtypes import Dtype
 from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.loading import load_config, skeleton
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.targets import MLP, PROJECTIONS, projection_of, resolve_targets
 from lightning_kfac.planning import cost
 from lightning_kfac.planning.architecture import published_config, read_architecture
@@ -89,7 +90,9 @@ def read_request(options: Mapping[str, Any], config: Path | None = None) -> Requ
     if has_experts:
         notes = [*_about_experts(tracked, settings["tokens"]), *notes]
     job = _job(tracked, settings, architecture, written)
-    return Request(title, model, job, {".".join(PLACES[name]): value for name, value in given.items()}, tuple(notes))
+    dotted = {".".join(PLACES[name]): value for name, value in given.items()}
+    dotted |= {f"model.{key}": options[key] for key in ("revision", "gguf_file") if options.get(key)}
+    return Request(title, model, job, dotted, tuple(notes))
 
 
 def _settings(given: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +184,12 @@ def _model(options: Mapping[str, Any], section: Mapping[str, Any]) -> tuple[str,
     architecture = section.get("architecture")
     if not isinstance(architecture, dict | None) or not isinstance(name, str | None):
         raise InputError("model: model_name must be a text, architecture a mapping")
-    return name or "the architecture", load_config(name, architecture, options["trust_remote_code"]), False
+    if name is None:
+        return "the architecture", load_config(None, architecture), False
+    trusted = options["trust_remote_code"] or section.get("trust_remote_code") is True
+    revision, gguf_file = (options.get(key) or section.get(key) for key in ("revision", "gguf_file"))
+    source = ModelSource.named(name, revision, gguf_file, None, trusted)
+    return source.name, load_config(source, architecture), False
 
 
 def hardware_of(options: Mapping[str, Any]) -> Hardware:

@@ -22,7 +22,7 @@ from lightning_kfac.cli.options import (
     add_precision_option,
     check_not_within,
     check_output,
-    model_name,
+    named_model,
     open_factors,
     open_model,
 )
@@ -72,7 +72,7 @@ def run(options: Namespace) -> None:
     """Measures every text and shows the profiles."""
     factors = open_factors(options)
     texts = dict(options.texts or {})
-    name = model_name(options, factors)
+    model_source = named_model(options, factors.metadata, factors.path)
     if not texts:
         raise InputError("--texts is missing: name texts as --texts.memorized FILE --texts.clean FILE")
     if wrong := [text for text in texts if not re.fullmatch(r"[\w-]+", text)]:
@@ -83,9 +83,9 @@ def run(options: Namespace) -> None:
     if options.shards < FEWEST_SHARDS or options.bands < 2:
         raise InputError(f"--shards must be at least {FEWEST_SHARDS} and --bands at least 2")
     output = check_output(options.output, options.overwrite, lambda folder: (folder / RESULT).is_file())
-    check_not_within(output, {"the factors": factors.path, "the model": name})
-    model = open_model(name, options)
-    tokenizer = load_tokenizer(name, options.trust_remote_code)
+    check_not_within(output, {"the factors": factors.path, "the model": model_source})
+    model = open_model(model_source, options)
+    tokenizer = load_tokenizer(model_source)
     config: Any = model.config
     vocab_size = config.get_text_config().vocab_size
     with new_folder(output) as partial:
@@ -103,7 +103,7 @@ def run(options: Namespace) -> None:
             with track_count(f"run {text}", "shards", total=options.shards) as advance_to:
                 shards = _shards(rows[text], options.shards, options.batch_size, advance_to)
                 found[text] = excitation(model, factors, forms, shards)
-        _write(partial, found, against, {"model": name, "texts": texts, "factors": str(factors.path)})
+        _write(partial, found, against, {**model_source.about(), "texts": texts, "factors": str(factors.path)})
     console.print(
         f"{RESULT}, figures and tensorboard/ are in {output}/. Root mean squares; the paper averages norms instead."
     )

@@ -21,6 +21,8 @@ def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--train_config", type=str, help="A config of fit; the options below override it.")
     parser.add_argument("--model", type=str, help="Instead: hub name, folder, or demo. No weights are read.")
+    parser.add_argument("--revision", type=str | None, help="Branch, tag or commit of a hub model.")
+    parser.add_argument("--gguf_file", type=str | None, help="A GGUF file in the model's folder or repository.")
     parser.add_argument("--shape", type=str, help=f"Instead, without a network: {', '.join(SHAPES)}.")
     parser.add_argument("--dtype", type=Dtype | None, help="Of the weights. (default: the model's own)")
     parser.add_argument("--tokens", type=int | None, help="Tokens of text, over all devices.")

@@ -16,7 +16,7 @@ from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
     editor_options,
-    model_name,
+    named_model,
     open_factors,
     open_model,
 )
@@ -60,7 +60,8 @@ def run(options: Namespace) -> None:
     if not options.rhos or options.widest < 1:
         raise InputError("--rhos must name at least one rho, and --widest must be at least 1")
     factors = open_factors(options)
-    name = model_name(options, factors)
+    model_source = named_model(options, factors.metadata, factors.path)
+    name = str(model_source)
     folder = Path(options.output)
     keywords = editor_options(options)
     settings = options.data.as_dict()
@@ -73,11 +74,13 @@ def run(options: Namespace) -> None:
         raise InputError(f"{factors.path}: none of its layers has a block and a projection that we know by name")
     halves = _halves(settings["memorized"], folder)
     evaluators = [
-        ModelEvaluator(name, options.dtype, TextData(**settings | {"memorized": half}), folder, options.accelerator)
+        ModelEvaluator(
+            model_source, options.dtype, TextData(**settings | {"memorized": half}), folder, options.accelerator
+        )
         for half in halves
     ]
     base = EditConfig(rho=options.rho)
-    editor = KFACEditor(open_model(name, options), factors, base, repeated=True, **keywords)
+    editor = KFACEditor(open_model(model_source, options), factors, base, repeated=True, **keywords)
     edits = single_edits(layers, base)
     console.print(f"{folder}: {len(edits)} edits of one block or projection of {name}; every second sequence chooses")
     choosing, reporting = (
