@@ -18,7 +18,8 @@ from lightning_kfac.math.importance import original
 from lightning_kfac.models.language import language_model
 from lightning_kfac.models.layer import See
 from lightning_kfac.models.layers import find_layers
-from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.models.manner import manner_of
+from lightning_kfac.models.tokens import TokenBatch, parts_of
 
 
 class Excitation(NamedTuple):
@@ -116,14 +117,16 @@ def excitation(
     layers = find_layers(model)
     inside = all(id(layers[name].module) in parts_of_decoder for name in factors)
     run = decoder if inside else model
+    manner_of(model)  # tried out while nothing listens to the layers
     with InputSums(model, factors) as listening:
         for shard in shards:
             counts.append(0)
             for batch in shard:
                 tokens = TokenBatch.from_dict(batch).to(device)
-                listening.valid = tokens.counted
                 counts[-1] += int(tokens.valid.sum())
-                run(**tokens.model_inputs())
+                for part in parts_of(model, tokens, tokens.shape[0]):
+                    listening.valid = part.counted
+                    run(**part.model_inputs(model))
             for name, A_sum in listening.take().items():
                 found[name].append(energies(forms[name], A_sum).cpu().numpy())
     return {name: Excitation(np.stack(parts), np.array(counts)) for name, parts in found.items()}

@@ -16,7 +16,7 @@ from lightning_kfac.math.statistics import interval
 from lightning_kfac.metrics import NDCG, Memorization
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
 from lightning_kfac.metrics.perplexity import LossPerplexity
-from lightning_kfac.models.language import language_model, vocabulary_size
+from lightning_kfac.models.language import language_model, most_positions, vocabulary_size
 from lightning_kfac.models.loading import end_of_text_ids
 from lightning_kfac.models.tokens import TokenBatch
 
@@ -220,7 +220,7 @@ def _batches(
 
 
 def _check_length(model: nn.Module, length: int, what: str) -> None:
-    most = getattr(language_model(model).config.get_text_config(), "max_position_embeddings", None)
+    most = most_positions(language_model(model).config.get_text_config())
     if most is not None and length > most:
         raise InputError(f"{what} of {length} tokens, but the model takes at most {most} positions")
 

@@ -7,7 +7,7 @@ from torch import nn
 from lightning_kfac.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 NEEDED = ("config", "base_model", "get_input_embeddings", "get_output_embeddings")
 
@@ -29,6 +29,12 @@ def language_model(model: nn.Module) -> "PreTrainedModel":
 def vocabulary_size(model: nn.Module) -> int:
     """How many tokens the model knows: rows of its input embedding."""
     return language_model(model).get_input_embeddings().get_parameter("weight").shape[0]
+
+
+def most_positions(config: "PretrainedConfig") -> int | None:
+    """Longest row that a text model takes; None where its config names no limit."""
+    most = getattr(config, "max_position_embeddings", None)
+    return most if most is not None and most > 0 else None  # XLNet says -1
 
 
 def without_wrapper(model: nn.Module) -> nn.Module:

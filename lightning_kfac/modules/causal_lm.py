@@ -15,6 +15,7 @@ from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.mining.search import Searched, search
+from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import Dtype, end_of_text_ids, load_config, load_model
 from lightning_kfac.models.sharded_loading import load_sharded
 from lightning_kfac.models.source import ModelSource
@@ -120,7 +121,7 @@ class CausalLM(EvaluatedLM):
     @property
     def max_positions(self) -> int | None:
         """Longest row that the model takes; None where the config names no limit."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return most_positions(self.config.get_text_config())
 
     @property
     def frozen(self) -> bool:

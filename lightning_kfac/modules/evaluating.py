@@ -17,6 +17,7 @@ from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids
+from lightning_kfac.models.manner import manner_of
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.text_data import text_data
@@ -73,6 +74,23 @@ class EvaluatedLM(LightningModule):
         if self.evaluation is None:
             raise RuntimeError("nothing was evaluated yet: an evaluation begins with a validation loop")
         return self.evaluation
+
+    @override
+    def on_fit_start(self) -> None:
+        self._try_out()
+
+    @override
+    def on_validation_start(self) -> None:
+        self._try_out()
+
+    @override
+    def on_predict_start(self) -> None:
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Before the work, on every rank: a model that cannot be measured is refused."""
+        if self.model is not None:
+            manner_of(self.model)
 
     @override
     def on_validation_epoch_start(self) -> None:
