@@ -14,6 +14,7 @@ from lightning_kfac.assets import resolve_path
 from lightning_kfac.errors import InputError, first_line
 from lightning_kfac.models.dtypes import Dtype
 from lightning_kfac.models.language import language_model
+from lightning_kfac.models.tokenizer_identity import own_or_same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,14 +100,22 @@ def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> "PreT
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """A tokenizer from a hub name, a folder, or ``demo``."""
+def load_tokenizer(
+    name: str, trust_remote_code: bool = False, own_tokenizer: bool | None = None
+) -> "PreTrainedTokenizerBase":
+    """A tokenizer from a hub name, a folder, or ``demo``.
+
+    Args:
+        own_tokenizer: Where transformers builds one that makes other ids than its ``tokenizer.json``: True takes the
+            file's own, False the one that was built; by default that is an error.
+    """
     try:
-        return AutoTokenizer.from_pretrained(_name(name), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(_name(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"tokenizer {name}: {first_line(error)} (data.tokenizer names another)", "data.tokenizer"
         ) from None
+    return own_or_same(tokenizer, _name(name), own_tokenizer)
 
 
 def end_of_text_ids(model: nn.Module) -> frozenset[int]:

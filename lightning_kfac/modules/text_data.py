@@ -81,6 +81,8 @@ class TextData(LightningDataModule):
         skip_bad_rows: Leave out rows of any file that cannot be used, and say how many; otherwise they are errors.
         mining: How ``predict`` looks for recited windows.
         tokenizer: Hub name or folder; by default the model's own.
+        own_tokenizer: Where transformers builds a tokenizer that makes other ids than its ``tokenizer.json``: true
+            takes the file's own, false the one that was built; by default the run stops.
         start_token: Put the tokenizer's start token (BOS) before each document of corpus, domains and held-out text; by
             default where the tokenizer itself puts it before a text.
         planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
@@ -108,6 +110,7 @@ class TextData(LightningDataModule):
         skip_bad_rows: bool = False,
         mining: Mining = Mining(),  # noqa: B008 (frozen)
         tokenizer: str | None = None,
+        own_tokenizer: bool | None = None,
         start_token: bool | None = None,
         planted: list[str] | None = None,
         exposures: int = 1,
@@ -146,6 +149,7 @@ class TextData(LightningDataModule):
         self.mining = mining
         self.window = (prefix_len or WINDOW_PREFIX, suffix_len or WINDOW_SUFFIX)
         self.tokenizer_name = tokenizer
+        self.own_tokenizer = own_tokenizer
         self.planted_files = planted or []
         self.exposures = exposures
         self.shuffle = shuffle
@@ -264,7 +268,7 @@ class TextData(LightningDataModule):
         if self._tokenizer is None:
             if self.tokenizer_name is None:
                 raise InputError("data.tokenizer is not set, and the model has no folder or hub name to take it from")
-            self._tokenizer = load_tokenizer(self.tokenizer_name)
+            self._tokenizer = load_tokenizer(self.tokenizer_name, own_tokenizer=self.own_tokenizer)
         return self._tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:

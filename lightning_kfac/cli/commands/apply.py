@@ -69,7 +69,7 @@ def run(options: Namespace) -> None:
         console.print("The factors belong to other weights; the edit was forced, and edit.json says so.")
     if output is None:
         return
-    tokenizer = load_tokenizer(name, options.trust_remote_code) if options.save == "full" else None
+    tokenizer = load_tokenizer(name, options.trust_remote_code, own_tokenizer=True) if options.save == "full" else None
     metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
     save_edited(model, tokenizer, output, report, source=name, factors=metadata, fingerprint=before, save=options.save)
     _say_what_next(output, options.save, name)
@@ -90,7 +90,7 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
     details = apply_patch(model, options.patch, options.force)
     console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
     if output:
-        tokenizer = load_tokenizer(name, options.trust_remote_code)
+        tokenizer = load_tokenizer(name, options.trust_remote_code, own_tokenizer=True)
         save_checkpoint(model, tokenizer, output, extra={EDIT_FILE: json.dumps(details, indent=2)})
         _say_what_next(output, "full", name)
 

@@ -63,6 +63,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--max_tokens", type=int, default=100_000, help="Token budget of each corpus.")
     parser.add_argument("--seq_len", type=int, default=128, help="Tokens a row of a corpus.")
     parser.add_argument("--batch_size", type=int, default=16, help="Rows at once.")
+    differing = "Where transformers ignores tokenizer.json: use the file's own tokenizer (true) or the other (false)."
+    parser.add_argument("--data.own_tokenizer", type=bool | None, default=None, help=differing)
     parser.add_argument("--output", type=str, default="runs/bands", help="Folder of figures, numbers, TensorBoard.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
     add_precision_option(parser)
@@ -85,7 +87,7 @@ def run(options: Namespace) -> None:
     output = check_output(options.output, options.overwrite, lambda folder: (folder / RESULT).is_file())
     check_not_within(output, {"the factors": factors.path, "the model": name})
     model = open_model(name, options)
-    tokenizer = load_tokenizer(name, options.trust_remote_code)
+    tokenizer = load_tokenizer(name, options.trust_remote_code, options.data.own_tokenizer)
     config: Any = model.config
     vocab_size = config.get_text_config().vocab_size
     with new_folder(output) as partial:

@@ -48,5 +48,7 @@ def run(options: Namespace) -> None:
         raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")
     restore_layers(model, original.to(next(model.parameters()).dtype), layers)
     extra = {RESTORED: json.dumps({"model": options.model, "original": source, "layers": layers}, indent=2)}
-    save_checkpoint(model, load_tokenizer(options.model, options.trust_remote_code), output, extra=extra)
+    save_checkpoint(
+        model, load_tokenizer(options.model, options.trust_remote_code, own_tokenizer=True), output, extra=extra
+    )
     console.print(f"restored -> {output}/")
