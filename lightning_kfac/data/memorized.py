@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
 from lightning_kfac.data.rows import BadRows, read_objects
-from lightning_kfac.data.text_ids import Tokenize, continuation_ids, text_ids
+from lightning_kfac.data.text_ids import Continuation, Tokenize, continuation_ids, text_ids
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 
 PREFIX_FIELDS = ("prefix", "prefix_text", "prompt")
 SUFFIX_FIELDS = ("target_suffix", "suffix_text", "suffix")
@@ -52,7 +54,8 @@ def load_memorized(
     Rows hold ``prefix_ids`` and ``suffix_ids``, used untouched, or text under ``prefix`` /
     ``prefix_text`` / ``prompt`` and ``target_suffix`` / ``suffix_text`` / ``suffix``. Text is tokenized
     prefix and suffix together, see ``continuation_ids``; of how many rows a token straddles the cut is said.
-    Rows that repeat earlier ones count again, with a notice, unless bad rows are skipped.
+    Rows that repeat earlier ones count again, with a notice, unless bad rows are skipped. Ids beside a
+    ``tokenizer_fingerprint`` (``predict`` writes it) are refused with another tokenizer.
 
     Args:
         path: A JSONL file, or ``demo:FILE``.
@@ -71,9 +74,10 @@ def load_memorized(
     repeated: list[str] = []
     with_text: list[tuple[str, list[int]]] = []
     straddling: list[str] = []
+    rows = _Rows(tokenizer, vocab_size)
     for where, row in read_objects(path, bad):
         try:
-            sequence, straddles = _parse_row(row, where, tokenizer, vocab_size)
+            sequence, straddles = rows.parse(row, where)
             cut = _cut(sequence, where, prefix_len, suffix_len)
         except InputError as error:
             bad.meet(error)
@@ -102,33 +106,58 @@ def load_memorized(
     return sequences
 
 
-def _parse_row(
-    row: dict[str, Any], where: str, tokenizer: Tokenize | None, vocab_size: int
-) -> tuple[MemorizedSequence, bool]:
-    """The sequence, and whether a token straddles the end of its prefix."""
-    straddles = False
-    if "prefix_ids" in row and "suffix_ids" in row:
-        prefix = row["prefix_ids"]
-        suffix = row["suffix_ids"]
-    else:
+@dataclass(frozen=True)
+class _Rows:
+    """What rows become token ids with."""
+
+    tokenizer: Tokenize | None
+    vocab_size: int
+
+    def parse(self, row: dict[str, Any], where: str) -> tuple[MemorizedSequence, bool]:
+        """The sequence, and whether a token straddles the end of its prefix."""
+        straddles = False
+        if "prefix_ids" in row and "suffix_ids" in row:
+            prefix = row["prefix_ids"]
+            suffix = row["suffix_ids"]
+            self._check_made_by(row.get("tokenizer_fingerprint"), where)
+        else:
+            prefix, suffix, straddles = self._tokenized(row, where)
+        for name, ids in (("prefix", prefix), ("suffix", suffix)):
+            self._check_ids(ids, f"{where}: {name}")
+        return MemorizedSequence(prefix, suffix), straddles
+
+    def _tokenized(self, row: dict[str, Any], where: str) -> Continuation:
         texts = _required(row, PREFIX_FIELDS, where), _required(row, SUFFIX_FIELDS, where)
-        if tokenizer is None:
+        if self.tokenizer is None:
             raise InputError(f"{where}: a text row needs a tokenizer")
         for name, text in zip(("prefix", "suffix"), texts, strict=True):
             if not text:
                 raise InputError(f"{where}: the {name} is empty")
-        prefix, suffix, straddles = continuation_ids(tokenizer, *texts)
-    for name, ids in (("prefix", prefix), ("suffix", suffix)):
+        return continuation_ids(self.tokenizer, *texts)
+
+    def _check_ids(self, ids: object, where: str) -> None:
+        place, _, name = where.rpartition(": ")
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise InputError(f"{where}: the {name} ids must be a list of integers")
+            raise InputError(f"{place}: the {name} ids must be a list of integers")
         if not ids:
-            raise InputError(f"{where}: the {name} is empty")
-        if bad := [i for i in ids if not 0 <= i < vocab_size]:
+            raise InputError(f"{place}: the {name} is empty")
+        if bad := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise InputError(
-                f"{where}: {name} id {bad[0]} is outside the model's vocabulary (0 to {vocab_size - 1}); "
+                f"{where} id {bad[0]} is outside the model's vocabulary (0 to {self.vocab_size - 1}); "
                 "was the set made with another tokenizer?"
             )
-    return MemorizedSequence(prefix, suffix), straddles
+
+    def _check_made_by(self, fingerprint: object, where: str) -> None:
+        own = None if fingerprint is None else self._fingerprint
+        if own is not None and fingerprint != own:
+            raise InputError(
+                f"{where}: the ids were made by another tokenizer ({str(fingerprint)[:8]}) than the model's "
+                f"({own[:8]}); mine the set again, or leave the ids out to have the text tokenized"
+            )
+
+    @cached_property
+    def _fingerprint(self) -> str | None:
+        return None if self.tokenizer is None else tokenizer_fingerprint(cast(Any, self.tokenizer))
 
 
 def _cut(sequence: MemorizedSequence, where: str, prefix_len: int | None, suffix_len: int | None) -> MemorizedSequence:

@@ -20,13 +20,13 @@ from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, check_n
 from lightning_kfac.data.questions import Question, QuestionSet
 from lightning_kfac.data.sets import Sets
 from lightning_kfac.data.texts import Texts, with_planted
-from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.loaders import Search, begin_search
 from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.mining.windows import Mining, MiningPieces, Piece, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -218,7 +218,7 @@ class TextData(LightningDataModule):
         cut = (
             self.seq_len,
             self.batch_size,
-            self.tokenizer_name,
+            self.tokenizer_fingerprint,
             list(self.question_sets.values()),
             self.sets.prefix_len,
             self.sets.suffix_len,
@@ -231,7 +231,8 @@ class TextData(LightningDataModule):
     def about(self, name: str) -> dict[str, Any]:
         """What metadata of factors says of the corpus or of a domain."""
         start = {"start_tokens": self.start_tokens} if self.start_tokens else {}
-        return {"tokenizer": self.tokenizer_name, **self.texts.about(name), **start}
+        made_by = {"tokenizer": self.tokenizer_name, "tokenizer_fingerprint": self.tokenizer_fingerprint}
+        return {**made_by, **self.texts.about(name), **start}
 
     @cached_property
     def start_tokens(self) -> list[int]:
@@ -246,7 +247,7 @@ class TextData(LightningDataModule):
             self.skip_bad_rows,
             self.shuffle,
             self.exposures,
-            tokenizer_key(self.tokenizer),
+            self.tokenizer_fingerprint,
             *self.start_tokens,
         )
         return self.texts.identity(name, planted, how)
@@ -270,6 +271,11 @@ class TextData(LightningDataModule):
                 raise InputError("data.tokenizer is not set, and the model has no folder or hub name to take it from")
             self._tokenizer = load_tokenizer(self.tokenizer_name, own_tokenizer=self.own_tokenizer)
         return self._tokenizer
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Identifies what the tokenizer does; None where there is no tokenizer."""
+        return tokenizer_fingerprint(self.tokenizer) if self._tokenizer or self.tokenizer_name else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some token ids."""
@@ -373,7 +379,7 @@ class TextData(LightningDataModule):
             self.corpus.identity(),
             self.max_tokens,
             self.skip_bad_rows,
-            tokenizer_key(self.tokenizer),
+            self.tokenizer_fingerprint,
             *self.start_tokens,
             *self.window,
             self.seq_len,

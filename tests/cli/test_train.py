@@ -20,6 +20,7 @@ from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model, load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from tests.common import build_model, results, scalars, small, write_jsonl
 from tests.forks import ROOT, run_train
 
@@ -91,6 +92,14 @@ def test_quickstart_writes_factors_with_their_story(quickstart):
     expected |= {"precision": "float32", "seed": 0, "world_size": 1, "format": 1}
     assert {key: metadata[key] for key in expected} == expected
     assert metadata["fingerprint"] == weights_fingerprint(load_model("demo", "float32"), factors)
+
+
+def test_quickstart_says_everywhere_which_tokenizer_made_the_ids(quickstart):
+    folder = quickstart[0]
+    edit = json.loads((folder / "edited" / "edit.json").read_text())
+    said = [load_factors(folder / "factors").metadata, edit, edit["factors"], *results(folder)]
+    known = tokenizer_fingerprint(load_tokenizer(str(folder / "edited")))
+    assert [part["tokenizer_fingerprint"] for part in said] == [known] * 5
 
 
 def test_quickstart_is_in_tensorboard(quickstart):

@@ -14,6 +14,7 @@ from lightning_kfac.cli.options import (
     editor_options,
     free_space_for,
     model_name,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
@@ -26,6 +27,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.edit_table import report_table
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -66,10 +68,12 @@ def run(options: Namespace) -> None:
     report = editor.apply(dry_run=options.dry_run)
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
     if report.forced:
-        console.print("The factors belong to other weights; the edit was forced, and edit.json says so.")
+        console.print("The factors belong to other weights or tokens; the edit was forced, and edit.json says so.")
     if output is None:
         return
     tokenizer = load_tokenizer(name, options.trust_remote_code, own_tokenizer=True) if options.save == "full" else None
+    if tokenizer is not None:
+        note_other_tokenizer(factors, tokenizer_fingerprint(tokenizer))
     metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
     save_edited(model, tokenizer, output, report, source=name, factors=metadata, fingerprint=before, save=options.save)
     _say_what_next(output, options.save, name)

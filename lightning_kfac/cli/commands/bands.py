@@ -23,6 +23,7 @@ from lightning_kfac.cli.options import (
     check_not_within,
     check_output,
     model_name,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
@@ -40,6 +41,7 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.math.bands import Bands, band_ratios, band_shares
 from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.targets import layer_labels
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure
 from lightning_kfac.storage.files import new_folder
 
@@ -88,6 +90,8 @@ def run(options: Namespace) -> None:
     check_not_within(output, {"the factors": factors.path, "the model": name})
     model = open_model(name, options)
     tokenizer = load_tokenizer(name, options.trust_remote_code, options.data.own_tokenizer)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    note_other_tokenizer(factors, fingerprint)
     config: Any = model.config
     vocab_size = config.get_text_config().vocab_size
     with new_folder(output) as partial:
@@ -105,7 +109,8 @@ def run(options: Namespace) -> None:
             with track_count(f"run {text}", "shards", total=options.shards) as advance_to:
                 shards = _shards(rows[text], options.shards, options.batch_size, advance_to)
                 found[text] = excitation(model, factors, forms, shards)
-        _write(partial, found, against, {"model": name, "texts": texts, "factors": str(factors.path)})
+        about = {"model": name, "tokenizer_fingerprint": fingerprint, "texts": texts, "factors": str(factors.path)}
+        _write(partial, found, against, about)
     console.print(
         f"{RESULT}, figures and tensorboard/ are in {output}/. Root mean squares; the paper averages norms instead."
     )

@@ -17,6 +17,7 @@ from lightning_kfac.cli.options import (
     add_model_options,
     editor_options,
     model_name,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
@@ -76,6 +77,7 @@ def run(options: Namespace) -> None:
         ModelEvaluator(name, options.dtype, TextData(**settings | {"memorized": half}), folder, options.accelerator)
         for half in halves
     ]
+    note_other_tokenizer(factors, evaluators[0].data.tokenizer_fingerprint)
     base = EditConfig(rho=options.rho)
     editor = KFACEditor(open_model(name, options), factors, base, repeated=True, **keywords)
     edits = single_edits(layers, base)
