@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,36 @@ def _decoded(line: bytes, where: str) -> str:
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
     """The JSON object in a line; raises ``InputError`` where there is none."""
-    try:
+    with json_errors(where):
         row = json.loads(line)
-        if "\\ud" in line.lower():  # halves of characters, which no tokenizer and no file takes
+    return check_object(row, line, where)
+
+
+def check_object(row: Any, source: str, where: str) -> dict[str, Any]:
+    """A JSON value that must be an object of whole characters.
+
+    Args:
+        source: What it was read from.
+
+    Raises:
+        InputError: It is not.
+    """
+    with json_errors(where):
+        if "\\ud" in source.lower():  # halves of characters, which no tokenizer and no file takes
             json.dumps(row, ensure_ascii=False).encode("utf-8")
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+@contextmanager
+def json_errors(where: str) -> Iterator[None]:
+    """Turns what ``json`` raises into an ``InputError``."""
+    try:
+        yield
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: not valid JSON: half of a character (\\ud800 to \\udfff by itself)") from None
     except (RecursionError, ValueError) as error:  # of depth, of numbers with thousands of digits
         raise InputError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return row
