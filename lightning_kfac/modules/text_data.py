@@ -1,7 +1,7 @@
 """The LightningDataModule: corpus, held-out text and memorized sets."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import Position, RowLoader, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, check_names
 from lightning_kfac.data.questions import Question, QuestionSet
-from lightning_kfac.data.sets import Sets
+from lightning_kfac.data.set_formats import MemorizedSet
+from lightning_kfac.data.sets import Sets, content_of
 from lightning_kfac.data.texts import Texts, with_planted
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.loaders import Search, begin_search
@@ -66,15 +66,16 @@ class TextData(LightningDataModule):
         heldout: Text for perplexity and nDCG, like ``corpus``; null measures neither. ``embedded`` means
             the documents that are held out of the embedded corpus.
         heldout_tokens: Token budget of the held-out text.
-        memorized: JSONL file of memorized sequences (``demo:FILE`` names an embedded one).
-        sets: Further memorized sets, name to file; their metrics carry the name as a prefix. Suffixes may differ in
-            length.
+        memorized: Memorized sequences: a file (JSONL, JSON, Parquet, .npy; ``demo:FILE`` names an embedded one), or a
+            mapping with the fields of ``MemorizedSet``.
+        sets: Further memorized sets, name to what ``memorized`` takes; their metrics carry the name as a prefix.
+            Suffixes may differ in length.
         clean_windows: So many windows of the held-out text are a set of their own, ``clean``: what does the edit do
             to text that the model does not recite?
         prefix_len: Tokens of each prefix, its last ones; by default all, and 64 in mining.
         suffix_len: Tokens of each suffix, its first ones; by default all, and 48 in mining.
-        questions: Questions with known answers, name to a JSONL file or to a mapping with the fields of
-            ``QuestionSet``; measured by exact answers.
+        questions: Questions with known answers, name to a file (JSONL, JSON, Parquet) or to a mapping with the fields
+            of ``QuestionSet``; measured by exact answers.
         domains: Text whose curvature is collected as well, by name, each like ``corpus``.
         domain_tokens: Token budget of each domain; null takes all of it.
         eval_batch_size: Sequences a batch in recitation.
@@ -98,8 +99,8 @@ class TextData(LightningDataModule):
         batch_size: int = 8,
         heldout: str | Fields | None = None,
         heldout_tokens: int = 100_000,
-        memorized: str | None = None,
-        sets: dict[str, str] | None = None,
+        memorized: str | Fields | None = None,
+        sets: dict[str, str | Fields] | None = None,
         questions: dict[str, str | Fields] | None = None,
         domains: dict[str, str | Fields] | None = None,
         domain_tokens: int | None = None,
@@ -129,7 +130,11 @@ class TextData(LightningDataModule):
             start_token,
         )
         self.sets = Sets(
-            ({MEMORIZED: memorized} if memorized else {}) | (sets or {}),
+            {
+                name: MemorizedSet.parse(name, value)
+                for name, value in ({MEMORIZED: memorized} | (sets or {})).items()
+                if value
+            },
             {name: QuestionSet.parse(name, value) for name, value in (questions or {}).items()},
             prefix_len,
             suffix_len,
@@ -142,7 +147,7 @@ class TextData(LightningDataModule):
         self.seq_len = seq_len
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.memorized_files = self.sets.files
+        self.memorized_files = {name: memorized.source for name, memorized in self.sets.files.items()}
         self.question_sets = self.sets.questions
         self.clean_windows = clean_windows
         self.skip_bad_rows = skip_bad_rows
@@ -241,7 +246,7 @@ class TextData(LightningDataModule):
 
     def rows_identity(self, name: str) -> str:
         """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
-        planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
+        planted = [(file, content_of(MemorizedSet(file))) for file in self.planted_files]
         how = (
             self.seq_len,
             self.skip_bad_rows,
@@ -395,6 +400,12 @@ class TextData(LightningDataModule):
     @property
     def _rank(self) -> tuple[int, int]:
         return self._run.global_rank, self._run.world_size
+
+
+def _memorized_sets(memorized: str | Fields | None, sets: Mapping[str, str | Fields]) -> dict[str, MemorizedSet]:
+    """All of them by name."""
+    found = {MEMORIZED: MemorizedSet.parse(MEMORIZED, memorized)} if memorized else {}
+    return found | {name: MemorizedSet.parse(f"sets.{name}", value) for name, value in sets.items()}
 
 
 def text_data(trainer: Trainer) -> TextData:

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.cli.options import (
     add_model_options,
     add_precision_option,
@@ -30,9 +29,9 @@ from lightning_kfac.cli.options import (
 from lightning_kfac.console import console, show, track_count
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import TokenRows, row_loader
-from lightning_kfac.data.memorized import PREFIX_FIELDS, load_memorized
+from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.packing import row_offsets
-from lightning_kfac.data.rows import read_objects
+from lightning_kfac.data.set_formats import is_set
 from lightning_kfac.data.text_ids import start_tokens
 from lightning_kfac.data.tokenized import tokenized_text
 from lightning_kfac.errors import InputError
@@ -120,13 +119,10 @@ def _rows(
     source: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, options: Namespace, folder: Path
 ) -> TokenRows:
     """A memorized set row by row, or a corpus packed into rows."""
-    path = resolve_path(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        _, first = next(read_objects(path), ("", {}))
-        if "prefix_ids" in first or any(field in first for field in PREFIX_FIELDS):
-            sequences = load_memorized(path, tokenizer, vocab_size)
-            ids = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in sequences]
-            return TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
+    if is_set(source):
+        sequences = load_memorized(source, tokenizer, vocab_size)
+        ids = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in sequences]
+        return TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
     corpus = Corpus.parse(source, embedded_split="heldout")
     corpus.check()
     start = start_tokens(tokenizer)
