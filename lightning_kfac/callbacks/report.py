@@ -68,7 +68,8 @@ class RunReport(Callback):
         if trainer.is_global_zero:
             row = {"stage": name, **({"rank": int(rank)} if rank else {}), **module.record}
             row |= {"edit": _edit_row(trainer, module), "measured": _measured(trainer, module)}
-            self.folder.add_result(row | origin(module.evaluated))
+            made_by = {"tokenizer_fingerprint": text_data(trainer).tokenizer_fingerprint}
+            self.folder.add_result(row | origin(module.evaluated) | made_by)
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""

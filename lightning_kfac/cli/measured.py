@@ -101,4 +101,5 @@ class MeasuredPoints:
     def _keep(self, key: str, stage: str, row: dict[str, Any]) -> None:
         row = {"stage": stage, "point": key, "context": self.baseline, **row}
         row |= origin(self.evaluator.module.source)
+        row["tokenizer_fingerprint"] = self.evaluator.data.tokenizer_fingerprint
         self.rows[key] = append_result(self.results, row)

@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from lightning_kfac.cli.quiet import without_loading_bar
-from lightning_kfac.console import command_line
+from lightning_kfac.console import command_line, say
+from lightning_kfac.editing.checks import tokenizer_of
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.models.loading import Dtype, load_model
@@ -41,7 +42,7 @@ def add_editing_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", type=str, help="Where to compute, such as cuda; by default where the model is.")
     add_precision_option(parser)
-    parser.add_argument("--force", action="store_true", help="Edit although the factors belong to other weights.")
+    parser.add_argument("--force", action="store_true", help="Edit although factors are of other weights or tokens.")
 
 
 def add_precision_option(parser: ArgumentParser) -> None:
@@ -85,6 +86,16 @@ def open_model(source: ModelSource, options: Namespace) -> nn.Module:
     """The model's weights."""
     without_loading_bar()
     return load_model(source, options.dtype)
+
+
+def note_other_tokenizer(factors: FactorFolder, fingerprint: str | None) -> None:
+    """Says where the text of the factors was cut into tokens by another tokenizer than the model's."""
+    known = tokenizer_of(factors)
+    if known and fingerprint and known != fingerprint:
+        say(
+            f"{factors.path}: collected with the tokenizer {factors.metadata.get('tokenizer')} ({known[:8]}), which is "
+            f"not the model's ({fingerprint[:8]}): of the same text it makes other tokens"
+        )
 
 
 def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:

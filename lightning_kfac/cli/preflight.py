@@ -94,7 +94,8 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     """Paths that a run reads."""
     texts = (data.corpus, data.heldout, *data.domains.values())
     corpora = [corpus.source for corpus in texts if corpus is not None]
-    files = [*data.memorized_files.values(), *(questions.source for questions in data.question_sets.values())]
+    files = [file for memorized in data.sets.files.values() for file in memorized.files()]
+    files += [resolve_path(questions.source) for questions in data.question_sets.values()]
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
 
 

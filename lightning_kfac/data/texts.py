@@ -1,7 +1,7 @@
 """The texts of a run: where each comes from, its tokens in the run's folder, and rows of them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,13 +98,10 @@ class Texts:
             yield HELDOUT, self.heldout, self.heldout_tokens
 
     def rows(self, name: str) -> TokenRows:
-        """Packed rows of a text that was read.
-
-        Held-out documents that begin with a start token have rows of their own: the model is measured from there.
-        """
+        """Packed rows of a text that was read."""
         text = self.read[name]
-        if name == HELDOUT and self.begins:
-            return TokenRows(text.tokens, document_offsets(text.ends, self.seq_len), self.begins)
+        if name == HELDOUT:
+            return heldout_rows(text, self.seq_len, self.begins)
         return TokenRows(text.tokens, row_offsets(len(text.tokens), self.seq_len), self.begins)
 
     def about(self, name: str) -> dict[str, Any]:
@@ -130,6 +127,18 @@ class Texts:
     def n_heldout(self) -> int | None:
         """Tokens of the held-out text, once it was read."""
         return len(self.read[HELDOUT].tokens) if HELDOUT in self.read else None
+
+
+def heldout_rows(text: TokenizedText, seq_len: int, begins: Sequence[int]) -> TokenRows:
+    """Rows to measure on: packed, or, where a start token begins each document, of one document each.
+
+    Args:
+        seq_len: Tokens of the longest row.
+        begins: Tokens before each document.
+    """
+    if begins:
+        return TokenRows(text.tokens, document_offsets(text.ends, seq_len), tuple(begins))
+    return TokenRows(text.tokens, row_offsets(len(text.tokens), seq_len))
 
 
 def with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: int) -> TokenRows:

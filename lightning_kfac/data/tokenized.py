@@ -15,6 +15,7 @@ from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.packing import tokenize_documents
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ def tokenized_text(
     Raises:
         InputError: The corpus has no text, or ids outside the model's vocabulary.
     """
-    identity: tuple[object, ...] = (corpus, corpus.state(), max_tokens, skip_bad_rows, tokenizer_key(tokenizer))
+    identity: tuple[object, ...] = (corpus, corpus.state(), max_tokens, skip_bad_rows, tokenizer_fingerprint(tokenizer))
     if start:
         identity = (*identity, list(start))
     path = folder / f"{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.tokens"
@@ -103,10 +104,3 @@ def _write(
 
 def _partial(path: Path) -> Path:
     return path.with_suffix(f".part{os.getpid()}-{socket.gethostname()}")
-
-
-def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Identifies what a tokenizer does."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{text}{tokenizer.eos_token_id}".encode()).hexdigest()

@@ -16,6 +16,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.loading import load_config
 from lightning_kfac.models.source import ModelSource
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -60,6 +61,7 @@ def save_edited(
         "model": None,
         **(known.about() if known else {}),
         "fingerprint": fingerprint,
+        "tokenizer_fingerprint": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         "factors": dict(factors or {}),
         "version": version("lightning-kfac"),
     }

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from lightning_kfac.console import track_count
 from lightning_kfac.distributed.ranks import Ranks, rounds
 from lightning_kfac.distributed.sharding import assign, is_spread, whole
-from lightning_kfac.editing.checks import Factors, check_alpha, check_device, check_domain, check_formula, edited_layers
+from lightning_kfac.editing.checks import (
+    Factors,
+    check_alpha,
+    check_device,
+    check_domain,
+    check_formula,
+    check_tokenizers,
+    edited_layers,
+)
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.curvature import LayerCurvature, Sources
 from lightning_kfac.editing.experts import sort_experts
@@ -40,14 +48,14 @@ class KFACEditor:
         bases: Where eigenbases are kept; by default beside factors on disk, else in memory.
         dtype: Precision of bases and products.
         device: Where to compute, layer by layer; by default where each weight is.
-        force: Edit although the factors belong to other weights.
+        force: Edit although the factors belong to other weights, or to text that different tokenizers have cut.
         repeated: Keep each layer's components in memory, for many edits of the same weights.
         ranks: The processes that edit together: each computes the new weights of its own layers and sends them to
             all, so that their bits are the same everywhere. All must do the same calls.
         owners: The rank of each layer, where only one has its factors; by default shared out by cost.
 
     Raises:
-        InputError: A layer is not in the model, a shape or the model's fingerprint does not fit.
+        InputError: A layer is not in the model, a shape or a fingerprint does not fit.
 
     Example:
         >>> from lightning_kfac import collect_factors
@@ -94,6 +102,7 @@ class KFACEditor:
         self.layers = self.check(self.config)
         for folder in (factors, *self.sources.domains.values()):
             self._check_fingerprint(folder, force)
+        self._check_tokenizers(force)
         self._originals: dict[nn.Parameter, Tensor] = {}
         self._curvatures: dict[str, LayerCurvature] = {}
 
@@ -234,3 +243,12 @@ class KFACEditor:
                 "force=True",
             )
         self.forced = True
+
+    def _check_tokenizers(self, force: bool) -> None:
+        """Factors of text that different tokenizers have cut are refused, or noted."""
+        try:
+            check_tokenizers(self.sources.factors, self.sources.domains)
+        except InputError:
+            if not force:
+                raise
+            self.forced = True

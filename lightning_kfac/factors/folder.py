@@ -180,7 +180,7 @@ def load_factors(path: str | Path) -> FactorFolder:
 
 def _check(metadata: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for a field that is missing or is not what it should be."""
-    for name in ("model", "fingerprint", "corpus"):
+    for name in ("model", "fingerprint", "tokenizer_fingerprint", "corpus"):
         if not isinstance(metadata.get(name), str | None):
             raise ValueError(f"{name} is {_short(metadata[name])}, it must be text")
     if metadata.get("n_tokens") is not None:

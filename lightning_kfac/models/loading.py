@@ -29,6 +29,7 @@ from lightning_kfac.models.stored import (
     stored_tensors,
     weight_files,
 )
+from lightning_kfac.models.tokenizer_identity import own_or_same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -240,6 +241,7 @@ def load_tokenizer(
     *,
     revision: str | None = None,
     gguf_file: str | None = None,
+    own_tokenizer: bool | None = None,
 ) -> "PreTrainedTokenizerBase":
     """A tokenizer from a hub name, a folder, or ``demo``.
 
@@ -248,18 +250,23 @@ def load_tokenizer(
         trust_remote_code: Let the repository run its own code.
         revision: Branch, tag or commit of a hub repository.
         gguf_file: Name of a GGUF file in the folder or repository that holds the tokenizer.
+        own_tokenizer: Where transformers builds one that makes other ids than its ``tokenizer.json``: True takes the
+            file's own, False the one that was built; by default that is an error.
 
     Raises:
-        InputError: There is none, or it cannot be read.
+        InputError: There is none, it cannot be read, or it makes other ids than its file.
     """
     source = ModelSource.named(name, revision, gguf_file, None, trust_remote_code)
     try:
         with _one_sentence(f"tokenizer {source}"):
             if source.gguf_file is None and source.path.is_dir() and not has_tokenizer(source.path):
                 raise InputError(f"tokenizer {source}: the folder has none")
-            return AutoTokenizer.from_pretrained(**_where(source))
+            tokenizer = AutoTokenizer.from_pretrained(**_where(source))
     except InputError as error:
         raise InputError(f"{error} (data.tokenizer names another)", "data.tokenizer") from error
+    if source.gguf_file is not None:
+        return tokenizer
+    return own_or_same(tokenizer, str(source.path), own_tokenizer, revision=source.revision)
 
 
 def end_of_text_ids(model: nn.Module) -> frozenset[int]:

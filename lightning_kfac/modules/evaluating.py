@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from lightning import LightningModule
 from typing_extensions import override
 
-from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.evaluation.evaluation import Evaluation
 from lightning_kfac.evaluation.log import EvaluationLog
@@ -119,7 +118,6 @@ class EvaluatedLM(LightningModule):
             version("lightning-kfac"),
             model.config.to_json_string(),
             sorted(end_of_text_ids(model)),
-            tokenizer_key(data.tokenizer) if data.tokenizer_name else "",
         )
         numbers = weights_fingerprint(model, self.edited_layers), str(model.dtype), self.trainer.precision
         key = hashlib.sha256(repr((about, numbers)).encode()).hexdigest()[:32]

@@ -163,7 +163,8 @@ class Collected:
                 found = load_factors(place)
             except InputError:
                 continue
-            same = all(found.metadata.get(key) == value for key, value in metadata.items() if key != "world_size")
+            known = {"tokenizer_fingerprint": metadata.get("tokenizer_fingerprint"), **found.metadata}  # not in 0.1
+            same = all(known.get(key) == value for key, value in metadata.items() if key != "world_size")
             if same and list(found) == layers:
                 self.factors = self._read(place)
                 return found.metadata

@@ -14,6 +14,7 @@ from lightning_kfac.cli.options import (
     editor_options,
     free_space_for,
     named_model,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
@@ -27,6 +28,7 @@ from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.dtypes import stored_dtype
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.edit_table import report_table
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -68,10 +70,12 @@ def run(options: Namespace) -> None:
     report = editor.apply(dry_run=options.dry_run)
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
     if report.forced:
-        console.print("The factors belong to other weights; the edit was forced, and edit.json says so.")
+        console.print("The factors belong to other weights or tokens; the edit was forced, and edit.json says so.")
     if output is None:
         return
-    tokenizer = load_tokenizer(model_source) if options.save == "full" else None
+    tokenizer = load_tokenizer(model_source, own_tokenizer=True) if options.save == "full" else None
+    if tokenizer is not None:
+        note_other_tokenizer(factors, tokenizer_fingerprint(tokenizer))
     metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
     save_edited(
         model, tokenizer, output, report, source=model_source, factors=metadata, fingerprint=before, save=options.save
@@ -95,7 +99,7 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
     details = apply_patch(model, options.patch, options.force)
     console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
     if output:
-        tokenizer = load_tokenizer(model_source)
+        tokenizer = load_tokenizer(model_source, own_tokenizer=True)
         extra = {EDIT_FILE: json.dumps(details, indent=2)}
         changed = [layer["name"] for layer in details.get("layers", [])]
         save_checkpoint(model, tokenizer, output, extra=extra, source=model_source, changed=changed)

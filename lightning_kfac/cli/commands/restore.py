@@ -53,5 +53,6 @@ def run(options: Namespace) -> None:
         raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")
     restore_layers(model, original.to(next(model.parameters()).dtype), layers)
     extra = {RESTORED: json.dumps({"model": options.model, "original": str(source), "layers": layers}, indent=2)}
-    save_checkpoint(model, load_tokenizer(edited), output, extra=extra, source=edited, changed=layers, like=source)
+    tokenizer = load_tokenizer(edited, own_tokenizer=True)
+    save_checkpoint(model, tokenizer, output, extra=extra, source=edited, changed=layers, like=source)
     console.print(f"restored -> {output}/")

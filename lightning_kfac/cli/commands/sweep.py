@@ -14,6 +14,7 @@ from lightning_kfac.cli.options import (
     add_model_options,
     editor_options,
     named_model,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
@@ -86,6 +87,7 @@ def run(options: Namespace) -> None:
     )
     data = TextData(**options.data.as_dict())
     evaluator = ModelEvaluator(model_source, options.dtype, data, folder, options.accelerator)
+    note_other_tokenizer(factors, data.tokenizer_fingerprint)
     model = open_model(model_source, options)
     editor = KFACEditor(model, factors, base, repeated=True, **keywords)
     for config in configs:

@@ -1,0 +1,162 @@
+"""Records of local files: every format, whole, damaged or empty, and how much memory they take."""
+
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from lightning_kfac import InputError
+from lightning_kfac.data import records
+from lightning_kfac.data.records import place, records_of
+from lightning_kfac.data.rows import BadRows
+
+ROWS = [{"text": f"number {i} \u00e9", "n": i, "ids": [i, i + 1]} for i in range(200)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def written(folder: Path, name: str) -> Path:
+    """The rows in a file whose name says how."""
+    path = folder / name
+    table = pa.Table.from_pylist(ROWS)
+    if name.endswith(".parquet"):
+        pq.write_table(table, path, row_group_size=70)
+    elif name == "stream.arrow":
+        with pa.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=90)
+    elif name == "file.arrow":
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=90)
+    else:
+        contents = LINES
+        if name.startswith("array"):
+            contents = json.dumps(ROWS, indent=2 if "pretty" in name else None).encode()
+        elif name.startswith("objects"):
+            contents = "\n".join(json.dumps(row, indent=1) for row in ROWS).encode()
+        if "bom" in name:
+            contents = b"\xef\xbb\xbf" + contents
+        if name.endswith(".gz"):
+            contents = gzip.compress(contents)
+        if name.endswith(".zst"):  # several frames, as tools that write in parallel make them
+            half = len(contents) // 2
+            contents = zstandard.compress(contents[:half]) + zstandard.compress(contents[half:])
+        path.write_bytes(contents)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jsonl", "bom.jsonl", "a.ndjson", "a.json", "bom.json", "a.jsonl.gz", "a.json.zst", "array.json",
+        "array-pretty.json", "array-bom.json.gz", "objects.json", "a.parquet", "stream.arrow", "file.arrow",
+    ],
+)  # fmt: skip
+def test_every_format_gives_the_same_records(tmp_path, name):
+    file = written(tmp_path, name)
+    found = list(records_of(file))
+    assert [row for _, row in found] == ROWS
+    assert [number for number, _ in found] == list(range(1, len(ROWS) + 1))
+
+
+def test_numbers_of_lines_and_names_of_places(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\n{"n": 1}\r\n\r\n  \n{"n": 2}')
+    assert list(records_of(tmp_path / "a.jsonl")) == [(2, {"n": 1}), (5, {"n": 2})]
+    assert place(tmp_path / "a.jsonl.gz", 5) == f"{tmp_path}/a.jsonl.gz, line 5"
+    assert place(tmp_path / "a.parquet", 5) == f"{tmp_path}/a.parquet, record 5"
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "stream.arrow"])
+def test_only_the_columns_that_are_asked_for(tmp_path, name):
+    file = written(tmp_path, name)
+    assert next(records_of(file, ["text", "other"]))[1] == {"text": "number 0 \u00e9"}
+    assert next(records_of(file, ["other"]))[1] == ROWS[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.zst", "a.parquet", "a.arrow"])
+def test_a_file_without_a_byte_has_no_records(tmp_path, name):
+    (tmp_path / name).touch()
+    assert list(records_of(tmp_path / name)) == []
+
+
+def test_empty_shards(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "a.json.zst").write_bytes(zstandard.compress(b""))
+    (tmp_path / "a.json").write_text("[]")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    for file in sorted(tmp_path.iterdir()):
+        assert list(records_of(file)) == [], file
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": ', r"a\.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b'{"a": "\xff"}\n', r"a\.jsonl, line 1: not UTF-8 text: .* at byte 7 of the line"),
+        ("a.json", b'[{"a": 1}, {"a"', r"a\.json, record 2: not valid JSON"),
+        ("a.json", b'[{"a": 1}, ', r"a\.json: cut off"),
+        ("a.json", b'[{"a": 1}, 3]', r"a\.json, record 2: expected a JSON object, found int"),
+        ("a.json", b'[{"a": "\\ud800"}]', r"a\.json, record 1: not valid JSON: half of a character"),
+        ("a.parquet", b"PAR1 no parquet", r"a\.parquet: cannot be read"),
+        ("a.parquet.gz", b"", r"a\.parquet\.gz: compressed as a whole; unpack it first"),
+        ("a.arrow", b"no arrow", r"a\.arrow: cannot be read"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(LINES)[:-20], r"a\.jsonl\.gz: cut off; bring it here again"),
+        ("a.jsonl.zst", b"no zstandard", r"a\.jsonl\.zst: cannot be read: zstd"),
+        ("a.jsonl.zst", zstandard.compress(LINES)[:-20], r"a\.jsonl\.zst: cut off; bring it here again"),
+        ("a.csv", b"a\n1", r"a\.csv: cannot read records of this kind of file; use one of \.jsonl"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, contents, message):
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(InputError, match=message):
+        list(records_of(tmp_path / name))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"a\.jsonl: cannot be read: No such file"):
+        list(records_of(tmp_path / "a.jsonl"))
+
+
+def test_bad_records_are_counted_where_that_is_wanted(tmp_path):
+    bad = BadRows(skip=True)
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\nnothing\n{"a": 2}\n[3]\n')
+    assert [row["a"] for _, row in records_of(tmp_path / "a.jsonl", bad=bad)] == [1, 2]
+    (tmp_path / "a.json").write_bytes(b'[{"a": 1}, 3, {"a": 2}]')
+    assert [row["a"] for _, row in records_of(tmp_path / "a.json", bad=bad)] == [1, 2]
+    assert bad.count == 3 and "line 2" in str(bad.first)
+
+
+def test_a_line_that_does_not_end(tmp_path, monkeypatch):
+    """A few compressed bytes may stand for gigabytes."""
+    monkeypatch.setattr(records, "LONGEST_RECORD", 1 << 20)
+    line = b'{"text": "' + b"a " * (1 << 20) + b'"}'
+    for name, contents in (("a.jsonl.gz", gzip.compress(line)), ("a.jsonl.zst", zstandard.compress(line))):
+        (tmp_path / name).write_bytes(contents)
+        with pytest.raises(InputError, match=r"line 1: longer than 1,048,576 bytes; put one record in a line"):
+            list(records_of(tmp_path / name))
+    (tmp_path / "a.json").write_bytes(b"[" + line + b"]")
+    with pytest.raises(InputError, match=r"record 1: not valid JSON: longer than"):
+        list(records_of(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("name", ["array.json", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path, name):
+    row = json.dumps({"text": "some text of a document " * 40})
+    count = 20_000  # 20 MB
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": [json.loads(row)["text"]] * count}), tmp_path / name, row_group_size=2000)
+    else:
+        rows = [row.replace("some", str(i)) for i in range(count)]
+        contents = f"[{', '.join(rows)}]" if "array" in name else "\n".join(rows)
+        pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+        (tmp_path / name).write_bytes(pack(contents.encode()))
+        del contents, rows
+    tracemalloc.start()
+    assert sum(1 for _ in records_of(tmp_path / name)) == count
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
