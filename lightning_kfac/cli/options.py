@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
@@ -12,8 +12,11 @@ from lightning_kfac.cli.quiet import without_loading_bar
 from lightning_kfac.console import command_line
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
-from lightning_kfac.models.loading import Dtype, load_model
+from lightning_kfac.models.loading import Dtype, load_model, load_tokenizer
 from lightning_kfac.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def add_model_options(parser: ArgumentParser, required: bool = False) -> None:
@@ -85,6 +88,11 @@ def open_model(source: ModelSource, options: Namespace) -> nn.Module:
     """The model's weights."""
     without_loading_bar()
     return load_model(source, options.dtype)
+
+
+def own_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer that must be written beside the model; None where its files are copied from the model's folder."""
+    return load_tokenizer(source) if source.gguf_file else None
 
 
 def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
