@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
@@ -13,8 +13,11 @@ from lightning_kfac.console import command_line, say
 from lightning_kfac.editing.checks import tokenizer_of
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
-from lightning_kfac.models.loading import Dtype, load_model
+from lightning_kfac.models.loading import Dtype, load_model, load_tokenizer
 from lightning_kfac.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def add_model_options(parser: ArgumentParser, required: bool = False) -> None:
@@ -96,6 +99,14 @@ def note_other_tokenizer(factors: FactorFolder, fingerprint: str | None) -> None
             f"{factors.path}: collected with the tokenizer {factors.metadata.get('tokenizer')} ({known[:8]}), which is "
             f"not the model's ({fingerprint[:8]}): of the same text it makes other tokens"
         )
+
+
+def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer of a model that is written; None where it has none that can be used (files come along anyway)."""
+    try:
+        return load_tokenizer(source, own_tokenizer=True)
+    except InputError:
+        return None
 
 
 def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:

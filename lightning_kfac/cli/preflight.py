@@ -16,6 +16,7 @@ from lightning_kfac.console import console
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
+from lightning_kfac.mining.windows import check_window
 from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.loading import skeleton
 from lightning_kfac.models.stored import check_shapes, stored_tensors
@@ -97,6 +98,11 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     files = [file for memorized in data.sets.files.values() for file in memorized.files()]
     files += [resolve_path(questions.source) for questions in data.question_sets.values()]
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
+
+
+def check_search(data: TextData) -> None:
+    """Raises ``InputError`` where no row of text holds a window, which shows before the text is read."""
+    check_window(data.seq_len, sum(data.window))
 
 
 def make_room_for_mining(folder: Path, overwrite: bool, writes: bool) -> None:

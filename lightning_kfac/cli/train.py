@@ -18,7 +18,7 @@ from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.cli.assembly import callbacks_for, default_folder, state_to_resume, trainer_parts
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
-from lightning_kfac.cli.preflight import announce, check_fit, check_model, inputs, make_room_for_mining
+from lightning_kfac.cli.preflight import announce, check_fit, check_model, check_search, inputs, make_room_for_mining
 from lightning_kfac.cli.quiet import quiet, without_loading_bar
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import command_line, console, say
@@ -163,6 +163,7 @@ class TrainCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Checks all input."""
+        check_search(self.datamodule)
         self._check_data()
         if self.trainer.global_rank == 0:
             self.folder.lock()

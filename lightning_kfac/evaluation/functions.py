@@ -27,6 +27,7 @@ from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
 from lightning_kfac.metrics.perplexity import LossPerplexity
 from lightning_kfac.models.language import language_model, most_positions, vocabulary_size
 from lightning_kfac.models.loading import end_of_text_ids
+from lightning_kfac.models.manner import manner_of
 from lightning_kfac.models.tokens import TokenBatch
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ def _batches(
     if rows is None or longest < 2:
         raise InputError("no text has two tokens, so there is nothing to predict")
     _check_length(model, longest, "a row; lower seq_len:")
+    manner_of(model).check_length(model, longest)
     device = next(model.parameters()).device
     for batch in row_loader(rows, batch_size, 0, 1):
         yield TokenBatch.from_dict(cast(dict[str, Any], batch)).to(device)
@@ -290,11 +292,11 @@ def _joined(documents: Sequence[np.ndarray]) -> TokenizedText:
 
 
 def _max_positions(model: nn.Module) -> int | None:
-    return getattr(language_model(model).config.get_text_config(), "max_position_embeddings", None)
+    return most_positions(language_model(model).config.get_text_config())
 
 
 def _check_length(model: nn.Module, length: int, what: str) -> None:
-    most = most_positions(language_model(model).config.get_text_config())
+    most = _max_positions(model)
     if most is not None and length > most:
         raise InputError(f"{what} of {length} tokens, but the model takes at most {most} positions")
 

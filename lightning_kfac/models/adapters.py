@@ -1,11 +1,12 @@
 """Adapters of peft: merged into the weights on request, and told apart from models."""
 
 import json
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.errors import InputError, cause
 from lightning_kfac.models.stored import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -45,10 +46,14 @@ def merge_adapter(model: "PreTrainedModel", adapter: str) -> "PreTrainedModel":
     from peft import PeftModel
 
     try:
-        wrapped: Any = PeftModel.from_pretrained(model, adapter)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            wrapped: Any = PeftModel.from_pretrained(model, adapter)
+        if lacking := [str(one.message) for one in said if "missing adapter keys" in str(one.message)]:
+            raise ValueError(f"it is of another model: {lacking[0]}"[:200])
         if not hasattr(wrapped, "merge_and_unload"):
             raise ValueError("it changes the prompt, not the weights")
         merged = wrapped.merge_and_unload(safe_merge=True)
     except Exception as error:  # of peft, of safetensors, of the hub
-        raise InputError(f"model.adapter {adapter}: cannot be merged: {first_line(error)}") from error
+        raise InputError(f"model.adapter {adapter}: cannot be merged: {cause(error)}") from error
     return cast("PreTrainedModel", merged.requires_grad_(False).eval())

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from lightning_kfac.console import say
-from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.errors import InputError, cause, first_line
 from lightning_kfac.models.adapters import adapter_advice, check_adapter, merge_adapter
 from lightning_kfac.models.dtypes import Dtype, mark_stored_dtype
 from lightning_kfac.models.language import language_model
@@ -309,16 +309,13 @@ def _one_sentence(what: str) -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """What an error says, whole where it is short; a bare key, or nothing, says no more than its type."""
-    said = " ".join(str(error).split())
+    """Why something cannot be loaded, and what to do about it where that is known."""
     if isinstance(error, UnpicklingError):
-        return (
-            "its .bin file holds more than tensors, which could run code; convert it to safetensors where it was made"
-        )
+        return "its .bin file holds more than tensors, which could run code; convert it to safetensors where it is from"
+    said = cause(error)
     if "trust_remote_code" in said or "custom code" in said:
         return "it comes with code of its own, which runs only where trust_remote_code is set"
-    kind = f"{type(error).__name__}: " if isinstance(error, KeyError | AttributeError | IndexError) else ""
-    return kind + (said if len(said) <= 300 else first_line(error)) or type(error).__name__
+    return said
 
 
 def _is_path(name: str) -> bool:

@@ -109,9 +109,10 @@ def test_what_no_command_can_use_is_refused_before_any_work(tmp_path, capsys, co
     load_tokenizer("demo").save_pretrained(source)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | damage))
-    settings = options(tmp_path / "run", **{"model.model_name": source})
+    settings = options(tmp_path / "run", **{"model.model_name": source, "data.seq_len": 120})
     if command != "fit":
         del settings[settings.index("--collect.blocks") : settings.index("--trainer.default_root_dir")]
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main([command, *settings])
     error = capsys.readouterr().err
@@ -119,6 +120,24 @@ def test_what_no_command_can_use_is_refused_before_any_work(tmp_path, capsys, co
     assert not (tmp_path / "run").exists()
     if "intermediate_size" not in damage:  # a plan reads no weights
         assert said in failed(capsys, "plan", model=source, tokens=1000, hardware="cpu")
+
+
+def test_a_search_that_has_no_window_is_refused_before_the_text_is_read(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--model.model_name", "demo", "--data.seq_len", "100", "--trainer.default_root_dir",
+              str(tmp_path / "run")])  # fmt: skip
+    assert "data.seq_len is 100, less than a window of 112 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_tokenizer_is_edited_without_one(tmp_path):
+    """Factors of text that another tokenizer read; the edited checkpoint has what the model's folder has."""
+    source = tmp_path / "source"
+    build_model("llama", vocab_size=2048).save_pretrained(source)
+    main(["fit", *options(tmp_path / "run", **{"model.model_name": source, "data.tokenizer": "demo"})])
+    edit("apply", factors=tmp_path / "run" / "factors", rho=0.5, output=tmp_path / "edited")
+    names = {file.name for file in source.iterdir()} | {"edit.json"}
+    assert {file.name for file in (tmp_path / "edited").iterdir()} == names
 
 
 def test_a_reference_of_a_revision(tmp_path, monkeypatch):

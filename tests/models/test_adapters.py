@@ -137,6 +137,12 @@ def test_what_cannot_be_merged(tmp_path, base, monkeypatch):
         for adapter in (tmp_path / "base", tmp_path / "nowhere"):
             with pytest.raises(InputError, match=r"model\.adapter .*adapter_config\.json"):
                 load_model(str(tmp_path / "base"), adapter=str(adapter))
+        with_lora(build_model("llama", num_hidden_layers=1)).save_pretrained(tmp_path / "shallow")
+        with pytest.raises(InputError, match=r"cannot be merged: it is of another model: .*layers\.1"):
+            load_model(str(tmp_path / "base"), adapter=str(tmp_path / "shallow"))
+        with_lora(build_model("llama", hidden_size=32)).save_pretrained(tmp_path / "wide")
+        with pytest.raises(InputError, match=r"cannot be merged: .*size mismatch"):
+            load_model(str(tmp_path / "base"), adapter=str(tmp_path / "wide"))
     monkeypatch.setattr("lightning_kfac.models.adapters.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs peft: pip install 'lightning-kfac\[peft\]'"):
         load_model(str(tmp_path / "base"), adapter="me/adapter")

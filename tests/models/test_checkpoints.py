@@ -154,22 +154,46 @@ def test_names_of_the_files_stay(tmp_path):
     assert changed(dict(sorted(tensors.items())), weights(tmp_path / "edited")) == ["h.1.mlp.c_fc.weight"]
 
 
-def test_experts_stay_as_the_files_have_them(tmp_path):
-    """transformers joins an expert's matrices when it loads them; an attention weight is edited."""
-    config = AutoConfig.for_model(
-        "mixtral", vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2,
-    )  # fmt: skip
+EXPERTS = {
+    "mixtral": {"num_local_experts": 3},
+    "olmoe": {"num_experts": 3},
+    "qwen2_moe": {"num_experts": 3, "shared_expert_intermediate_size": 24},
+    "qwen3_moe": {"num_experts": 3},
+    "gpt_oss": {"num_local_experts": 3},
+    "granitemoe": {"num_local_experts": 3},
+    "deepseek_v3": {
+        "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 8,
+        "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    },
+}  # fmt: skip
+NARROW = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "moe_intermediate_size": 24, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("family", list(EXPERTS))
+def test_an_expert_changes_only_its_own_tensors(tmp_path, monkeypatch, family, dtype):
+    """transformers joins experts, and gate with up, when it loads them; the files get them back as they had them."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
-    edited(tmp_path / "source", tmp_path / "edited", modules=(r"model\.layers\.1\.self_attn\.v_proj",))
-    before, after = weights(tmp_path / "source"), weights(tmp_path / "edited")
-    assert changed(before, after) == ["model.layers.1.self_attn.v_proj.weight"]
-    # As an edit of experts would be written: the joined matrix of a layer, which lies in several tensors of the file.
+    config = AutoConfig.for_model(family, **NARROW, **EXPERTS[family])
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(tmp_path / "source")
     model = load_model(str(tmp_path / "source"))
-    name = next(name for name, p in model.named_parameters() if p.ndim == 3 and name.startswith("model.layers.1."))
-    in_file = {other for other in before if ".layers.1." in other and "expert" in other}
-    assert name not in before and len(in_file) == 9
+    joined = {name: p for name, p in model.named_parameters() if p.ndim == 3 and ".layers.1." in name}
+    assert len(joined) == 2
+    for parameter in joined.values():
+        parameter.data[1] += 0.5
+    monkeypatch.setattr("lightning_kfac.models.checkpoints._parameters", lambda model, layers: joined)
+    save_checkpoint(model, None, tmp_path / "edited", source=ModelSource(str(tmp_path / "source")), changed=["experts"])
+    before, after = weights(tmp_path / "source"), weights(tmp_path / "edited")
+    different = changed(before, after)
+    assert len(different) == (2 if family in ("gpt_oss", "granitemoe") else 3)
+    assert all(".layers.1." in name for name in different)
+    assert {value.dtype for value in after.values()} == {value.dtype for value in before.values()}
+    loaded = load_model(str(tmp_path / "edited")).state_dict()
+    for name, parameter in joined.items():
+        assert torch.equal(loaded[name], parameter.to(dtype).float())
 
 
 GEMMA3 = Gemma3Config(

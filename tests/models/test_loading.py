@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.loading import load_config, load_model, load_tokenizer
+from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.source import ModelSource
 from tests.common import build_model, tiny_hub
 
@@ -241,3 +242,36 @@ def test_sources_are_remembered_as_they_were_named(tmp_path):
     assert ModelSource.recorded({"model": "random weights"}) is ModelSource.recorded({}) is None
     (tmp_path / "run@home").mkdir()
     assert ModelSource.named(str(tmp_path / "run@home")).revision is None
+
+
+# -- code of a model's own -------------------------------------------------------------------------------
+
+CONFIGURATION = """from transformers import LlamaConfig
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+"""
+MODELING = """from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_model_runs_only_where_it_is_allowed(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (folder / "configuration_own.py").write_text(CONFIGURATION)
+    (folder / "modeling_own.py").write_text(MODELING)
+    code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    settings(folder, auto_map=code, model_type="own", architectures=["OwnForCausalLM"])
+    assert "runs only where trust_remote_code is set" in refused(load_model, str(folder))
+    model = load_model(str(folder), trust_remote_code=True)
+    assert type(model).__name__ == "OwnForCausalLM"
+    assert torch.equal(model.lm_head.weight, build_model("llama").lm_head.weight)
+    source = ModelSource.named(str(folder), trust_remote_code=True)
+    save_checkpoint(model, None, tmp_path / "edited", source=source, changed=["lm_head"])
+    assert (tmp_path / "edited" / "modeling_own.py").read_text() == MODELING
+    again = load_model(str(tmp_path / "edited"), trust_remote_code=True)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    (folder / "configuration_broken.py").write_text("import nonexistent_package\n" + CONFIGURATION)
+    settings(folder, auto_map={"AutoConfig": "configuration_broken.OwnConfig"}, model_type="broken")
+    assert "nonexistent_package" in refused(load_model, str(folder), trust_remote_code=True)

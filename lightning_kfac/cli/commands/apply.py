@@ -13,6 +13,7 @@ from lightning_kfac.cli.options import (
     check_output,
     editor_options,
     free_space_for,
+    model_tokenizer,
     named_model,
     note_other_tokenizer,
     open_factors,
@@ -27,7 +28,6 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.dtypes import stored_dtype
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.edit_table import report_table
 from lightning_kfac.storage.run_folder import EDIT_FILE
@@ -62,6 +62,9 @@ def run(options: Namespace) -> None:
         check_not_within(output, {"the model": model_source, "the factors": factors.path, **(options.domains or {})})
     rule = "a rho for each layer" if config.layers else f"formula {config.formula}, rho {config.rho:g}"
     console.print(f"edit {name} with the factors in {factors.path} ({rule})")
+    tokenizer = model_tokenizer(model_source) if output else None
+    if tokenizer is not None:
+        note_other_tokenizer(factors, tokenizer_fingerprint(tokenizer))
     model = open_model(model_source, options)
     editor = KFACEditor(model, factors, config, **editor_options(options))
     if output and options.save == "full":
@@ -73,9 +76,6 @@ def run(options: Namespace) -> None:
         console.print("The factors belong to other weights or tokens; the edit was forced, and edit.json says so.")
     if output is None:
         return
-    tokenizer = load_tokenizer(model_source, own_tokenizer=True) if options.save == "full" else None
-    if tokenizer is not None:
-        note_other_tokenizer(factors, tokenizer_fingerprint(tokenizer))
     metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
     save_edited(
         model, tokenizer, output, report, source=model_source, factors=metadata, fingerprint=before, save=options.save
@@ -95,11 +95,11 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
     if output:
         check_not_within(output, {"the model": model_source, "the patch": options.patch})
     console.print(f"apply the patch {options.patch} to {name}")
+    tokenizer = model_tokenizer(model_source) if output else None
     model = open_model(model_source, options)
     details = apply_patch(model, options.patch, options.force)
     console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
     if output:
-        tokenizer = load_tokenizer(model_source, own_tokenizer=True)
         extra = {EDIT_FILE: json.dumps(details, indent=2)}
         changed = [layer["name"] for layer in details.get("layers", [])]
         save_checkpoint(model, tokenizer, output, extra=extra, source=model_source, changed=changed)

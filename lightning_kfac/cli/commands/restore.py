@@ -11,7 +11,6 @@ from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
@@ -53,6 +52,5 @@ def run(options: Namespace) -> None:
         raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")
     restore_layers(model, original.to(next(model.parameters()).dtype), layers)
     extra = {RESTORED: json.dumps({"model": options.model, "original": str(source), "layers": layers}, indent=2)}
-    tokenizer = load_tokenizer(edited, own_tokenizer=True)
-    save_checkpoint(model, tokenizer, output, extra=extra, source=edited, changed=layers, like=source)
+    save_checkpoint(model, None, output, extra=extra, source=edited, changed=layers, like=source)
     console.print(f"restored -> {output}/")
