@@ -75,7 +75,7 @@ class EvaluatedLM(LightningModule):
         return self.evaluation
 
     @override
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         self._try_out()
 
     @override
