@@ -148,7 +148,7 @@ class CurvatureCapture:
             return None
         if where is not None:
             return valid.flatten()[where]
-        if a[..., 0].numel() == valid.numel():
+        if a.shape[:-1] == valid.shape or (a.ndim == 2 and len(a) == valid.numel()):
             return valid.reshape(a.shape[:-1])  # some models flatten rows and positions
         if self.per_position_masks:
             return None

@@ -201,3 +201,23 @@ def test_leftover_input_gradients_cost_nothing(blocks, leftover, monkeypatch):
 def test_wrong_width():
     with pytest.raises(InputError, match="vectors of 5 numbers cannot be added to a sum of 4 x 4"):
         SecondMoment(4).add(torch.ones(3, 5))
+
+
+def test_wrong_order_of_rows_and_positions():
+    """A mask [B, T] says nothing of an input [T, B, d], although it has as many entries."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+    network = Turned()
+    layers = resolve_targets(network, modules=["layer"])
+    with CurvatureCapture(layers) as capture:
+        network.requires_grad_(False)
+        capture.begin(torch.ones(2, 3, dtype=torch.bool), (2, 3))
+        with pytest.raises(InputError, match=r"layer has an input of shape \[3, 2, 4\], not one vector for each"):
+            network(torch.ones(2, 3, 4)).sum().backward()
