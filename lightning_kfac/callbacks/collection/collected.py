@@ -163,7 +163,8 @@ class Collected:
                 found = load_factors(place)
             except InputError:
                 continue
-            same = all(found.metadata.get(key) == value for key, value in metadata.items() if key != "world_size")
+            compared = {key: value for key, value in metadata.items() if key not in ("world_size", "n_documents")}
+            same = all(found.metadata.get(key) == value for key, value in compared.items())
             if same and list(found) == layers:
                 self.factors = self._read(place)
                 return found.metadata

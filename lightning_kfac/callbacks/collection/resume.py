@@ -91,7 +91,9 @@ def identity_of(course: Course, sharded: bool, trainer: Trainer) -> dict[str, An
     rows: dict[str, str] = {}
     if isinstance(data, TextsInTurn):
         rows = {name: data.rows_identity(name) for name in (CORPUS, *data.domains)}
-    known = {key: value for key, value in course.metadata.items() if key not in ("world_size", "n_tokens")}
+    known = {
+        key: value for key, value in course.metadata.items() if key not in ("world_size", "n_tokens", "n_documents")
+    }
     return known | {
         "layers": list(course.session.layers),
         "moments": course.moments,
