@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from lightning_kfac.editing.report import EditReport
     from lightning_kfac.editing.sweep import compare_formulas
     from lightning_kfac.errors import InputError
-    from lightning_kfac.evaluation.functions import MemorizationScore, memorization_score, ndcg, perplexity
+    from lightning_kfac.evaluation.functions import (
+        MemorizationScore,
+        exact_accuracy,
+        memorization_score,
+        ndcg,
+        perplexity,
+    )
     from lightning_kfac.factors.folder import load_factors, save_factors
     from lightning_kfac.factors.kronecker import KroneckerFactors
     from lightning_kfac.math.selection import select_components, select_products
@@ -28,7 +34,13 @@ else:
             "lightning_kfac.editing.report": ["EditReport"],
             "lightning_kfac.editing.sweep": ["compare_formulas"],
             "lightning_kfac.errors": ["InputError"],
-            "lightning_kfac.evaluation.functions": ["MemorizationScore", "memorization_score", "ndcg", "perplexity"],
+            "lightning_kfac.evaluation.functions": [
+                "MemorizationScore",
+                "exact_accuracy",
+                "memorization_score",
+                "ndcg",
+                "perplexity",
+            ],
             "lightning_kfac.factors.folder": ["load_factors", "save_factors"],
             "lightning_kfac.factors.kronecker": ["KroneckerFactors"],
             "lightning_kfac.math.selection": ["select_components", "select_products"],
@@ -46,6 +58,7 @@ __all__ = [
     "collect_factors",
     "collect_moments",
     "compare_formulas",
+    "exact_accuracy",
     "load_factors",
     "memorization_score",
     "ndcg",

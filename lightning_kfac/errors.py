@@ -40,3 +40,20 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of what another library's exception says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def cause(error: BaseException) -> str:
+    """What another library's exception says, in one line of at most 300 characters; a bare key with its type.
+
+    Example:
+        >>> cause(KeyError("hidden_size"))
+        "KeyError: 'hidden_size'"
+        >>> cause(RuntimeError("Error(s) in loading:\\n\\tsize mismatch for w"))
+        'Error(s) in loading: size mismatch for w'
+    """
+    said = " ".join(str(error).split())
+    if len(said) > 300:
+        first = first_line(error)
+        said = said[:300] if first.endswith(":") else first[:300]
+    bare = not said or isinstance(error, KeyError | AttributeError | IndexError)
+    return ": ".join(part for part in (type(error).__name__ * bare, said) if part)

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac.cli.edit import main
+from lightning_kfac.models.loading import load_tokenizer
 
 VOCAB = 61
 ARCHITECTURES = {
@@ -171,3 +172,21 @@ def build_model(family: str, dtype: torch.dtype = torch.float32, **changes) -> n
             nn.init.normal_(parameter, std=0.15)
     torch.set_rng_state(generator_state)
     return model.to(dtype)
+
+
+def tiny_hub(folder, monkeypatch):
+    """A hub cache with two revisions of me/tiny; gives the model of each."""
+    models = {}
+    for number, revision in enumerate(("main", "step3000")):
+        commit = "ab"[number] * 40
+        model = build_model("llama", vocab_size=2048)
+        model.lm_head.weight.data += number
+        repository = Path(folder) / "hub" / "models--me--tiny"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        model.save_pretrained(repository / "snapshots" / commit)
+        load_tokenizer("demo").save_pretrained(repository / "snapshots" / commit)
+        models[revision] = model
+    for place in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(place, str(Path(folder) / "hub"))
+    return models

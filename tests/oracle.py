@@ -6,16 +6,23 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
-def one_row_factors(model: nn.Module, names: list[str], rows: list[list[int]], targets: list[list[int]]) -> dict:
+def one_row_factors(
+    model: nn.Module,
+    names: list[str],
+    rows: list[list[int]],
+    targets: list[list[int]],
+    dtype: torch.dtype = torch.double,
+) -> dict:
     """A and G of each layer by plain autograd in float64: one unpadded row at a time.
 
     Args:
         targets: For each row the label of each of its positions but the last.
+        dtype: Of the model's arithmetic; some families have float32 written into their code.
 
     Returns:
         Layer name -> (A, G, number of positions).
     """
-    model = model.double()
+    model = model.to(dtype)
     layers = dict(model.named_modules())
     sums = {}
     for row, labels in zip(rows, targets, strict=True):
@@ -25,10 +32,10 @@ def one_row_factors(model: nn.Module, names: list[str], rows: list[list[int]], t
 
         def remember(layer, args, output, seen=seen):
             output.retain_grad()
-            seen[layer] = (args[0].detach().flatten(0, -2), output)
+            seen[layer] = (args[0].detach().flatten(0, -2).double(), output)
 
         handles = [layers[n].register_forward_hook(remember) for n in names]
-        logits = model(input_ids=torch.tensor([row])).logits[0]
+        logits = model(input_ids=torch.tensor([row]), use_cache=False).logits[0]
         loss = -logits.log_softmax(-1)[torch.arange(len(labels)), torch.tensor(labels)].sum()
         loss.backward()
         for handle in handles:
@@ -38,7 +45,7 @@ def one_row_factors(model: nn.Module, names: list[str], rows: list[list[int]], t
             A, G, n = sums.get(name, (0, 0, 0))
             for t in range(len(labels)):
                 A = A + torch.outer(a[t], a[t])
-                g = output.grad.flatten(0, -2)[t]
+                g = output.grad.flatten(0, -2)[t].double()
                 G = G + torch.outer(g, g)
             sums[name] = (A, G, n + len(labels))
     return {name: (A / n, G / n, n) for name, (A, G, n) in sums.items()}

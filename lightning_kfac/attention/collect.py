@@ -11,7 +11,8 @@ from lightning_kfac.attention.decomposition import decompose, sharpness
 from lightning_kfac.attention.interface import Transform, attention_shapes, resolve_layers, transformed_attention
 from lightning_kfac.attention.spectra import HeadSpectra, ResidualSpectra, model_fingerprint
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.models.manner import manner_of
+from lightning_kfac.models.tokens import TokenBatch, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,6 +82,7 @@ class ResidualCapture:
         self._stack = ExitStack()
 
     def __enter__(self) -> "ResidualCapture":
+        manner_of(self.model)  # tried out while nothing listens to the attention
         listeners = {layer: self._listener(sums) for layer, sums in self.sums.items()}
         self._stack.enter_context(transformed_attention(self.model, listeners))
         return self
@@ -91,8 +93,11 @@ class ResidualCapture:
     @torch.no_grad()
     def run(self, tokens: TokenBatch) -> Tensor:
         """Runs one batch through the model; returns its summed next-token loss."""
-        self._valid = tokens.valid
-        return tokens.gold_loss(self.model)
+        total = torch.zeros((), device=tokens.input_ids.device)
+        for part in parts_of(self.model, tokens, tokens.shape[0]):
+            self._valid = part.valid
+            total = total + part.gold_loss(self.model)
+        return total
 
     def spectra(
         self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda total: total, **metadata: object

@@ -18,6 +18,7 @@ from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.report import EditReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.source import ModelSource
 
 
 class EditCallback(Callback):
@@ -121,7 +122,7 @@ class EditCallback(Callback):
                 getattr(data, "tokenizer", None),
                 Path(trainer.default_root_dir) / ("patch" if self.save == "patch" else "edited"),
                 report,
-                source=task.model_name,
+                source=ModelSource.recorded(collector.metadata, getattr(task, "trust_remote_code", False)),
                 factors=collector.metadata,
                 fingerprint=fingerprint,
                 save=self.save,

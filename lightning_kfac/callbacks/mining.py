@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from lightning_kfac.console import console, say
 from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
 from lightning_kfac.mining.search import Found, Searched
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.modules.text_data import text_data
+from lightning_kfac.models.source import origin
+from lightning_kfac.modules.text_data import TextData, text_data
 from lightning_kfac.storage.files import timestamp
 
 MINED = "memorized.jsonl"
@@ -29,8 +30,9 @@ class MiningWriter(Callback):
     """Writes what ``predict`` finds: ``memorized.jsonl``, ``repetitions.jsonl`` and counts in ``mining.json``.
 
     Each row holds ``document`` (its number in the corpus), ``offset`` (in tokens of the document), ``match_length``
-    (tokens recited behind the prefix), ``entropy_bits`` of the suffix, ids and text. What is done is logged batch by
-    batch in ``mining/``, so that a search that was stopped goes on.
+    (tokens recited behind the prefix), ``entropy_bits`` of the suffix, ids, text, and ``tokenizer_fingerprint``, by
+    which the ids are refused with another tokenizer. What is done is logged batch by batch in ``mining/``, so that a
+    search that was stopped goes on.
     """
 
     @override
@@ -67,10 +69,11 @@ class MiningWriter(Callback):
         telling = [f for number, f in enumerate(found) if number not in low]
         texts = [[*f.prefix_ids, *f.suffix_ids] for f in telling]
         kept, exact, near = first_of_each(texts, data.mining.near_duplicate)
-        _write(folder / REPETITIONS, (found[f] for f in sorted(low)), data.decode)
+        _write(folder / REPETITIONS, (found[f] for f in sorted(low)), data)
         counts = {name: sum(row[name] for row in done) for name in ("windows", "checked", "near_ties")}
         summary = {
-            "model": module.model_name,
+            **origin(module.source),
+            "tokenizer_fingerprint": data.tokenizer_fingerprint,
             "corpus": data.corpus.label,
             "max_tokens": data.max_tokens,
             "prefix_len": data.window[0],
@@ -90,18 +93,19 @@ class MiningWriter(Callback):
         partial = folder / f"{SUMMARY}.part"
         partial.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
         partial.replace(folder / SUMMARY)
-        _write(folder / MINED, (telling[f] for f in kept), data.decode)  # last: it says that the search has finished
+        _write(folder / MINED, (telling[f] for f in kept), data)  # last: it says that the search has finished
         shutil.rmtree(folder / LOG, ignore_errors=True)
         _tell(summary, folder)
 
 
-def _write(path: Path, rows: Iterable[Found], decode: Callable[[Sequence[int]], str]) -> None:
+def _write(path: Path, rows: Iterable[Found], data: TextData) -> None:
+    made_by = {"tokenizer_fingerprint": data.tokenizer_fingerprint}
     partial = path.with_suffix(".part")
     with open(partial, "w", encoding="utf-8") as file:
         for f in rows:
-            text = {"prefix": decode(f.prefix_ids), "suffix": decode(f.suffix_ids)}
+            text = {"prefix": data.decode(f.prefix_ids), "suffix": data.decode(f.suffix_ids)}
             entropy = {"entropy_bits": round(entropy_bits(f.suffix_ids), 3)}
-            file.write(json.dumps({**f._asdict(), **entropy, **text}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**f._asdict(), **entropy, **text, **made_by}, ensure_ascii=False) + "\n")
     partial.replace(path)
 
 

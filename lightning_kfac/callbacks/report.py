@@ -16,6 +16,7 @@ from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.editing.edited_model import edit_details
 from lightning_kfac.metrics.loss_change import EDGES
+from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import text_data
 from lightning_kfac.reporting.figures.comparison import loss_change_figure, metrics_figure
 from lightning_kfac.reporting.labels import METRICS
@@ -67,7 +68,8 @@ class RunReport(Callback):
         if trainer.is_global_zero:
             row = {"stage": name, **({"rank": int(rank)} if rank else {}), **module.record}
             row |= {"edit": _edit_row(trainer, module), "measured": _measured(trainer, module)}
-            self.folder.add_result(row | {"model": module.evaluated})
+            made_by = {"tokenizer_fingerprint": text_data(trainer).tokenizer_fingerprint}
+            self.folder.add_result(row | origin(module.evaluated) | made_by)
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""
@@ -123,7 +125,7 @@ class RunReport(Callback):
         data = text_data(trainer)
         edit = _edit_row(trainer, module) or {}
         settings = {
-            "model": module.model_name,
+            **origin(module.source),
             "labels": module.labels,
             "corpus": data.corpus.label,
             "max_tokens": data.max_tokens,

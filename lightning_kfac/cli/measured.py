@@ -15,6 +15,7 @@ from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.source import origin
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.storage.results import append_result, read_results
 
@@ -98,5 +99,7 @@ class MeasuredPoints:
         )
 
     def _keep(self, key: str, stage: str, row: dict[str, Any]) -> None:
-        row = {"stage": stage, "point": key, "context": self.baseline, **row, "model": self.evaluator.module.model_name}
+        row = {"stage": stage, "point": key, "context": self.baseline, **row}
+        row |= origin(self.evaluator.module.source)
+        row["tokenizer_fingerprint"] = self.evaluator.data.tokenizer_fingerprint
         self.rows[key] = append_result(self.results, row)

@@ -3,26 +3,34 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from lightning_kfac.cli.quiet import without_loading_bar
-from lightning_kfac.console import command_line
+from lightning_kfac.console import command_line, say
+from lightning_kfac.editing.checks import tokenizer_of
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
-from lightning_kfac.models.loading import Dtype, load_model
+from lightning_kfac.models.loading import Dtype, load_model, load_tokenizer
+from lightning_kfac.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def add_model_options(parser: ArgumentParser, required: bool = False) -> None:
-    """--model, --dtype and --trust_remote_code."""
+    """Which model, of which revision, from which file, and in which dtype."""
     parser.add_argument(
         "--model",
         type=str,
         required=required,
         help="Hub name, folder, or demo." + ("" if required else " By default the one that the factors name."),
     )
+    parser.add_argument("--revision", type=str | None, help="Branch, tag or commit of a hub model.")
+    parser.add_argument("--gguf_file", type=str | None, help="A GGUF file in the model's folder or repository.")
+    parser.add_argument("--adapter", type=str | None, help="Adapter (peft) to merge: folder or hub name.")
     parser.add_argument("--dtype", type=Dtype, default="auto", help="Of the weights; auto is the checkpoint's own.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Let the model's repository run its code.")
 
@@ -37,7 +45,7 @@ def add_editing_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", type=str, help="Where to compute, such as cuda; by default where the model is.")
     add_precision_option(parser)
-    parser.add_argument("--force", action="store_true", help="Edit although the factors belong to other weights.")
+    parser.add_argument("--force", action="store_true", help="Edit although factors are of other weights or tokens.")
 
 
 def add_precision_option(parser: ArgumentParser) -> None:
@@ -59,18 +67,46 @@ def open_factors(options: Namespace) -> FactorFolder:
     return load_factors(options.factors)
 
 
-def model_name(options: Namespace, factors: FactorFolder) -> str:
-    """The model to edit: named, or the one that the factors were collected on."""
-    name = options.model or factors.metadata.get("model")
-    if not name:
-        raise InputError(f"--model is missing, and {factors.path} does not say which model it belongs to")
-    return name
+def named_model(options: Namespace, recorded: Mapping[str, Any], where: object) -> ModelSource:
+    """The model of ``--model``, or the one that a file names, with its revision, GGUF file and adapter.
+
+    Args:
+        recorded: What factors or a patch say of their model.
+        where: Their folder.
+    """
+    given = options.revision, options.gguf_file, options.adapter
+    if options.model:
+        return ModelSource.named(options.model, *given, options.trust_remote_code)
+    known = ModelSource.recorded(recorded, options.trust_remote_code)
+    if known is None:
+        raise InputError(f"--model is missing, and {where} does not say which model it belongs to")
+    if any(given):
+        raise InputError("--revision, --gguf_file and --adapter belong to a --model that is named")
+    return known
 
 
-def open_model(name: str, options: Namespace) -> nn.Module:
+def open_model(source: ModelSource, options: Namespace) -> nn.Module:
     """The model's weights."""
     without_loading_bar()
-    return load_model(name, options.dtype, trust_remote_code=options.trust_remote_code)
+    return load_model(source, options.dtype)
+
+
+def note_other_tokenizer(factors: FactorFolder, fingerprint: str | None) -> None:
+    """Says where the text of the factors was cut into tokens by another tokenizer than the model's."""
+    known = tokenizer_of(factors)
+    if known and fingerprint and known != fingerprint:
+        say(
+            f"{factors.path}: collected with the tokenizer {factors.metadata.get('tokenizer')} ({known[:8]}), which is "
+            f"not the model's ({fingerprint[:8]}): of the same text it makes other tokens"
+        )
+
+
+def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer of a model that is written; None where it has none that can be used (files come along anyway)."""
+    try:
+        return load_tokenizer(source, own_tokenizer=True)
+    except InputError:
+        return None
 
 
 def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
@@ -92,9 +128,10 @@ def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bo
     return folder
 
 
-def check_not_within(path: Path, inputs: Mapping[str, str | Path | None]) -> None:
+def check_not_within(path: Path, inputs: Mapping[str, str | Path | ModelSource | None]) -> None:
     """Refuses to write over what is read."""
-    for name, source in inputs.items():
+    for name, given in inputs.items():
+        source = given.path if isinstance(given, ModelSource) else given
         if source and Path(source).exists() and Path(source).resolve().is_relative_to(path.resolve()):
             raise InputError(f"--output {path} would replace {name} {source}; choose another --output")
 

@@ -16,8 +16,10 @@ from lightning_kfac.console import console
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.mining.windows import check_window
+from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.loading import skeleton
+from lightning_kfac.models.stored import check_shapes, stored_tensors
 from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
@@ -58,9 +60,15 @@ def _on_paper(model: CausalLM) -> "PreTrainedModel":
     return skeleton(model.config, model.trust_remote_code)
 
 
+def check_model(model: CausalLM) -> None:
+    """Raises ``InputError`` where the checkpoint's tensors have other shapes than its config says."""
+    if model.source is not None and (tensors := stored_tensors(model.source)):
+        check_shapes(model.source, _on_paper(model), tensors)
+
+
 def announce(folder: Path, trainer: Trainer, model: CausalLM, data: TextData, n_layers: int) -> None:
     """Prints the steps of the run in order."""
-    name = model.model_name or f"a new {model.config.model_type}"
+    name = model.source or f"a new {model.config.model_type}"
     text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
     study = find_callback(trainer, CrystallizationStudy)
     edit = find_callback(trainer, EditCallback)
@@ -87,8 +95,14 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     """Paths that a run reads."""
     texts = (data.corpus, data.heldout, *data.domains.values())
     corpora = [corpus.source for corpus in texts if corpus is not None]
-    files = [*data.memorized_files.values(), *(questions.source for questions in data.question_sets.values())]
+    files = [file for memorized in data.sets.files.values() for file in memorized.files()]
+    files += [resolve_path(questions.source) for questions in data.question_sets.values()]
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
+
+
+def check_search(data: TextData) -> None:
+    """Raises ``InputError`` where no row of text holds a window, which shows before the text is read."""
+    check_window(data.seq_len, sum(data.window))
 
 
 def make_room_for_mining(folder: Path, overwrite: bool, writes: bool) -> None:

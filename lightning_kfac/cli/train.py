@@ -18,7 +18,7 @@ from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.cli.assembly import callbacks_for, default_folder, state_to_resume, trainer_parts
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
-from lightning_kfac.cli.preflight import announce, check_fit, inputs, make_room_for_mining
+from lightning_kfac.cli.preflight import announce, check_fit, check_model, check_search, inputs, make_room_for_mining
 from lightning_kfac.cli.quiet import quiet, without_loading_bar
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import command_line, console, say
@@ -26,6 +26,7 @@ from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, edit_details, find_reference
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.storage.run_folder import STATE, RunFolder
@@ -116,7 +117,7 @@ class TrainCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = config.trainer.default_root_dir or default_folder(config)
         if config.data.tokenizer is None:
-            config.data.tokenizer = config.model.model_name
+            config.data.tokenizer = _model_name(config.model)
         self.state = None  # of an interrupted collection, to go on from
         collects = self.subcommand == "fit" and config.model.training is None and config.crystallize is None
         if collects and (config.ckpt_path or not config.overwrite):
@@ -162,6 +163,7 @@ class TrainCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Checks all input."""
+        check_search(self.datamodule)
         self._check_data()
         if self.trainer.global_rank == 0:
             self.folder.lock()
@@ -170,6 +172,8 @@ class TrainCLI(LightningCLI):
         )
 
     def _check_data(self) -> None:
+        check_model(self.model)
+        self.datamodule.read_as(self.model.source)
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
         self.model.evaluation_folder = self.folder.path / STATE
 
@@ -178,29 +182,27 @@ class TrainCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Evaluates the unedited model, if there is one, then the model itself; RunReport compares them."""
         model = self.model
-        edited = bool(edit_details(model.model_name))
+        details = edit_details(model.source)
         reference = None
         why = "the baseline is skipped"
         if not model.skip_baseline:
-            names = model.model_name, model.reference
-            reference, why = find_reference(*names, model.vocab_size, model.trust_remote_code)
+            reference, why = find_reference(model.source, model.reference, model.vocab_size)
         if reference:
             model.turn_to("baseline", reference)
             self.trainer.validate(verbose=False, **kwargs)
-            self._check_reference(reference)
-            model.turn_to("edited", model.model_name)
-            model.edited_layers = [layer["name"] for layer in edit_details(model.model_name).get("layers", [])]
-        elif edited or model.reference:
-            model.turn_to("edited", model.model_name)
+            self._check_reference(reference, details)
+            model.turn_to("edited", model.source)
+            model.edited_layers = [layer["name"] for layer in details.get("layers", [])]
+        elif details or model.reference:
+            model.turn_to("edited", model.source)
             say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
             self.report.show_comparison()
             self.folder.note(self.typed)
 
-    def _check_reference(self, reference: str) -> None:
+    def _check_reference(self, reference: ModelSource, details: dict[str, Any]) -> None:
         """Says where the reference is not what was edited."""
-        details = edit_details(self.model.model_name)
         layers = [layer["name"] for layer in details.get("layers", [])]
         if layers and weights_fingerprint(self.model.model, layers) != details.get("fingerprint"):
             say(f"note: {reference} has other weights than the model that was edited, or another dtype")
@@ -257,6 +259,12 @@ def main(args: list[str] | None = None) -> None:
             f"{_rank()}stopped by SIGTERM; what was done is kept, the same command goes on from there", file=sys.stderr
         )
         raise SystemExit(143) from None
+
+
+def _model_name(settings: Any) -> str | None:
+    """The model's name without a revision that was written behind it."""
+    name = settings.model_name
+    return None if name is None else ModelSource.named(name, settings.revision).name
 
 
 def _rank() -> str:

@@ -5,18 +5,33 @@ g = d loss / d z ("K-FAC expand": each position counts as a sample of its own).
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
-from typing_extensions import override
+from typing_extensions import Self, override
 
-from lightning_kfac.collection.sums import FactorSums, LayerSums
+from lightning_kfac.collection.sums import FactorSums, LayerSums, NoSums
 from lightning_kfac.distributed.ranks import Ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Handle, Layer, See
+
+POSITIONS = "positions"
+
+
+@dataclass(frozen=True)
+class Uses:
+    """How a forward uses layers, found in a trial.
+
+    Attributes:
+        leaders: For each layer that runs the first that reads the same inputs, itself where there is none.
+        changed: Layers whose input is changed in place afterwards: what they saw must be copied.
+    """
+
+    leaders: Mapping[str, str]
+    changed: frozenset[str] = frozenset()
 
 
 class Tap(torch.autograd.Function):
@@ -28,8 +43,10 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, output: Tensor, root: Tensor, a: Tensor, capture: "CurvatureCapture", name: str) -> Tensor:
-        ctx.save_for_backward(a)
+    def forward(
+        ctx: Any, output: Tensor, root: Tensor, a: Tensor, where: Tensor | None, capture: "CurvatureCapture", name: str
+    ) -> Tensor:
+        ctx.save_for_backward(a, where)
         ctx.capture = capture
         ctx.name = name
         ctx.first_draw = True
@@ -40,11 +57,11 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     @override
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        (a,) = ctx.saved_tensors
-        ctx.capture.add(ctx.name, a, gradient, ctx.first_draw)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
+        a, where = ctx.saved_tensors
+        ctx.capture.add(ctx.name, a, gradient, ctx.first_draw, where)
         ctx.first_draw = False
-        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
+        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None, None
 
 
 class CurvatureCapture:
@@ -57,8 +74,8 @@ class CurvatureCapture:
     Args:
         layers: The tracked layers by name.
         sums: Makes the sums of a layer; by default those of A and G.
-        leaders: For each layer the one that reads the same input and comes first in a forward, itself where there is
-            none; by default found in the first forward. (Layers that are not tracked here may be in it.)
+        uses: What a trial has found out of these layers and perhaps others; by default, which of them read the same
+            input is found in the first forward.
         per_position_masks: Leave layers unmasked whose input is not one vector a position, instead of
             refusing them: for models other than language models.
         ranks: Processes that add to the same sums at every batch, each of which one of them keeps.
@@ -68,7 +85,7 @@ class CurvatureCapture:
         self,
         layers: Mapping[str, Layer],
         sums: Callable[[Layer], LayerSums[Any]] = FactorSums,
-        leaders: Mapping[str, str] | None = None,
+        uses: "Uses | None" = None,
         per_position_masks: bool = False,
         ranks: Ranks | None = None,
     ):
@@ -80,43 +97,73 @@ class CurvatureCapture:
         self.root = torch.zeros((), requires_grad=True, device=device)
         # On the device, so that no batch waits for it.
         self.counts = {name: torch.zeros((), dtype=torch.int64, device=device) for name in self.layers}
+        self.positions = torch.zeros((), dtype=torch.int64, device=device)
         self.leaders: dict[str, str] = {}
         self._valid: Tensor | None = None
-        self._inputs: dict[str, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
-        for name, leader in leaders_among(self.layers, leaders or {}).items():
+        self._shape: tuple[int, int] | None = None
+        self._seen: dict[str, list[Input]] = {}
+        self._firsts: dict[tuple[int, Input], str] = {}
+        self._handles: list[Handle] = []
+        uses = uses or Uses({})
+        self._changed = uses.changed
+        for name, leader in leaders_among(self.layers, uses.leaders).items():
             self._follow(name, leader)
 
-    def begin(self, valid: Tensor | None) -> None:
+    def begin(self, valid: Tensor | None, shape: tuple[int, int] | None = None) -> None:
         """Starts a batch.
 
         Args:
             valid: bool [B, T], the positions that count; None if all do.
+            shape: (B, T), where it is known.
         """
         self._valid = valid
-        self._inputs.clear()
+        self._shape = shape
+        self._forget()
+        if valid is not None:
+            self.positions += valid.sum()
+        elif shape is not None:
+            self.positions += shape[0] * shape[1]
 
-    def add(self, name: str, a: Tensor, g: Tensor, first_draw: bool) -> None:
-        """Adds what one layer saw, without the positions that do not count."""
+    def add(self, name: str, a: Tensor, g: Tensor, first_draw: bool, where: Tensor | None = None) -> None:
+        """Adds what one layer saw, without the positions that do not count.
+
+        Args:
+            where: int64 [n], where only some positions come to the layer: which.
+        """
         a = self.layers[name].inputs(a)
         g = self.layers[name].outputs(g)
-        valid = self._valid
-        if valid is not None and a[..., 0].numel() != valid.numel():
-            if not self.per_position_masks:
-                raise InputError(
-                    f"{name} has an input of shape {list(a.shape)}, not one vector for each of "
-                    f"{list(valid.shape)} rows and positions; leave it out"
-                )
-            valid = None
+        valid = self._of_positions(name, a, where)
         if valid is not None:
-            dropped = ~valid.reshape(a.shape[:-1])[..., None]  # some models flatten rows and positions
+            dropped = ~valid[..., None]
             a = a.masked_fill(dropped, 0)
             g = g.masked_fill(dropped, 0)
-        self.sums[name].add(a, g, first_draw)
+        self.sums[name].add(a, g, first_draw, self._rows(where))
         if first_draw:
             self.counts[name] += a[..., 0].numel() if valid is None else valid.sum()
 
-    def __enter__(self) -> "CurvatureCapture":
+    def _of_positions(self, name: str, a: Tensor, where: Tensor | None) -> Tensor | None:
+        """Which of a layer's inputs count, bool like a without its last dimension; None if all do."""
+        valid = self._valid
+        if valid is None:
+            return None
+        if where is not None:
+            return valid.flatten()[where]
+        if a.shape[:-1] == valid.shape or (a.ndim == 2 and len(a) == valid.numel()):
+            return valid.reshape(a.shape[:-1])  # some models flatten rows and positions
+        if self.per_position_masks:
+            return None
+        raise InputError(
+            f"{name} has an input of shape {list(a.shape)}, not one vector for each of "
+            f"{list(valid.shape)} rows and positions; leave it out"
+        )
+
+    def _rows(self, where: Tensor | None) -> Tensor | None:
+        """Of which row of the batch each of some positions is."""
+        if where is None or self._shape is None:
+            return where
+        return where.div(self._shape[1], rounding_mode="floor")
+
+    def __enter__(self) -> Self:
         for name, layer in self.layers.items():
             self._handles.append(layer.watch(self._see(name)))
         return self
@@ -125,7 +172,7 @@ class CurvatureCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._inputs.clear()
+        self._forget()
 
     def check_finite(self, loss: Tensor, where: str) -> None:
         """Raises ``InputError`` naming the first layer whose sums are no longer finite.
@@ -158,6 +205,8 @@ class CurvatureCapture:
             raise InputError("no valid token: every position is padding, ignored, or without a next token")
         if idle := [name for name in self.layers if name not in self.leaders]:
             raise InputError(f"{idle[0]} was never run; leave it out")
+        if apart := [name for name, leader in self.leaders.items() if counts[name] != counts[leader]]:
+            raise InputError(f"{apart[0]} ran less often than {self.leaders[apart[0]]}, whose input it shares")
         found: dict[str, Any] = {}
         for name, leader in self.leaders.items():  # leaders come first, as they did in the forward
             found[name] = self.sums.pop(name).result(counts[name], draws, found.get(leader))
@@ -165,7 +214,7 @@ class CurvatureCapture:
 
     def snapshot(self, add_over_ranks: Callable[[Tensor], Tensor], draws: int = 1) -> dict[str, KroneckerFactors]:
         """The factors so far, of all ranks; collection goes on."""
-        copy = CurvatureCapture(self.layers, leaders=self.leaders)
+        copy = CurvatureCapture(self.layers, uses=Uses(self.leaders))
         copy.counts = dict(self.counts)
         for name, sums in self.sums.items():
             copy.sums[name].load(sums.tensors())
@@ -175,7 +224,7 @@ class CurvatureCapture:
     def state(self) -> dict[str, Tensor]:
         """Sums and counts of this rank by ``layer/part``, for ``load_state``."""
         state = {f"{name}/{key}": value for name, sums in self.sums.items() for key, value in sums.state().items()}
-        return state | {f"{name}/count": count for name, count in self.counts.items()}
+        return state | {f"{name}/count": count for name, count in self.counts.items()} | {POSITIONS: self.positions}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from what ``state`` gave, bit for bit; the leaders must be those of the capture that gave it."""
@@ -183,6 +232,7 @@ class CurvatureCapture:
             sums.load_state(_parts(state, name))
         for name, count in self.counts.items():
             count.copy_(state[f"{name}/count"])
+        self.positions.copy_(_positions(state))
 
     def add_state(self, state: Mapping[str, Tensor]) -> None:
         """Adds the sums of another capture of these layers to this one's, equal to rounding."""
@@ -194,6 +244,7 @@ class CurvatureCapture:
             sums.load([old + new for old, new in zip(before, sums.tensors(), strict=True)])
         for name, count in self.counts.items():
             count += state[f"{name}/count"].to(count.device)
+        self.positions += _positions(state).to(self.positions.device)
 
     def reduce(self, add_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Adds the sums of all ranks; only triangles travel.
@@ -205,25 +256,37 @@ class CurvatureCapture:
             if self.ranks.size == 1:  # else they are sums over ranks already
                 sums.load([add_over_ranks(tensor) for tensor in sums.tensors()])
             self.counts[name] = add_over_ranks(self.counts[name])
+        self.positions = add_over_ranks(self.positions)
 
-    def _see(self, name: str) -> Callable[[Tensor, Tensor], Tensor | None]:
-        def see(a: Tensor, z: Tensor) -> Tensor | None:
+    def _forget(self) -> None:
+        self._seen.clear()
+        self._firsts.clear()
+
+    def _see(self, name: str) -> See:
+        def see(a: Tensor, z: Tensor, positions: Tensor | None = None) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
             self._note_input(name, a)
-            return Tap.apply(z, self.root, a.detach(), self, name)
+            kept = a.detach().clone() if name in self._changed else a.detach()
+            return Tap.apply(z, self.root, kept, positions, self, name)
 
         return see
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch does not annotate it
     def _note_input(self, name: str, a: Tensor) -> None:
         """Notes in the first forward which layers read the same tensor, unless that is known; later ones must agree."""
+        seen = self._seen.setdefault(name, [])
+        mine = Input(a, a._version)
+        place = len(seen)
+        seen.append(mine)
+        first = self._firsts.setdefault((place, mine), name)
         if name not in self.leaders:
-            self._follow(name, next((other for other, seen in self._inputs.items() if seen is a), name))
-        elif (leader := self.leaders[name]) != name and self._inputs.get(leader) is not a:
+            self._follow(name, first)
+            return
+        leader = self.leaders[name]
+        theirs = self._seen.get(leader, [])
+        if leader != name and not (len(theirs) > place and theirs[place] == mine):
             raise InputError(f"{name} shared its input with {leader} in the first batch, and no longer does")
-        if self.leaders[name] == name:
-            self._inputs[name] = a
 
     def _follow(self, name: str, leader: str) -> None:
         self.leaders[name] = leader
@@ -238,6 +301,49 @@ class CurvatureCapture:
                 if not trace.isfinite():
                     bad[what].add(name)
         return bad
+
+
+class Trial(CurvatureCapture):
+    """Sums nothing: finds in one forward how layers are used.
+
+    Args:
+        layers: The layers by name.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer]):
+        super().__init__(layers, lambda layer: NoSums())
+
+    def uses(self) -> Uses:
+        """How the forward used the layers: those with the same inputs, one after another, share them."""
+        first: dict[tuple[Input, ...], str] = {}
+        leaders = {name: first.setdefault(tuple(inputs), name) for name, inputs in self._seen.items()}
+        changed = (name for name, inputs in self._seen.items() if any(seen.changed for seen in inputs))
+        return Uses(leaders, frozenset(changed))
+
+    @override
+    def _note_input(self, name: str, a: Tensor) -> None:
+        self._seen.setdefault(name, []).append(Input(a, a._version))
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """A tensor that a layer was called with, as it was then: it may be changed in place afterwards."""
+
+    tensor: Tensor
+    version: int
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Input) and self.tensor is other.tensor and self.version == other.version
+
+    @override
+    def __hash__(self) -> int:
+        return hash((id(self.tensor), self.version))
+
+    @property
+    def changed(self) -> bool:
+        """Whether it has been changed since."""
+        return self.tensor._version != self.version
 
 
 def leaders_among(names: Iterable[str], leaders: Mapping[str, str]) -> dict[str, str]:
@@ -263,6 +369,13 @@ def _where_it_began(layers: list[str], inputs: set[str], gradients: set[str]) ->
     if last := next((name for name in reversed(layers) if name in gradients), None):
         return f"the gradient at {last} has NaN or infinite values"
     return "the loss is NaN or infinite"
+
+
+def _positions(state: Mapping[str, Tensor]) -> Tensor:
+    """All positions that counted. Version 0.1 kept no such count, but every layer ran once for each of them."""
+    if POSITIONS in state:
+        return state[POSITIONS]
+    return torch.stack([value for key, value in state.items() if key.endswith("/count")]).max()
 
 
 def _parts(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

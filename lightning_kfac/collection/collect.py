@@ -7,8 +7,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_kfac.collection.capture import CurvatureCapture
+from lightning_kfac.collection.capture import CurvatureCapture, Trial
 from lightning_kfac.collection.fisher import FisherLoss, LabelSource
+from lightning_kfac.collection.leftovers import without_leftover_gradients
 from lightning_kfac.collection.session import CollectionSession
 from lightning_kfac.collection.sums import FactorSums, LayerSums, MomentSums, ResultT
 from lightning_kfac.console import console
@@ -16,7 +17,8 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.models.language import vocabulary_size
-from lightning_kfac.models.layers import Layer, find_layers
+from lightning_kfac.models.layer import Layer
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.targets import Blocks, resolve_targets
 from lightning_kfac.models.tokens import TokenBatch
 
@@ -51,7 +53,8 @@ def collect_factors(
             [B, T] (Hugging Face convention; -100 is ignored) and ``sample_index`` [B]. Several passes
             need something that can be iterated more than once.
         blocks: Block indices (negative from the end) or ``all``.
-        projections: Any of gate, up, down, q, k, v, o.
+        projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
+            shared_up, shared_down of one that every token goes through.
         modules: Instead of both: regular expressions on dotted names.
         labels: ``sampled`` (true Fisher) or ``gold`` (empirical Fisher).
         seed: Keys the sampled labels.
@@ -198,14 +201,21 @@ def _pass(
 def _collect_with(
     loss_fn: LossFunction, model: nn.Module, batches: Batches, layers: Mapping[str, Layer]
 ) -> dict[str, KroneckerFactors]:
-    with torch.enable_grad(), CurvatureCapture(layers, per_position_masks=True) as capture:
-        for number, batch in enumerate(batches):
-            mask = batch.get("attention_mask")
-            capture.begin(None if mask is None else mask.bool())
-            loss = loss_fn(model, batch)
-            loss.backward()
-            capture.check_finite(loss, f"batch {number}")
-        return capture.results()
+    first, batches = _peek(batches)
+    if first is None:
+        raise InputError("there is no batch")
+    with torch.enable_grad(), without_leftover_gradients(model):
+        with Trial(layers) as trial:
+            loss_fn(model, first)
+            uses = trial.uses()
+        with CurvatureCapture(layers, uses=uses, per_position_masks=True) as capture:
+            for number, batch in enumerate(batches):
+                mask = batch.get("attention_mask")
+                capture.begin(None if mask is None else mask.bool())
+                loss = loss_fn(model, batch)
+                loss.backward()
+                capture.check_finite(loss, f"batch {number}")
+            return capture.results()
 
 
 def _peek(batches: Iterable[T]) -> tuple[T | None, Iterable[T]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from lightning_kfac.factors.folder import input_leaders
-from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.factors.kronecker import KroneckerFactors, most_tokens
 from lightning_kfac.math.overlap import KeptSet, overlap
 from lightning_kfac.math.spectrum import Spectrum, eigenbasis
 
@@ -63,10 +63,12 @@ class Snapshots:
         kept: dict[str, KeptSet] = {}
         for name, leader in input_leaders(factors).items():
             layer = factors[name]
+            if not layer.n_tokens:  # an expert that nothing came to yet
+                continue
             if leader not in inputs:
                 inputs[leader] = eigenbasis(layer.A, f"A of {leader}")
             kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), inputs[leader])
-        overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if self._last}
+        overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if name in self._last}
         self._last = kept
-        self._last_tokens = next(iter(factors.values())).n_tokens
+        self._last_tokens = most_tokens(factors)
         return overlaps

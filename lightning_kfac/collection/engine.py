@@ -1,6 +1,5 @@
 """The engine of every collection, with or without a Trainer: forward, loss and backward of a batch."""
 
-import math
 from typing import Generic
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_kfac.collection.capture import CurvatureCapture
 from lightning_kfac.collection.objective import BatchT, Objective
+from lightning_kfac.models.tokens import parts_of
 
 
 class CurvatureEngine(Generic[BatchT]):
@@ -42,16 +42,15 @@ class CurvatureEngine(Generic[BatchT]):
             The last loss, to be differentiated, and the sum of all losses, detached.
         """
         n_rows, _ = batch.shape
-        rows = self.rows_at_once or n_rows
-        parts = math.ceil(n_rows / rows)
+        parts = parts_of(self.model, batch, self.rows_at_once or n_rows)
         draws = self.objective.mc_samples
         losses: list[Tensor] = []
         with torch.enable_grad():
-            for p, part in enumerate(batch.split(rows), start=1):
-                self.capture.begin(part.counted)
+            for p, part in enumerate(parts, start=1):
+                self.capture.begin(part.counted, part.shape)
                 for d, loss in enumerate(self.objective.draws(self.model, part, self.head_chunk), start=1):
                     losses.append(loss.detach())
-                    if (p, d) == (parts, draws):
+                    if (p, d) == (len(parts), draws):
                         return loss, sum(losses[1:], losses[0]) / draws
                     loss.backward(retain_graph=d < draws)
         raise ValueError("a batch has no rows")

@@ -12,7 +12,8 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED, sample_labels, uniforms
 from lightning_kfac.models.head import HeadLoss, Labels
 from lightning_kfac.models.language import language_model
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
+from lightning_kfac.models.manner import manner_of
 from lightning_kfac.models.probes import is_plain_head
 from lightning_kfac.models.tokens import TokenBatch, trial_batch
 
@@ -71,9 +72,9 @@ class FisherLoss:
         """
         targets = batch.targets.flatten()
         if head_chunk is None:
-            logits = model(**batch.model_inputs()).logits.flatten(0, 1)
+            logits = model(**batch.model_inputs(model)).logits.flatten(0, 1)
         else:
-            hidden = language_model(model).base_model(**batch.model_inputs()).last_hidden_state.flatten(0, 1)
+            hidden = language_model(model).base_model(**batch.model_inputs(model)).last_hidden_state.flatten(0, 1)
         for draw in range(self.mc_samples):
             labels = self._labels(batch, targets, draw)
             if head_chunk is None:
@@ -100,6 +101,7 @@ class FisherLoss:
         self, model: nn.Module, layers: Mapping[str, Layer], device: torch.device, positions: int
     ) -> tuple[int | None, int]:
         """Tokens whose logits exist at once, and their bytes; None, all of them, where the model must make them."""
+        manner_of(model)  # tried out while nothing listens to the layers
         head = language_model(model).get_output_embeddings()
         vocabulary = head.weight.shape[0]
         if any(layer.module is head for layer in layers.values()) or not is_plain_head(model):

@@ -1,6 +1,7 @@
 """What a collection will need in memory, and how to cut it so that it fits."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,16 +9,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from typing_extensions import override
 
-from lightning_kfac.collection.capture import CurvatureCapture
+from lightning_kfac.collection.capture import Trial, Uses
+from lightning_kfac.collection.leftovers import without_leftover_gradients
 from lightning_kfac.collection.objective import BatchT, Objective
-from lightning_kfac.collection.sums import LayerSums
 from lightning_kfac.distributed.ranks import share_out
 from lightning_kfac.distributed.sharding import gathered_bytes, is_spread
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 
 # Share of the free memory that a plan may use: estimates are estimates.
 USABLE = 0.85
@@ -40,6 +40,7 @@ class MemoryPlan:
         activation_bytes: Activations of ``rows_at_once`` rows (measured on a few tokens, extrapolated).
         head_bytes: One slice of logits.
         leaders: For each layer the first one that reads the same input.
+        changed: Layers whose input the model changes in place afterwards.
         owners: The rank that keeps each layer's accumulators; None where every rank keeps all.
     """
 
@@ -51,6 +52,12 @@ class MemoryPlan:
     head_bytes: int
     leaders: dict[str, str] = field(default_factory=dict, repr=False)
     owners: dict[str, int] | None = None
+    changed: tuple[str, ...] = ()
+
+    @property
+    def uses(self) -> Uses:
+        """How a forward uses the layers."""
+        return Uses(self.leaders, frozenset(self.changed))
 
     def __str__(self) -> str:
         layers = sum(map(len, self.passes))
@@ -97,7 +104,8 @@ def plan_memory(
     budget = USABLE * free_memory(device) / (processes if device.type == "cpu" else 1) - gathered_bytes(model)
     budget = int(budget if max_memory_gb is None else max_memory_gb * 1e9)
     chunk, head_bytes = objective.head(model, layers, device, rows * seq_len)
-    row_bytes, leaders = _try_out(model, layers, objective, chunk, seq_len)
+    row_bytes, uses = _try_out(model, layers, objective, chunk, seq_len)
+    leaders = dict(uses.leaders)
     ranks = owning_ranks or 1
     size = partial(_factor_bytes, layers, leaders, ranks=ranks)
     room = budget - head_bytes
@@ -120,6 +128,7 @@ def plan_memory(
         head_bytes,
         leaders,
         owners if owning_ranks else None,
+        tuple(uses.changed),
     )
 
 
@@ -180,12 +189,14 @@ def cut_passes(
         if layers_per_pass < 1:
             raise InputError(f"collect.layers_per_pass is {layers_per_pass}; it must be at least 1")
         return tuple(tuple(names[i : i + layers_per_pass]) for i in range(0, len(names), layers_per_pass))
-    passes: list[list[str]] = [[]]
-    for name in names:
-        if passes[-1] and size([*passes[-1], name]) > budget:
-            passes.append([])
-        passes[-1].append(name)
-    return tuple(map(tuple, passes))
+    passes: list[tuple[str, ...]] = []
+    first = 0
+    while first < len(names):
+        ends = range(first + 2, len(names) + 1)
+        last = first + 1 + bisect_right(ends, budget, key=lambda end: size(names[first:end]))
+        passes.append(tuple(names[first:last]))
+        first = last
+    return tuple(passes)
 
 
 def free_memory(device: torch.device) -> int:
@@ -199,46 +210,10 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-class _NoSums(LayerSums[None]):
-    """Sums nothing: for a trial run."""
-
-    @override
-    def share_input(self) -> None:
-        pass
-
-    @override
-    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
-        pass
-
-    @override
-    def tensors(self) -> list[Tensor]:
-        return []
-
-    @override
-    def load(self, tensors: list[Tensor]) -> None:
-        pass
-
-    @override
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    @override
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        pass
-
-    @override
-    def trace(self) -> dict[str, Tensor]:
-        return {}
-
-    @override
-    def result(self, n_tokens: int, draws: int, leader: None) -> None:
-        pass
-
-
 def _try_out(
     model: nn.Module, layers: Mapping[str, Layer], objective: Objective[BatchT], chunk: int | None, seq_len: int
-) -> tuple[int, dict[str, str]]:
-    """Bytes that autograd keeps for one row, and which layers share an input, from a run on a few tokens."""
+) -> tuple[int, Uses]:
+    """Bytes that autograd keeps for one row, and how a forward uses the layers, from a run on a few tokens."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not is_spread(p)}
     kept: dict[int, UntypedStorage] = {}
 
@@ -251,17 +226,22 @@ def _try_out(
     first = next(iter(layers.values()))
     tokens = max(2, min(PROBE_TOKENS, seq_len))
     batch = objective.trial(tokens, first.device)
-    with CurvatureCapture(layers, lambda layer: _NoSums()) as capture, torch.enable_grad():
-        capture.begin(None)
+    with (
+        without_leftover_gradients(model),
+        Trial(layers) as trial,
+        torch.enable_grad(),
+    ):
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            next(iter(objective.draws(model, batch, chunk)))
-    if missing := [name for name in layers if name not in capture.leaders]:
+            loss = next(iter(objective.draws(model, batch, chunk)))
+        uses = trial.uses()
+    del loss
+    if missing := [name for name in layers if name not in uses.leaders]:
         raise InputError(f"{missing[0]} was not run in a trial on {tokens} tokens (is it an expert?); leave it out")
     widest = max(max(layer.shape) for layer in layers.values())
     transient = WIDEST_AT_ONCE * widest * first.parameter.element_size()
     # Weights of a sharded model that were put together for the forward are empty again.
     row_bytes = sum(storage.nbytes() for storage in kept.values())
-    return (row_bytes // (tokens - 1) + transient) * seq_len, capture.leaders
+    return (row_bytes // (tokens - 1) + transient) * seq_len, uses
 
 
 def _numbers(layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str]) -> dict[str, int]:

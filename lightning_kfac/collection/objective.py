@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, TypeVar
 
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 
 # Where the task is not known, as in a callback, neither is its batch.
 BatchT = TypeVar("BatchT", bound="Batch", default=Any)

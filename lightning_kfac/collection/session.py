@@ -1,6 +1,7 @@
 """A collection, with or without a Trainer: its plan, and capture and engine of the pass that is running."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Generic
 
@@ -9,13 +10,14 @@ from torch import Tensor, nn
 
 from lightning_kfac.collection.capture import CurvatureCapture
 from lightning_kfac.collection.engine import CurvatureEngine
+from lightning_kfac.collection.leftovers import without_leftover_gradients
 from lightning_kfac.collection.memory import MemoryPlan, plan_memory
 from lightning_kfac.collection.objective import BatchT, Objective
 from lightning_kfac.collection.sharded_sums import sharded_sums
 from lightning_kfac.collection.sums import FactorSums, LayerSums
 from lightning_kfac.distributed.ranks import Ranks, current_ranks
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 
 
 class CollectionSession(Generic[BatchT]):
@@ -31,6 +33,7 @@ class CollectionSession(Generic[BatchT]):
 
     Attributes:
         loss: Summed loss of the latest batch, detached.
+        n_tokens: Positions that counted in the latest pass, of all ranks, once it has ended.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class CollectionSession(Generic[BatchT]):
         self.processes = processes
         self.owning_ranks = owning_ranks
         self.loss = torch.zeros(())
+        self.n_tokens = 0
         self._plan: MemoryPlan | None = None
         self._capture: CurvatureCapture | None = None
         self._engine: CurvatureEngine[BatchT] | None = None
+        self._listening = ExitStack()
 
     @property
     def planned(self) -> bool:
@@ -127,8 +132,10 @@ class CollectionSession(Generic[BatchT]):
         if plan.owners is not None:
             ranks = current_ranks()
             sums = sharded_sums(ranks, plan.owners)
-        self._capture = CurvatureCapture(layers, sums or FactorSums, plan.leaders, ranks=ranks)
-        self._capture.__enter__()
+        self._capture = CurvatureCapture(layers, sums or FactorSums, plan.uses, ranks=ranks)
+        self._listening = ExitStack()
+        self._listening.enter_context(without_leftover_gradients(self.model))
+        self._listening.enter_context(self._capture)
         self._engine = CurvatureEngine(self.model, self._capture, self.objective, plan.rows_at_once, plan.head_chunk)
         return self._capture
 
@@ -155,6 +162,7 @@ class CollectionSession(Generic[BatchT]):
         """
         if add_over_ranks is not None:
             self.capture.reduce(add_over_ranks)
+        self.n_tokens = int(self.capture.positions)
         found = self.capture.results(self.objective.mc_samples)
         self.abandon()
         return found
@@ -162,6 +170,6 @@ class CollectionSession(Generic[BatchT]):
     def abandon(self) -> None:
         """Ends a pass without its results; does nothing where none is running."""
         if self._capture is not None:
-            self._capture.__exit__()
+            self._listening.close()
             self._capture = None
             self._engine = None

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_kfac.collection.sums import FactorSums
 from lightning_kfac.distributed.ranks import Ranks
 from lightning_kfac.math.covariance import SecondMoment, accumulate_upper, panel_edges
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 
 
 class ShardedMoment:

@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.spectrum import Spectrum
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 
 ResultT = TypeVar("ResultT")
 
@@ -50,11 +50,12 @@ class LayerSums(Protocol[ResultT]):
     def share_input(self) -> None:
         """The layer reads the same input as an earlier one, which sums it for both."""
 
-    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+    def add(self, a: Tensor, g: Tensor, first_draw: bool, rows: Tensor | None = None) -> None:
         """Adds one batch: a [B, T, d_in], g [B, T, d_out], zero at positions that do not count.
 
         Args:
             first_draw: False where only g is new: another draw of labels on the same forward pass.
+            rows: int64 [n], where a is [n, d_in], of some positions only: in which row of the batch each is.
         """
 
     def tensors(self) -> list[Tensor]:
@@ -99,7 +100,7 @@ class FactorSums(LayerSums[KroneckerFactors]):
         self.A = None
 
     @override
-    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+    def add(self, a: Tensor, g: Tensor, first_draw: bool, rows: Tensor | None = None) -> None:
         self.G.add(g.flatten(0, -2))
         if first_draw and self.A is not None:
             self.A.add(a.flatten(0, -2))
@@ -130,16 +131,16 @@ class FactorSums(LayerSums[KroneckerFactors]):
 
     @override
     def result(self, n_tokens: int, draws: int, leader: KroneckerFactors | None) -> KroneckerFactors:
-        """The factors A and G; layers that share an input share the tensor A."""
+        """The factors A and G, zero where nothing came; layers that share an input share the tensor A."""
         A = self._mean_input(n_tokens) if leader is None else leader.A
         self.A = None
-        G = self.G.sum().div_(draws * n_tokens)
+        G = self.G.sum().div_(draws * max(n_tokens, 1))
         return KroneckerFactors(A, G, n_tokens)
 
     def _mean_input(self, n_tokens: int) -> Tensor:
         if self.A is None:
             raise RuntimeError("the layer shares its input: its A is in the result of the layer that leads")
-        return self.A.sum().div_(n_tokens)
+        return self.A.sum().div_(max(n_tokens, 1))
 
     def _here(self) -> list[Moment]:
         """The sums that this process keeps."""
@@ -169,10 +170,13 @@ class MomentSums(LayerSums[Tensor]):
         """Its moments are its own."""
 
     @override
-    def add(self, a: Tensor, g: Tensor, first_draw: bool) -> None:
+    def add(self, a: Tensor, g: Tensor, first_draw: bool, rows: Tensor | None = None) -> None:
         a = a.float() @ self.U_A
         g = g.float() @ self.U_G
-        if self.per_row:
+        if self.per_row and rows is not None:
+            for row in rows.unique():
+                self.total += (g[rows == row].T @ a[rows == row]) ** 2
+        elif self.per_row:
             for a_row, g_row in zip(a, g, strict=True):
                 self.total += (g_row.T @ a_row) ** 2
         else:
@@ -201,4 +205,40 @@ class MomentSums(LayerSums[Tensor]):
     @override
     def result(self, n_tokens: int, draws: int, leader: Tensor | None) -> Tensor:
         """The mean moments [d_out, d_in]."""
-        return self.total / (draws * n_tokens)
+        return self.total / (draws * max(n_tokens, 1))
+
+
+class NoSums(LayerSums[None]):
+    """Sums nothing: for a trial run."""
+
+    @override
+    def share_input(self) -> None:
+        pass
+
+    @override
+    def add(self, a: Tensor, g: Tensor, first_draw: bool, rows: Tensor | None = None) -> None:
+        pass
+
+    @override
+    def tensors(self) -> list[Tensor]:
+        return []
+
+    @override
+    def load(self, tensors: list[Tensor]) -> None:
+        pass
+
+    @override
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+    @override
+    def trace(self) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def result(self, n_tokens: int, draws: int, leader: None) -> None:
+        pass

@@ -1,18 +1,18 @@
-"""Memorized sets: JSONL files of prefixes and the suffixes that a model may recite."""
+"""Memorized sets: prefixes and the suffixes that a model may recite, as token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
-from lightning_kfac.data.rows import BadRows, read_objects
-from lightning_kfac.data.text_ids import Tokenize, continuation_ids, text_ids
+from lightning_kfac.data.rows import BadRows
+from lightning_kfac.data.set_formats import OWN, MemorizedSet
+from lightning_kfac.data.text_ids import Continuation, Tokenize, continuation_ids, text_ids
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 
-PREFIX_FIELDS = ("prefix", "prefix_text", "prompt")
-SUFFIX_FIELDS = ("target_suffix", "suffix_text", "suffix")
 # Of the rows that hold text beside ids, so many are compared with the tokenizer; of fewer nothing is concluded.
 COMPARED_WITH_TEXT = 20
 FEWEST_COMPARED = 3
@@ -39,7 +39,7 @@ class MemorizedSequence:
 
 
 def load_memorized(
-    path: str | Path,
+    source: str | Path | MemorizedSet,
     tokenizer: Tokenize | None,
     vocab_size: int,
     *,
@@ -49,13 +49,13 @@ def load_memorized(
 ) -> list[MemorizedSequence]:
     """Reads a memorized set.
 
-    Rows hold ``prefix_ids`` and ``suffix_ids``, used untouched, or text under ``prefix`` /
-    ``prefix_text`` / ``prompt`` and ``target_suffix`` / ``suffix_text`` / ``suffix``. Text is tokenized
-    prefix and suffix together, see ``continuation_ids``; of how many rows a token straddles the cut is said.
-    Rows that repeat earlier ones count again, with a notice, unless bad rows are skipped.
+    Rows hold ids, used untouched, or text, see ``MemorizedSet``. Text is tokenized prefix and suffix together, see
+    ``continuation_ids``; of how many rows a token straddles the cut is said.
+    Rows that repeat earlier ones count again, with a notice, unless bad rows are skipped. Ids beside a
+    ``tokenizer_fingerprint`` (``predict`` writes it) are refused with another tokenizer.
 
     Args:
-        path: A JSONL file, or ``demo:FILE``.
+        source: A file, ``demo:FILE``, or one with the fields to read.
         tokenizer: Needed for text rows; where rows hold ids and text, it is checked against them.
         vocab_size: Ids must lie below it.
         prefix_len, suffix_len: Tokens of each prefix (its last) and of each suffix (its first); by default all.
@@ -64,16 +64,19 @@ def load_memorized(
     Raises:
         InputError: Names the file and the line.
     """
-    path = resolve_path(path)
+    memorized = MemorizedSet.parse("memorized", source)
+    path = memorized.files()[0]
     bad = BadRows(skip_bad_rows)
     sequences: list[MemorizedSequence] = []
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     repeated: list[str] = []
     with_text: list[tuple[str, list[int]]] = []
     straddling: list[str] = []
-    for where, row in read_objects(path, bad):
+    halved = 0
+    rows = _Rows(memorized, tokenizer, vocab_size, prefix_len)
+    for where, row in memorized.rows(bad):
         try:
-            sequence, straddles = _parse_row(row, where, tokenizer, vocab_size)
+            sequence, straddles, in_the_middle = rows.parse(row, where)
             cut = _cut(sequence, where, prefix_len, suffix_len)
         except InputError as error:
             bad.meet(error)
@@ -86,6 +89,7 @@ def load_memorized(
                 continue
         sequences.append(cut)
         straddling += [where] * straddles
+        halved += in_the_middle
         if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT:
             with_text += _text_beside_ids(row, sequence)
     bad.tell(path)
@@ -93,6 +97,11 @@ def load_memorized(
         raise InputError(f"{path}: the memorized set is empty")
     if repeated and not skip_bad_rows:
         say(f"{path}: {len(repeated):,} rows repeat earlier ones and count again; the first: {repeated[0]}")
+    if halved:
+        say(
+            f"{path}: {halved:,} rows of tokens do not say where their prefix ends and are cut in the middle; "
+            "data.prefix_len, or prefix_len in the rows, cuts elsewhere"
+        )
     if straddling:
         say(
             f"{path}: in {len(straddling):,} of {len(sequences):,} rows a token straddles the end of the prefix, so "
@@ -102,33 +111,58 @@ def load_memorized(
     return sequences
 
 
-def _parse_row(
-    row: dict[str, Any], where: str, tokenizer: Tokenize | None, vocab_size: int
-) -> tuple[MemorizedSequence, bool]:
-    """The sequence, and whether a token straddles the end of its prefix."""
-    straddles = False
-    if "prefix_ids" in row and "suffix_ids" in row:
-        prefix = row["prefix_ids"]
-        suffix = row["suffix_ids"]
-    else:
-        texts = _required(row, PREFIX_FIELDS, where), _required(row, SUFFIX_FIELDS, where)
-        if tokenizer is None:
+@dataclass(frozen=True)
+class _Rows:
+    """What rows become token ids with."""
+
+    memorized: MemorizedSet
+    tokenizer: Tokenize | None
+    vocab_size: int
+    prefix_len: int | None
+
+    def parse(self, row: dict[str, Any], where: str) -> tuple[MemorizedSequence, bool, bool]:
+        """The sequence, whether a token straddles the end of its prefix, and whether it was cut in the middle."""
+        straddles = False
+        prefix, suffix, text, halved = self.memorized.parts(row, where, self.prefix_len)
+        if text:
+            prefix, suffix, straddles = self._tokenized(prefix, suffix, where)
+        else:
+            self._check_made_by(row.get("tokenizer_fingerprint"), where)
+        for name, ids in (("prefix", prefix), ("suffix", suffix)):
+            self._check_ids(ids, f"{where}: {name}")
+        return MemorizedSequence(prefix, suffix), straddles, halved
+
+    def _tokenized(self, prefix: str, suffix: str, where: str) -> Continuation:
+        if self.tokenizer is None:
             raise InputError(f"{where}: a text row needs a tokenizer")
-        for name, text in zip(("prefix", "suffix"), texts, strict=True):
+        for name, text in (("prefix", prefix), ("suffix", suffix)):
             if not text:
                 raise InputError(f"{where}: the {name} is empty")
-        prefix, suffix, straddles = continuation_ids(tokenizer, *texts)
-    for name, ids in (("prefix", prefix), ("suffix", suffix)):
+        return continuation_ids(self.tokenizer, prefix, suffix)
+
+    def _check_ids(self, ids: object, where: str) -> None:
+        place, _, name = where.rpartition(": ")
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise InputError(f"{where}: the {name} ids must be a list of integers")
+            raise InputError(f"{place}: the {name} ids must be a list of integers")
         if not ids:
-            raise InputError(f"{where}: the {name} is empty")
-        if bad := [i for i in ids if not 0 <= i < vocab_size]:
+            raise InputError(f"{place}: the {name} is empty")
+        if bad := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise InputError(
-                f"{where}: {name} id {bad[0]} is outside the model's vocabulary (0 to {vocab_size - 1}); "
+                f"{where} id {bad[0]} is outside the model's vocabulary (0 to {self.vocab_size - 1}); "
                 "was the set made with another tokenizer?"
             )
-    return MemorizedSequence(prefix, suffix), straddles
+
+    def _check_made_by(self, fingerprint: object, where: str) -> None:
+        own = None if fingerprint is None else self._fingerprint
+        if own is not None and fingerprint != own:
+            raise InputError(
+                f"{where}: the ids were made by another tokenizer ({str(fingerprint)[:8]}) than the model's "
+                f"({own[:8]}); mine the set again, or leave the ids out to have the text tokenized"
+            )
+
+    @cached_property
+    def _fingerprint(self) -> str | None:
+        return None if self.tokenizer is None else tokenizer_fingerprint(cast(Any, self.tokenizer))
 
 
 def _cut(sequence: MemorizedSequence, where: str, prefix_len: int | None, suffix_len: int | None) -> MemorizedSequence:
@@ -144,20 +178,10 @@ def _text(row: dict[str, Any], fields: Sequence[str]) -> str | None:
 
 def _text_beside_ids(row: dict[str, Any], sequence: MemorizedSequence) -> list[tuple[str, list[int]]]:
     """The text of a row that holds ids too, with its ids; at most one pair."""
-    for fields, ids in ((PREFIX_FIELDS, sequence.prefix), (SUFFIX_FIELDS, sequence.suffix)):
+    for fields, ids in ((OWN.prefix, sequence.prefix), (OWN.suffix, sequence.suffix)):
         if text := _text(row, fields):
             return [(text, list(ids))]
     return []
-
-
-def _required(row: dict[str, Any], fields: Sequence[str], where: str) -> str:
-    text = _text(row, fields)
-    if text is None:
-        raise InputError(
-            f"{where}: needs prefix_ids and suffix_ids, or text in one of {', '.join(fields)}; "
-            f"fields here: {', '.join(row) or 'none'}"
-        )
-    return text
 
 
 def _check_tokenizer(rows: Sequence[tuple[str, list[int]]], tokenizer: Tokenize | None, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Questions with known answers: JSONL files or data sets on the hub, such as GSM8K."""
+"""Questions with known answers: files or data sets on the hub, such as GSM8K."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.data.rows import BadRows, read_objects
+from lightning_kfac.data.records import RECORDS, kind_of_file, place, records_of
+from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.text_ids import Tokenize, text_ids
 from lightning_kfac.errors import InputError, first_line
 
@@ -30,7 +31,8 @@ class QuestionSet:
     """Where questions come from and what counts as an answer.
 
     Args:
-        source: A JSONL file (``demo-arithmetic:FILE`` names an embedded one) or a data set of the Hugging Face hub.
+        source: A file (JSONL, JSON, Parquet or Arrow, JSON also as .gz or .zst; ``demo-arithmetic:FILE`` names an
+            embedded one) or a data set of the Hugging Face hub.
         subset, split: Of a hub data set.
         prompt_field, answer_field: Fields of the rows.
         template: Text of the prompt; ``{prompt}`` stands for the field.
@@ -124,7 +126,10 @@ class QuestionSet:
     ) -> Question:
         for field in (self.prompt_field, self.answer_field):
             if not isinstance(row.get(field), (str, int, float)):
-                raise InputError(f"{where}: no text in the field {field!r}; fields here: {', '.join(row) or 'none'}")
+                raise InputError(
+                    f"{where}: no text in the field {field!r}; fields here: {', '.join(row) or 'none'} (prompt_field "
+                    "and answer_field name others)"
+                )
         answer = self.extract(str(row[self.answer_field]))
         if not answer:
             raise InputError(f"{where}: the pattern {self.answer_pattern!r} finds no answer in {self.answer_field!r}")
@@ -159,13 +164,14 @@ class QuestionSet:
 
     def _is_file(self) -> bool:
         path = resolve_path(self.source)
-        return path.exists() or path.suffix in (".jsonl", ".json") or self.source.startswith(("/", "./", "../"))
+        return path.exists() or kind_of_file(path.name) in RECORDS or self.source.startswith(("/", "./", "../"))
 
     def _rows(self, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
         if not self._is_file():
             yield from self._hub_rows()
             return
-        yield from read_objects(resolve_path(self.source), bad)
+        path = resolve_path(self.source)
+        yield from ((place(path, number), row) for number, row in records_of(path, bad=bad))
 
     def _hub_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         from datasets import load_dataset

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from lightning_kfac.console import say
@@ -39,38 +38,6 @@ class BadRows:
         """Says how many rows were skipped, and why the first."""
         if self.count:
             say(f"{source}: {self.count:,} bad rows skipped; the first: {self.first}")
-
-
-def read_objects(path: Path, bad: BadRows | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (file and line, object) for each line that is not empty.
-
-    Args:
-        bad: What to do with a line that is no JSON object; by default it is an error.
-
-    Raises:
-        InputError: The file cannot be read, is not UTF-8, or a line is no JSON object.
-    """
-    bad = bad or BadRows()
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                row = parse_object(_decoded(line, where), where)
-            except InputError as error:
-                bad.meet(error)
-                continue
-            yield where, row
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start} of the line") from None
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:

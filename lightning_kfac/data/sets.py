@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.questions import Question, QuestionSet
+from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Sets:
     """Memorized sets and sets of questions.
 
     Attributes:
-        files: Memorized sets, name to file.
+        files: Memorized sets by name.
         questions: Sets of questions by name.
         prefix_len, suffix_len: Tokens of each prefix and suffix; None takes all.
         skip_bad_rows: Leave out rows of files that cannot be used.
@@ -27,7 +28,7 @@ class Sets:
         asked: What was read of ``questions``.
     """
 
-    files: Mapping[str, str]
+    files: Mapping[str, MemorizedSet]
     questions: Mapping[str, QuestionSet]
     prefix_len: int | None
     suffix_len: int | None
@@ -60,16 +61,21 @@ class Sets:
             longest = max(len(sequence.prefix) + len(sequence.suffix) for sequence in sequences)
             if max_positions is not None and longest > max_positions:
                 raise InputError(
-                    f"{self.files[name]}: a sequence of {longest} tokens, but the model takes at most "
+                    f"{self.files[name].source}: a sequence of {longest} tokens, but the model takes at most "
                     f"{max_positions} positions"
                 )
         for questions in self.questions.values():
             questions.check()
 
-    def contents(self) -> list[tuple[str, str]]:
-        """Every set with a hash of its file, or with its name where it is no file."""
-        files = [*self.files.items(), *((name, questions.source) for name, questions in self.questions.items())]
-        return [(name, _hash_of(file)) for name, file in files]
+    def contents(self) -> list[tuple[object, ...]]:
+        """Every set with a hash of its files and how they are read, or with its name where it is no file."""
+        sets = [(name, content_of(memorized), replace(memorized, source="")) for name, memorized in self.files.items()]
+        return [*sets, *((name, _hash_of(questions.source)) for name, questions in self.questions.items())]
+
+
+def content_of(memorized: MemorizedSet) -> str:
+    """Hash of the files of a memorized set."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in memorized.files())).hexdigest()
 
 
 def _hash_of(file: str) -> str:

@@ -72,11 +72,18 @@ def continuation_ids(tokenizer: Tokenize, prefix: str, suffix: str) -> Continuat
     whole = text_ids(tokenizer, prefix + suffix)
     if len(whole) > len(before) and whole[: len(before)] == before:
         return Continuation(before, whole[len(before) :], False)
-    return Continuation(before, _continued(tokenizer, suffix), True)
+    return Continuation(before, continued_ids(tokenizer, suffix), True)
 
 
-def _continued(tokenizer: Tokenize, text: str) -> list[int]:
-    """A text in the middle of a line: behind an anchor whose own tokens are left out again."""
+def continued_ids(tokenizer: Tokenize, text: str) -> list[int]:
+    """A text in the middle of a line: behind an anchor whose own tokens are left out again.
+
+    Example:
+        >>> from lightning_kfac.loading import load_tokenizer
+        >>> tokenizer = load_tokenizer("demo")
+        >>> tokenizer.decode(continued_ids(tokenizer, " value."))
+        ' value.'
+    """
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,7 +1,7 @@
 """The texts of a run: where each comes from, its tokens in the run's folder, and rows of them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,15 +98,11 @@ class Texts:
             yield HELDOUT, self.heldout, self.heldout_tokens
 
     def rows(self, name: str) -> TokenRows:
-        """Packed rows of a text that was read.
-
-        Held-out documents that begin with a start token have rows of their own: the model is measured from there.
-        """
+        """Packed rows of a text that was read."""
         text = self.read[name]
-        if name == HELDOUT and self.begins:
-            offsets = document_offsets(text.ends, self.seq_len)
-        else:
-            offsets = row_offsets(len(text.tokens), self.seq_len)
+        if name == HELDOUT:
+            return heldout_rows(text, self.seq_len, self.begins)
+        offsets = row_offsets(len(text.tokens), self.seq_len)
         return TokenRows(text.tokens, offsets, self.begins, text.ends, text.cuts)
 
     def about(self, name: str) -> dict[str, Any]:
@@ -154,6 +150,18 @@ class Texts:
     def n_heldout(self) -> int | None:
         """Tokens of the held-out text, once it was read."""
         return len(self.read[HELDOUT].tokens) if HELDOUT in self.read else None
+
+
+def heldout_rows(text: TokenizedText, seq_len: int, begins: Sequence[int]) -> TokenRows:
+    """Rows to measure on: packed, or, where a start token begins each document, of one document each.
+
+    Args:
+        seq_len: Tokens of the longest row.
+        begins: Tokens before each document.
+    """
+    if begins:
+        return TokenRows(text.tokens, document_offsets(text.ends, seq_len), tuple(begins), text.ends, text.cuts)
+    return TokenRows(text.tokens, row_offsets(len(text.tokens), seq_len), (), text.ends, text.cuts)
 
 
 def with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: int) -> TokenRows:

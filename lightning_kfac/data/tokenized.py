@@ -19,6 +19,7 @@ from lightning_kfac.data.readers import Reading
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.token_files import TokenKind
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +79,7 @@ def tokenized_text(
         InputError: The corpus has no text, or ids outside the model's vocabulary.
     """
     spread = sample and max_tokens is not None and not corpus.embedded
-    identity: tuple[object, ...] = (corpus, corpus.state(), max_tokens, skip_bad_rows, tokenizer_key(tokenizer))
+    identity: tuple[object, ...] = (corpus, corpus.state(), max_tokens, skip_bad_rows, tokenizer_fingerprint(tokenizer))
     if start:
         identity = (*identity, list(start))
     earlier = _path(folder, name, identity)
@@ -218,10 +219,3 @@ class _Writing:
 
 def _partial(path: Path) -> Path:
     return path.with_suffix(f".part{os.getpid()}-{socket.gethostname()}")
-
-
-def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Identifies what a tokenizer does."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{text}{tokenizer.eos_token_id}".encode()).hexdigest()

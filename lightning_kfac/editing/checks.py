@@ -8,9 +8,11 @@ from torch import nn
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors.folder import layer_shape
+from lightning_kfac.factors.folder import FactorFolder, layer_shape
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.models.layers import Layer, find_layers
+from lightning_kfac.models.language import check_no_adapter
+from lightning_kfac.models.layer import Layer
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.targets import block_of, count_blocks, narrow, projection_of
 
 Factors = Mapping[str, KroneckerFactors]
@@ -24,6 +26,7 @@ def edited_layers(model: nn.Module, factors: Factors, config: EditConfig) -> dic
     """
     if not factors:
         raise InputError("there are no factors to edit with")
+    check_no_adapter(model)
     layers = find_layers(model)
     if missing := [name for name in factors if name not in layers]:
         raise InputError(f"the factors are of another model: it has no layer {missing[0]}")
@@ -95,6 +98,32 @@ def check_device(device: torch.device | str | None) -> None:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device {device}: cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def check_tokenizers(factors: Factors, domains: Mapping[str, Factors]) -> None:
+    """Raises ``InputError`` where another tokenizer has cut the text of a domain than that of the general factors.
+
+    Factors in memory, and those of version 0.1, do not say which it was.
+    """
+    known = tokenizer_of(factors)
+    for name, domain in domains.items():
+        found = tokenizer_of(domain)
+        if known and found and found != known:
+            raise InputError(
+                f"the domain {name} ({_place(domain)}) is of other tokens than the general factors "
+                f"({_place(factors)}): the tokenizers are {found[:8]} and {known[:8]}; collect one of them again, or "
+                "mix them all the same with force=True",
+                "force=True",
+            )
+
+
+def tokenizer_of(factors: Factors) -> str | None:
+    """Fingerprint of the tokenizer that factors were collected with, where it is known."""
+    return factors.metadata.get("tokenizer_fingerprint") if isinstance(factors, FactorFolder) else None
+
+
+def _place(factors: Factors) -> str:
+    return str(factors.path) if isinstance(factors, FactorFolder) else "in memory"
 
 
 def check_domain(domain: str, factors: Factors, general: Factors, layers: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ Budget = Literal["mass", "count"]
 Mix = Literal["scores", "union", "factors"]
 Basis = Literal["general", "mixed"]
 Normalize = Literal["mass", "none"]
+ExpertInputs = Literal["own", "layer"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class EditConfig:
         basis: Of the mix: ``general`` (default) or ``mixed``, that of the added factors.
         normalize: ``mass`` scales each corpus's curvature to total 1 before it is added, ``none`` does not.
         seed: Of the formula ``random``.
+        expert_min_tokens: An expert that fewer tokens came to is left as it is and listed; by default the larger of
+            its d_in and d_out: its covariances have no more directions than tokens.
+        expert_inputs: ``layer`` edits such an expert all the same (if any token came), with the A of all experts of its
+            block in place of its own.
 
     Raises:
         InputError: A number is out of range, a name is unknown, or two options exclude each other.
@@ -58,6 +63,8 @@ class EditConfig:
     basis: Basis | None = None
     normalize: Normalize = "mass"
     seed: int = 0
+    expert_min_tokens: int | None = None
+    expert_inputs: ExpertInputs = "own"
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
@@ -67,6 +74,7 @@ class EditConfig:
             ("mix", Mix),
             ("basis", Basis),
             ("normalize", Normalize),
+            ("expert_inputs", ExpertInputs),
         ):
             value = getattr(self, name)
             if value not in get_args(kind) and not (value is None and name in ("budget", "basis")):
@@ -80,6 +88,8 @@ class EditConfig:
         for value in self.alpha.values() if isinstance(self.alpha, Mapping) else [self.alpha]:
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise InputError(f"alpha is {value}; it is a weight and must be 0 or more")
+        if self.expert_min_tokens is not None and not self.expert_min_tokens >= 0:
+            raise InputError(f"expert_min_tokens is {self.expert_min_tokens}; it must not be negative")
         self._check_layers()
 
     def for_layer(self, name: str) -> "EditConfig":
@@ -111,6 +121,8 @@ class EditConfig:
     def check_mixing(self) -> None:
         """Raises ``InputError`` where domains cannot enter this edit."""
         formula = FORMULAS[self.formula]
+        if self.expert_inputs == "layer":
+            raise InputError("expert_inputs layer takes no domain; leave one of them out")
         if formula.control:
             raise InputError(f"formula {self.formula} is a control and takes no domain; leave the domain out")
         if self.mode == "ablate":

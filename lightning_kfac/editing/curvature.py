@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder
-from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.factors.kronecker import KroneckerFactors, pooled_input
 from lightning_kfac.factors.moments import load_moments
 from lightning_kfac.math.importance import (
     components,
@@ -68,10 +68,19 @@ class LayerCurvature:
         sources: Of all layers.
         device: Where to compute.
         repeated: Remember what further edits of the same weight will need again, and is small.
+        pool: Experts whose A are averaged, in place of the layer's own.
     """
 
-    def __init__(self, name: str, sources: Sources, device: torch.device, repeated: bool = False):
+    def __init__(
+        self,
+        name: str,
+        sources: Sources,
+        device: torch.device,
+        repeated: bool = False,
+        pool: tuple[str, ...] | None = None,
+    ):
         self.name = name
+        self.pool = pool
         self.sources = sources
         self.device = device
         self.repeated = repeated
@@ -82,7 +91,8 @@ class LayerCurvature:
     @cached_property
     def general(self) -> Basis:
         """The basis of the general text's factors."""
-        return Basis(*self.sources.bases.of(self.sources.factors, self.name, self.device))
+        own = Basis(*self.sources.bases.of(self.sources.factors, self.name, self.device))
+        return own if self.pool is None else own._replace(A=self._pooled(self.pool))
 
     def release(self) -> None:
         """Gives up the basis, which is large and can be read again."""
@@ -109,6 +119,8 @@ class LayerCurvature:
 
     def measured(self, domain: str | None = None) -> Tensor:
         """Moments of the general text or of a domain; raises ``InputError`` where there are none."""
+        if self.pool is not None:
+            raise InputError("moments are measured in the basis of an expert's own A; use expert_inputs own")
         moments = self.sources.moments_of(self.name, domain)
         if moments is None:
             of = "" if domain is None else f" of the domain {domain}"
@@ -143,6 +155,11 @@ class LayerCurvature:
         G = self._spectrum("G", [layer.G for layer in layers], weights)
         A = self._spectrum("A", [layer.A for layer in layers], weights)
         return Basis(G, A)
+
+    def _pooled(self, pool: tuple[str, ...]) -> Spectrum:
+        what = f"A of the experts beside {self.name}"
+        mean = partial(pooled_input, self.sources.factors, pool)
+        return self.sources.bases.spectrum(None, lambda: mean().to(self.device), what, self.device)
 
     def _spectrum(self, side: str, matrices: list[Tensor], weights: list[float]) -> Spectrum:
         what = f"{side} of {self.name}, mixed"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.distributed.sharding import is_sharded
 from lightning_kfac.editing.patch import save_patch
@@ -16,6 +15,8 @@ from lightning_kfac.editing.report import EditReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.loading import load_config
+from lightning_kfac.models.source import ModelSource
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -31,20 +32,22 @@ def save_edited(
     path: Path,
     report: EditReport,
     *,
-    source: str | None,
+    source: ModelSource | str | None,
     fingerprint: str,
     factors: Mapping[str, Any] | None = None,
     save: Save = "full",
 ) -> None:
     """Writes an edited model with ``edit.json``: as a checkpoint, or as a patch of its source.
 
+    A checkpoint is its source's in everything but the edited layers, see ``save_checkpoint``.
+
     In a distributed run all ranks may call it, and of a sharded model all must; rank 0 writes.
 
     Args:
-        tokenizer: Saved beside a checkpoint, if there is one.
+        tokenizer: Saved beside a checkpoint whose source has none of its own.
         path: Folder of the checkpoint or the patch.
         report: What the edit did.
-        source: Name or folder of the model that was edited.
+        source: The model that was edited.
         fingerprint: ``weights_fingerprint`` of the edited layers before the edit.
         factors: Metadata of the factors.
         save: ``full``, ``patch`` or ``none``.
@@ -52,51 +55,54 @@ def save_edited(
     rank = current_ranks().rank
     if rank and not is_sharded(model):
         return
+    known = None if source is None else ModelSource.named(source)
     details = report.to_dict() | {
         "summary": report.summary(),
-        "model": source,
+        "model": None,
+        **(known.about() if known else {}),
         "fingerprint": fingerprint,
+        "tokenizer_fingerprint": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         "factors": dict(factors or {}),
         "version": version("lightning-kfac"),
     }
+    layers = [layer.name for layer in report.layers]
     if save == "full":
-        save_checkpoint(model, tokenizer, path, extra={EDIT_FILE: json.dumps(details, indent=2)})
+        contents = json.dumps(details, indent=2)
+        save_checkpoint(model, tokenizer, path, extra={EDIT_FILE: contents}, source=known, changed=layers)
     elif save == "patch":
-        save_patch(model, [layer.name for layer in report.layers], path, fingerprint, details, write=rank == 0)
+        save_patch(model, layers, path, fingerprint, details, write=rank == 0)
 
 
-def edit_details(model_name: str | None) -> dict[str, Any]:
+def edit_details(model_name: str | ModelSource | None) -> dict[str, Any]:
     """What ``edit.json`` in a model's folder says; empty where there is none."""
-    path = resolve_path(model_name) / EDIT_FILE if model_name else None
+    path = ModelSource.named(model_name).path / EDIT_FILE if model_name else None
     if path is None or not path.is_file():
         return {}
     return read_json(path, "edit the model again, or remove the file")
 
 
-def find_reference(
-    model_name: str | None, named: str | None, vocab_size: int, trust_remote_code: bool = False
-) -> tuple[str | None, str]:
+def find_reference(model: ModelSource | None, named: str | None, vocab_size: int) -> tuple[ModelSource | None, str]:
     """The unedited model to compare with, and, where there is none, why.
 
     Args:
-        model_name: The model that is evaluated.
+        model: The model that is evaluated.
         named: What the user named, if anything; otherwise the model that ``edit.json`` names.
         vocab_size: Of the model that is evaluated.
-        trust_remote_code: Let the reference's repository run its own code.
 
     Raises:
         InputError: A model that the user named cannot be used.
     """
-    recorded = edit_details(model_name).get("model")
-    name = named or recorded
-    if not name:
+    trusted = model is not None and model.trust_remote_code
+    recorded = ModelSource.recorded(edit_details(model), trusted)
+    reference = ModelSource.named(named, trust_remote_code=trusted) if named else recorded
+    if reference is None:
         return None, "no unedited model is known"
     try:
-        theirs = load_config(name, None, trust_remote_code).get_text_config().vocab_size
+        theirs = load_config(reference).get_text_config().vocab_size
     except InputError as error:
         if named:
             raise
         return None, f"the model that was edited cannot be found ({error})"
     if theirs != vocab_size:
-        raise InputError(f"model.reference {name} has a vocabulary of {theirs}, the model {model_name} of {vocab_size}")
-    return name, ""
+        raise InputError(f"model.reference {reference} has a vocabulary of {theirs}, the model {model} of {vocab_size}")
+    return reference, ""

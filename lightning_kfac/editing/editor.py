@@ -9,17 +9,27 @@ from torch import Tensor, nn
 from lightning_kfac.console import track_count
 from lightning_kfac.distributed.ranks import Ranks, rounds
 from lightning_kfac.distributed.sharding import assign, is_spread, whole
-from lightning_kfac.editing.checks import Factors, check_alpha, check_device, check_domain, check_formula, edited_layers
+from lightning_kfac.editing.checks import (
+    Factors,
+    check_alpha,
+    check_device,
+    check_domain,
+    check_formula,
+    check_tokenizers,
+    edited_layers,
+)
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.curvature import LayerCurvature, Sources
+from lightning_kfac.editing.experts import sort_experts
 from lightning_kfac.editing.layer import edit_layer
 from lightning_kfac.editing.report import EditReport, LayerReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.factors.moments import has_moments
+from lightning_kfac.models.dtypes import as_stored
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 
 Moments = Mapping[str, Tensor]
 
@@ -38,14 +48,14 @@ class KFACEditor:
         bases: Where eigenbases are kept; by default beside factors on disk, else in memory.
         dtype: Precision of bases and products.
         device: Where to compute, layer by layer; by default where each weight is.
-        force: Edit although the factors belong to other weights.
+        force: Edit although the factors belong to other weights, or to text that different tokenizers have cut.
         repeated: Keep each layer's components in memory, for many edits of the same weights.
         ranks: The processes that edit together: each computes the new weights of its own layers and sends them to
             all, so that their bits are the same everywhere. All must do the same calls.
         owners: The rank of each layer, where only one has its factors; by default shared out by cost.
 
     Raises:
-        InputError: A layer is not in the model, a shape or the model's fingerprint does not fit.
+        InputError: A layer is not in the model, a shape or a fingerprint does not fit.
 
     Example:
         >>> from lightning_kfac import collect_factors
@@ -92,6 +102,7 @@ class KFACEditor:
         self.layers = self.check(self.config)
         for folder in (factors, *self.sources.domains.values()):
             self._check_fingerprint(folder, force)
+        self._check_tokenizers(force)
         self._originals: dict[nn.Parameter, Tensor] = {}
         self._curvatures: dict[str, LayerCurvature] = {}
 
@@ -109,6 +120,7 @@ class KFACEditor:
             raise InputError("this editor has already edited the model; call restore() first")
         layers = self.layers if config is None else self.check(config)
         config = config or self.config
+        experts = sort_experts(edited_layers(self.model, self.sources.factors, config), self.sources.factors, config)
         active = self._active(config)
         reports: dict[str, LayerReport] = {}
         owners = self.owners or self.sources.bases.owners(self.sources.factors, layers, self.ranks.size)
@@ -116,13 +128,14 @@ class KFACEditor:
             with track_count("edit layers", "layers", total=len(layers)) as advance_to:
                 for names in rounds(layers, owners):
                     some = {name: layers[name] for name in names}
-                    reports |= self._edit_round(some, owners, config, active, dry_run)
+                    reports |= self._edit_round(some, owners, config, active, dry_run, experts.pooled)
                     advance_to(len(reports))
         except BaseException:
             self.restore()
             raise
         alphas = {d: 1.0 if config.mix == "union" else config.alpha_of(d) for d in active}
-        return EditReport(config, [reports[name] for name in layers], alphas or None, self.forced)
+        done = [reports[name] for name in layers]
+        return EditReport(config, done, alphas or None, self.forced, experts.unedited)
 
     def check(self, config: EditConfig) -> dict[str, Layer]:
         """The layers that an edit would change, by name.
@@ -131,6 +144,10 @@ class KFACEditor:
             InputError: A layer, a domain's factors of it or its moments are missing, or options exclude each other.
         """
         layers = edited_layers(self.model, self.sources.factors, config)
+        experts = sort_experts(layers, self.sources.factors, config)
+        if experts.pooled and self.owners is not None:
+            raise InputError("expert_inputs layer needs all factors on every rank: edit from the saved factors")
+        layers = {name: layer for name, layer in layers.items() if name not in experts.unedited}
         check_alpha(config, self.sources.domains)
         active = self._active(config)
         for domain in active:
@@ -158,6 +175,7 @@ class KFACEditor:
         config: EditConfig,
         active: list[str],
         dry_run: bool,
+        pooled: Mapping[str, tuple[str, ...]],
     ) -> dict[str, LayerReport]:
         """Edits at most one layer of each rank at the same time."""
         mine: tuple[str, Tensor] | None = None
@@ -170,8 +188,9 @@ class KFACEditor:
         with self.ranks.together():
             if mine is not None:
                 name, weight = mine
-                curvature = self._curvature(name, torch.device(self.device or weight.device))
+                curvature = self._curvature(name, torch.device(self.device or weight.device), pooled.get(name))
                 edited, report = edit_layer(weight, curvature, config.for_layer(name), active)
+                edited = None if edited is None else as_stored(self.model, edited)  # what is measured is what is saved
         # Of each rank what it did, and whether its weight has changed.
         of_ranks = self.ranks.gather((report, edited is not None))
         done = [(found, changed) for found, changed in of_ranks if found is not None]
@@ -192,19 +211,19 @@ class KFACEditor:
             edited = torch.empty(layer.shape, dtype=parameter.dtype, device=parameter.device)
         edited = self.ranks.broadcast(edited.to(parameter.device).contiguous(), owner)
         if not is_spread(parameter):
-            layer.matrix(parameter).copy_(edited)
+            layer.write(parameter, edited)
             return
         if edited.numel() == parameter.numel():
             stored = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
         else:  # the rest of the parameter stays
             stored = whole(parameter).clone()
-        layer.matrix(stored).copy_(edited)
+        layer.write(stored, edited)
         assign(parameter, stored)
 
-    def _curvature(self, name: str, device: torch.device) -> LayerCurvature:
+    def _curvature(self, name: str, device: torch.device, pool: tuple[str, ...] | None) -> LayerCurvature:
         """The layer's curvature; the same each time where edits are repeated."""
-        if not self.repeated:
-            return LayerCurvature(name, self.sources, device)
+        if not self.repeated or pool is not None:
+            return LayerCurvature(name, self.sources, device, pool=pool)
         if name not in self._curvatures:
             self._curvatures[name] = LayerCurvature(name, self.sources, device, repeated=True)
         return self._curvatures[name]
@@ -224,3 +243,12 @@ class KFACEditor:
                 "force=True",
             )
         self.forced = True
+
+    def _check_tokenizers(self, force: bool) -> None:
+        """Factors of text that different tokenizers have cut are refused, or noted."""
+        try:
+            check_tokenizers(self.sources.factors, self.sources.domains)
+        except InputError:
+            if not force:
+                raise
+            self.forced = True

@@ -116,13 +116,9 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
     return details | {"patch": prints | {"forced": found != before}}
 
 
-def patch_source(path: str | Path) -> str:
-    """Name of the model that a patch was made from."""
-    path = local_folder(path)
-    source = _read(path)[0].get("model")
-    if not isinstance(source, str):
-        raise InputError(f"{path}: does not say which model it was made from; set model=NAME", "model=NAME")
-    return source
+def patch_source(path: str | Path) -> dict[str, Any]:
+    """What a patch's ``edit.json`` says, among it the model that it was made from."""
+    return _read(local_folder(path))[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -159,4 +155,4 @@ def restore_layers(model: nn.Module, original: nn.Module, layers: Sequence[str])
         if ours[name].dtype != theirs[name].dtype:
             raise InputError(f"{name}: {ours[name].dtype} here, {theirs[name].dtype} in the original")
     for name in layers:
-        ours[name].W.copy_(theirs[name].W)
+        ours[name].write(ours[name].parameter.data, theirs[name].W)

@@ -1,7 +1,7 @@
 """EditReport: what an edit did, layer by layer."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_kfac.editing.config import EditConfig
@@ -42,6 +42,7 @@ class EditReport:
 
     Attributes:
         domains: Names of the domains that entered, with their alpha.
+        unedited: Experts that too few tokens came to, with their number: they are as they were.
 
     Example:
         >>> layer = LayerReport("fc", 2, 8, 0.25, 0.7, 1.0, 0.8, 0.6, 0.7, "original")
@@ -53,6 +54,7 @@ class EditReport:
     layers: list[LayerReport]
     domains: dict[str, float] | None = None
     forced: bool = False
+    unedited: dict[str, int] = field(default_factory=dict)
 
     @property
     def fraction_kept(self) -> float:
@@ -104,6 +106,7 @@ class EditReport:
             "forced": self.forced,
             **averages,
             "layers": [asdict(layer) for layer in self.layers],
+            "unedited": self.unedited,
         }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_kfac.models.cached_rows import CachedRows
+from lightning_kfac.models.cached_rows import ReadRows, read_rows
 from lightning_kfac.models.tokens import left_padded
 
 
@@ -31,14 +31,15 @@ def greedy_continuations(
     """
     if not prefixes or not any(lengths):
         return [[] for _ in prefixes]
-    rows = CachedRows(model, len(prefixes))
+    longest = max(len(prefix) + length for prefix, length in zip(prefixes, lengths, strict=True))
+    rows = read_rows(model, len(prefixes), longest)
     ids, real = left_padded(prefixes, rows.attend.device)
     first = rows.read(ids, real)[:, -1].float().argmax(-1)
     return continue_greedily(rows, first, torch.tensor(list(lengths)), end_of_text)
 
 
 def continue_greedily(
-    rows: CachedRows, first: Tensor, lengths: Tensor, end_of_text: Collection[int] = frozenset()
+    rows: ReadRows, first: Tensor, lengths: Tensor, end_of_text: Collection[int] = frozenset()
 ) -> list[list[int]]:
     """Decodes rows from their first generated token on, which the model has not read yet.
 

@@ -1,6 +1,6 @@
 """Runs text through a model and measures how its activations excite each band of curvature."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -16,8 +16,10 @@ from lightning_kfac.math.bands import band_forms, band_masks, energies
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.importance import original
 from lightning_kfac.models.language import language_model
+from lightning_kfac.models.layer import See
 from lightning_kfac.models.layers import find_layers
-from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.models.manner import manner_of
+from lightning_kfac.models.tokens import TokenBatch, parts_of
 
 
 class Excitation(NamedTuple):
@@ -78,11 +80,12 @@ class InputSums:
         self.sums = {}
         return {name: sums[place] for name, place in self.place.items()}
 
-    def _see(self, name: str) -> Callable[[Tensor, Tensor], None]:
-        def see(seen: Tensor, output: Tensor) -> None:
-            x = self.layers[name].inputs(seen).flatten(0, -2)
+    def _see(self, name: str) -> See:
+        def see(a: Tensor, z: Tensor, positions: Tensor | None = None) -> None:
+            x = self.layers[name].inputs(a).flatten(0, -2)
             if self.valid is not None:
-                x = x * self.valid.flatten()[:, None].to(x)
+                valid = self.valid.flatten()
+                x = x * (valid if positions is None else valid[positions])[:, None].to(x)
             if name not in self.sums:
                 self.sums[name] = SecondMoment(x.shape[1], x.device)
             self.sums[name].add(x)
@@ -114,14 +117,16 @@ def excitation(
     layers = find_layers(model)
     inside = all(id(layers[name].module) in parts_of_decoder for name in factors)
     run = decoder if inside else model
+    manner_of(model)  # tried out while nothing listens to the layers
     with InputSums(model, factors) as listening:
         for shard in shards:
             counts.append(0)
             for batch in shard:
                 tokens = TokenBatch.from_dict(batch).to(device)
-                listening.valid = tokens.counted
                 counts[-1] += int(tokens.valid.sum())
-                run(**tokens.model_inputs())
+                for part in parts_of(model, tokens, tokens.shape[0]):
+                    listening.valid = part.counted
+                    run(**part.model_inputs(model))
             for name, A_sum in listening.take().items():
                 found[name].append(energies(forms[name], A_sum).cpu().numpy())
     return {name: Excitation(np.stack(parts), np.array(counts)) for name, parts in found.items()}

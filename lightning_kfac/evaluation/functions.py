@@ -1,26 +1,39 @@
-"""The measurements as functions, for a notebook: recitation, perplexity and nDCG of a model in memory."""
+"""The measurements as functions, for a notebook: of a model in memory, with the figures of the command line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
+import numpy as np
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from lightning_kfac.data.text_ids import Tokenize, continuation_ids, text_ids
+from lightning_kfac.console import say
+from lightning_kfac.data.loaders import TokenRows, row_loader
+from lightning_kfac.data.packing import document_offsets, tokenize_documents
+from lightning_kfac.data.questions import QuestionSet
+from lightning_kfac.data.text_ids import Tokenize, continuation_ids, continued_ids, start_tokens, text_ids
+from lightning_kfac.data.texts import heldout_rows
+from lightning_kfac.data.tokenized import TokenizedText
 from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.instruments import Questions
+from lightning_kfac.evaluation.log import NoLog
 from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.evaluation.scoring import next_token_scores
 from lightning_kfac.math.statistics import interval
 from lightning_kfac.metrics import NDCG, Memorization
+from lightning_kfac.metrics.described import Measures, Setting
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
 from lightning_kfac.metrics.perplexity import LossPerplexity
-from lightning_kfac.models.language import language_model, vocabulary_size
+from lightning_kfac.models.language import language_model, most_positions, vocabulary_size
 from lightning_kfac.models.loading import end_of_text_ids
+from lightning_kfac.models.manner import manner_of
 from lightning_kfac.models.tokens import TokenBatch
 
-Texts = Sequence[str | Sequence[int] | Tensor]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Texts = Sequence[str | Sequence[int] | np.ndarray | Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ def memorization_score(
     """Measures whether a model continues prefixes greedily with their suffixes.
 
     Args:
+        model: A causal language model of transformers, also in a wrapper of peft.
         tokenizer: Needed where texts are given; prefix and suffix are tokenized together, as in a memorized set.
         prefixes, suffixes: As many texts, or lists (or int64 tensors) of token ids; suffixes may differ in length.
         batch_size: Sequences at once.
@@ -80,6 +94,7 @@ def memorization_score(
         raise InputError(f"batch_size is {batch_size}, loose_similarity {loose_similarity}: at least 1, and 0 to 1")
     if len(prefixes) != len(suffixes) or not len(prefixes):
         raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
+    model = language_model(model)
     vocabulary = vocabulary_size(model)
     starts, golds = _pairs(prefixes, suffixes, tokenizer, vocabulary)
     longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
@@ -107,17 +122,19 @@ def memorization_score(
 
 def perplexity(
     model: nn.Module,
-    tokenizer: Tokenize | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
     texts: Texts,
     *,
     seq_len: int = 512,
     batch_size: int = 8,
 ) -> float:
-    """exp(sum of NLL / number of predicted tokens) over texts, each by itself.
+    """exp(sum of NLL / number of predicted tokens), as the command line measures it on held-out text.
 
     Args:
-        texts: Texts (each begins with the tokenizer's start token, if it has one) or lists of token ids. Longer ones
-            are cut into rows of ``seq_len``; the first token of a row is predicted by nothing and does not count.
+        texts: Documents, packed as the command line packs them: each ends with the EOS token and begins with the
+            tokenizer's start token, if it puts one before a text; then it has rows of its own. Or lists of token ids,
+            each by itself.
+        seq_len: Tokens of the longest row; its first token is predicted by nothing and does not count.
 
     Example:
         >>> from lightning_kfac.loading import load_model, load_tokenizer
@@ -125,18 +142,19 @@ def perplexity(
         >>> 1 < perplexity(model, tokenizer, ["Return the value for key if key is in the dictionary."]) < 2048
         True
     """
+    model = language_model(model)
     metric = LossPerplexity()
     with _in_eval(model):
-        for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
+        for batch, documents in _batches(model, tokenizer, texts, seq_len, batch_size):
             losses, _ = next_token_scores(model, batch, k=1)
-            metric.update(losses.cpu(), batch.valid.cpu())
+            metric.update(losses.cpu(), batch.valid.cpu(), batch.sample_index, documents)
     return metric.compute().item()
 
 
 def ndcg(
     model: nn.Module,
     baseline: nn.Module,
-    tokenizer: Tokenize | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
     texts: Texts,
     *,
     seq_len: int = 512,
@@ -153,16 +171,49 @@ def ndcg(
         >>> ndcg(model, model, tokenizer, ["Return the value for key."])
         1.0
     """
+    model = language_model(model)
+    baseline = language_model(baseline)
     metric = NDCG()
     with _in_eval(model), _in_eval(baseline):
         if vocabulary_size(model) != vocabulary_size(baseline):
             raise InputError("the two models have vocabularies of different sizes")
-        for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
+        for batch, documents in _batches(model, tokenizer, texts, seq_len, batch_size):
             _, ranking = next_token_scores(model, batch)
             there = batch.to(next(baseline.parameters()).device)
             _, reference = next_token_scores(baseline, there)
-            metric.update(ranking.cpu(), reference.cpu(), batch.valid.cpu())
+            metric.update(ranking.cpu(), reference.cpu(), batch.valid.cpu(), batch.sample_index, documents)
     return metric.compute().item()
+
+
+def exact_accuracy(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: str | Mapping[str, Any] | QuestionSet,
+    *,
+    batch_size: int = 64,
+) -> float:
+    """Share of questions that a model answers right, letter by letter; it writes greedily.
+
+    Args:
+        questions: A file, a mapping with the fields of ``QuestionSet``, or one.
+        batch_size: Questions at once.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model, load_tokenizer
+        >>> model, tokenizer = load_model("demo-arithmetic"), load_tokenizer("demo-arithmetic")
+        >>> exact_accuracy(model, tokenizer, {"source": "demo-arithmetic:facts_protected.jsonl", "limit": 20}) > 0.5
+        True
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: at least 1")
+    asked = QuestionSet.parse("questions", questions).load(tokenizer, vocabulary_size(model), _max_positions(model))
+    setting = Setting(Measures(), end_of_text_ids(model), compared=False, ranked=False)
+    instrument = Questions("questions", setting, NoLog(), "")
+    with _in_eval(model):
+        for i in range(0, len(asked), batch_size):
+            index = range(i, min(i + batch_size, len(asked)))
+            instrument.add(model, asked[i : i + batch_size], index, lambda ids: str(tokenizer.decode(list(ids))))
+    return float(cast(float, instrument.results()["exact_acc"]))
 
 
 def _pairs(
@@ -170,10 +221,19 @@ def _pairs(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of prefixes and of the suffixes that follow them."""
     together = list(suffixes)
+    straddling = 0
     for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
         if isinstance(suffix, str) and tokenizer is not None:
-            before = prefix if isinstance(prefix, str) else ""
-            together[number] = continuation_ids(tokenizer, before, suffix).suffix
+            if not isinstance(prefix, str):
+                together[number] = continued_ids(tokenizer, suffix)
+                continue
+            _, together[number], straddles = continuation_ids(tokenizer, prefix, suffix)
+            straddling += straddles
+    if straddling:
+        say(
+            f"in {straddling:,} of {len(together):,} sequences a token straddles the end of the prefix, so the suffix "
+            "was tokenized by itself"
+        )
     return _ids(prefixes, tokenizer, vocabulary, "prefix"), _ids(together, tokenizer, vocabulary, "suffix")
 
 
@@ -184,7 +244,7 @@ def _ids(texts: Texts, tokenizer: Tokenize | None, vocabulary: int, kind: str) -
             if tokenizer is None:
                 raise InputError(f"{kind} {number} is a text: give a tokenizer")
             text = text_ids(tokenizer, text)
-        ids = text.tolist() if isinstance(text, Tensor) else [int(token) for token in text]
+        ids = [int(token) for token in (text.tolist() if isinstance(text, Tensor | np.ndarray) else text)]
         if not ids:
             raise InputError(f"{kind} {number} is empty")
         if not 0 <= min(ids) <= max(ids) < vocabulary:
@@ -194,28 +254,51 @@ def _ids(texts: Texts, tokenizer: Tokenize | None, vocabulary: int, kind: str) -
 
 
 def _batches(
-    model: nn.Module, tokenizer: Tokenize | None, texts: Texts, seq_len: int, batch_size: int
-) -> Iterator[TokenBatch]:
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None", texts: Texts, seq_len: int, batch_size: int
+) -> Iterator[tuple[TokenBatch, Tensor]]:
+    """Batches, and the document of each target: figures are summed as the command line sums them."""
     if seq_len < 2 or batch_size < 1:
         raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}: at least 2 and 1")
     if isinstance(texts, str):
         raise InputError("give a list of texts, not one text")
-    device = next(model.parameters()).device
-    whole = _ids(texts, tokenizer, vocabulary_size(model), "text")
-    rows = [torch.tensor(ids[i : i + seq_len]) for ids in whole for i in range(0, len(ids), seq_len)]
-    longest = max(map(len, rows), default=0)
-    if longest < 2:
+    rows = _rows(tokenizer, texts, seq_len, vocabulary_size(model)) if len(texts) else None
+    longest = 0 if rows is None else int(np.diff(rows.offsets).max())
+    if rows is None or longest < 2:
         raise InputError("no text has two tokens, so there is nothing to predict")
     _check_length(model, longest, "a row; lower seq_len:")
-    for i in range(0, len(rows), batch_size):
-        part = rows[i : i + batch_size]
-        mask = pad_sequence([torch.ones_like(row) for row in part], batch_first=True)
-        ids = pad_sequence(part, batch_first=True)
-        yield TokenBatch.from_dict({"input_ids": ids, "attention_mask": mask}, i).to(device)
+    manner_of(model).check_length(model, longest)
+    device = next(model.parameters()).device
+    for batch in row_loader(rows, batch_size, 0, 1):
+        tokens = TokenBatch.from_dict(cast(dict[str, Any], batch))
+        yield tokens.to(device), rows.documents_of_targets(tokens.sample_index, tokens.shape[1])
+
+
+def _rows(tokenizer: "PreTrainedTokenizerBase | None", texts: Texts, seq_len: int, vocabulary: int) -> TokenRows:
+    """Documents packed as held-out text, or lists of ids cut each by itself."""
+    documents = [text for text in texts if isinstance(text, str)]
+    if documents and len(documents) < len(texts):
+        raise InputError("give texts or lists of token ids, not both")
+    if documents and tokenizer is not None:
+        start = start_tokens(tokenizer)
+        found = list(tokenize_documents(documents, tokenizer, None, start=start))
+        _ids(found, None, vocabulary, "text")
+        return heldout_rows(_joined(found), seq_len, start)
+    whole = _joined([np.asarray(ids, dtype=np.int32) for ids in _ids(texts, tokenizer, vocabulary, "text")])
+    return TokenRows(whole.tokens, document_offsets(whole.ends, seq_len), (), whole.ends)
+
+
+def _joined(documents: Sequence[np.ndarray]) -> TokenizedText:
+    """Arrays of tokens one after the other."""
+    ends = np.cumsum([len(ids) for ids in documents], dtype=np.int64)
+    return TokenizedText(np.concatenate([np.empty(0, dtype=np.int32), *documents]), ends)
+
+
+def _max_positions(model: nn.Module) -> int | None:
+    return most_positions(language_model(model).config.get_text_config())
 
 
 def _check_length(model: nn.Module, length: int, what: str) -> None:
-    most = getattr(language_model(model).config.get_text_config(), "max_position_embeddings", None)
+    most = _max_positions(model)
     if most is not None and length > most:
         raise InputError(f"{what} of {length} tokens, but the model takes at most {most} positions")
 

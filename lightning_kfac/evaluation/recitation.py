@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.decoding import continue_greedily, greedy_continuations
 from lightning_kfac.metrics.functional import cut_after_end
-from lightning_kfac.models.cached_rows import CachedRows, has_plain_cache
+from lightning_kfac.models.cached_rows import ReadRows, bears_gaps, read_rows
 from lightning_kfac.models.tokens import left_padded, right_padded
 
 # Most continuations that diverge do so within so many tokens; for them the rest of the suffix is not read.
@@ -115,13 +115,14 @@ class _Reading:
         self.model = model
         self.prefixes = prefixes
         self.golds = golds
-        self.rows = CachedRows(model, len(prefixes))
+        longest = max(len(prefix) + len(gold) for prefix, gold in zip(prefixes, golds, strict=True))
+        self.rows = read_rows(model, len(prefixes), longest)
         device = self.rows.attend.device
         self.gold, self.real = right_padded(golds, device)
         self.lengths = self.real.sum(1)
         self.predicted = torch.full_like(self.gold, -1)
         self.close = torch.zeros_like(self.real)
-        self.plain = has_plain_cache(model)
+        self.plain = bears_gaps(self.rows)
         last = self.gold.shape[1] - 1
         first = last if first is None or not self.plain else min(first, last)
         everyone = torch.arange(len(golds), device=device)
@@ -151,7 +152,7 @@ class _Reading:
         return torch.where(matched < self.lengths, decisive, (self.close & self.real).any(1))
 
     def tails(
-        self, some: Tensor, numbers: Tensor, rows: CachedRows, end_of_text: Collection[int]
+        self, some: Tensor, numbers: Tensor, rows: ReadRows, end_of_text: Collection[int]
     ) -> dict[int, list[int]]:
         """Continuations of some rows of a group from where they diverge, by number."""
         if not len(some):
@@ -169,7 +170,7 @@ class _Reading:
             tails = greedy_continuations(self.model, read, left.tolist(), end_of_text)
         return dict(zip(some.tolist(), tails, strict=True))
 
-    def _read(self, rows: CachedRows, numbers: Tensor, start: int, stop: int) -> None:
+    def _read(self, rows: ReadRows, numbers: Tensor, start: int, stop: int) -> None:
         """Reads what is needed to predict the gold tokens from ``start`` to ``stop``, both included."""
         gold = self.gold[numbers]
         real = self.real[numbers]

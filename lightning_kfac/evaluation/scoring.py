@@ -1,19 +1,15 @@
 """What a model says of text: losses and rankings of next tokens, and recitation under shifted prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_kfac.evaluation.recitation import gold_hits, recite
 from lightning_kfac.metrics.functional import stress_length, token_losses, top_tokens
-from lightning_kfac.models.language import language_model, vocabulary_size
-from lightning_kfac.models.probes import banded_mask, is_plain_head, takes_own_mask
+from lightning_kfac.models.logits import logits_in_slices
+from lightning_kfac.models.probes import banded_mask, takes_own_mask
 from lightning_kfac.models.tokens import TokenBatch
-
-# Logits exist for a slice of positions at a time: 256 MB in float32, whatever the vocabulary and the text.
-LOGITS_AT_ONCE = 1 << 26
 
 
 @torch.no_grad()
@@ -26,7 +22,7 @@ def next_token_scores(model: nn.Module, batch: TokenBatch, k: int = 10) -> tuple
     targets = batch.targets.clamp(min=0).flatten()
     losses: list[Tensor] = []
     rankings: list[Tensor] = []
-    for part, logits in _logits_in_slices(model, batch):
+    for part, logits in logits_in_slices(model, batch):
         losses.append(token_losses(logits, targets[part]))
         rankings.append(top_tokens(logits, k))
     shape = batch.targets.shape
@@ -37,7 +33,7 @@ def next_token_scores(model: nn.Module, batch: TokenBatch, k: int = 10) -> tuple
 def target_losses(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Loss of each target, 0 at positions that do not count. float64 [B, T]."""
     targets = batch.targets.clamp(min=0).flatten()
-    losses = [token_losses(logits, targets[part]) for part, logits in _logits_in_slices(model, batch)]
+    losses = [token_losses(logits, targets[part]) for part, logits in logits_in_slices(model, batch)]
     return torch.cat(losses).view(batch.targets.shape).masked_fill(~batch.valid, 0)
 
 
@@ -47,35 +43,13 @@ def most_likely(model: nn.Module, batch: TokenBatch, context: int | None = None)
 
     Args:
         context: Each token attends to itself and the tokens before it, so many in all, where the model takes a mask
-            of its own (``takes_own_mask``). Padding must then be on the right.
+            of its own (``takes_own_mask``).
     """
     mask = None
     if context is not None and takes_own_mask(model):
         mask = banded_mask(model, batch.input_ids.shape[1], context)
-    tokens = [logits.float().argmax(-1) for _, logits in _logits_in_slices(model, batch, mask)]
+    tokens = [logits.float().argmax(-1) for _, logits in logits_in_slices(model, batch, mask=mask)]
     return torch.cat(tokens).view(batch.input_ids.shape)
-
-
-def _logits_in_slices(
-    model: nn.Module, batch: TokenBatch, mask: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of all positions [B T] with their logits [n, V]."""
-    own = {} if mask is None else {"attention_mask": mask}
-    if is_plain_head(model):
-        decoder = language_model(model).base_model
-        hidden = decoder(**(batch.model_inputs() | own)).last_hidden_state.flatten(0, 1)
-        head = language_model(model).get_output_embeddings()
-        step = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-        for start in range(0, len(hidden), step):
-            part = slice(start, start + step)
-            yield part, F.linear(hidden[part], head.weight, head.bias)
-    else:
-        length = batch.input_ids.shape[1]
-        rows = max(1, LOGITS_AT_ONCE // (length * vocabulary_size(model)))
-        for number, some in enumerate(batch.split(rows)):
-            logits = model(**(some.model_inputs() | own)).logits.flatten(0, 1)
-            start = number * rows * length
-            yield slice(start, start + len(logits)), logits
 
 
 def position_stress(

@@ -180,7 +180,7 @@ def load_factors(path: str | Path) -> FactorFolder:
 
 def _check(metadata: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for a field that is missing or is not what it should be."""
-    for name in ("model", "fingerprint", "corpus"):
+    for name in ("model", "fingerprint", "tokenizer_fingerprint", "corpus"):
         if not isinstance(metadata.get(name), str | None):
             raise ValueError(f"{name} is {_short(metadata[name])}, it must be text")
     if metadata.get("n_tokens") is not None:
@@ -224,6 +224,13 @@ def _short(value: object) -> str:
 def layer_shape(factors: Mapping[str, KroneckerFactors], name: str) -> tuple[int, int]:
     """(d_out, d_in) of a layer, without reading a tensor from the disk."""
     return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
+
+
+def layer_tokens(factors: Mapping[str, KroneckerFactors], name: str) -> int:
+    """Positions that a layer saw, without reading a tensor from the disk."""
+    if isinstance(factors, FactorFolder):
+        return int(factors.metadata["layers"][name]["n_tokens"])
+    return factors[name].n_tokens
 
 
 def input_leaders(factors: Mapping[str, KroneckerFactors]) -> dict[str, str]:

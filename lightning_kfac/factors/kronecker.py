@@ -1,7 +1,9 @@
 """Kronecker factors of one layer."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +31,15 @@ class KroneckerFactors:
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in), the shape of the layer's weight."""
         return len(self.G), len(self.A)
+
+
+def most_tokens(factors: Mapping[str, KroneckerFactors]) -> int:
+    """Positions of the layer that saw most: of all of them where each layer sees every one."""
+    return max(layer.n_tokens for layer in factors.values())
+
+
+def pooled_input(factors: Mapping[str, KroneckerFactors], names: Iterable[str]) -> Tensor:
+    """The A of all inputs that came to some layers: their mean, weighted by tokens. float32 [d_in, d_in]."""
+    layers = [factors[name] for name in names]
+    tokens = sum(layer.n_tokens for layer in layers)
+    return torch.stack([layer.A * (layer.n_tokens / tokens) for layer in layers]).sum(dim=0)

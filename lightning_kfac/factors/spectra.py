@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_kfac.math.selection import select_products
 from lightning_kfac.math.spectrum import effective_rank
-from lightning_kfac.models.targets import block_of, projection_of
+from lightning_kfac.models.targets import block_of, expert_of, projection_of
 
 # Shares of the mass at which the cumulative curve is computed; the selection is exact at each.
 CURVE = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -105,11 +105,13 @@ def layer_spectrum(lambdas: Tensor, mu: Tensor, rho: float | None = None) -> Lay
 
 
 def by_projection(spectra: Mapping[str, LayerSpectrum]) -> dict[str, dict[int | None, LayerSpectrum]]:
-    """Layers by projection (or, where it has no such name, by their own), then by block."""
+    """Layers by projection (and expert; or, where it has no such name, by their own), then by block."""
     groups: dict[str, dict[int | None, LayerSpectrum]] = {}
     for name, spectrum in spectra.items():
-        group = groups.setdefault(projection_of(name) or name, {})
-        # Of several layers of a kind in a block (experts, for one) the others stand by themselves.
+        expert = expert_of(name)
+        kind = projection_of(name) or name
+        group = groups.setdefault(kind if expert is None else f"{kind} {expert}", {})
+        # Of several layers of a kind in a block the others stand by themselves.
         (groups.setdefault(name, {}) if block_of(name) in group else group)[block_of(name)] = spectrum
     return {
         projection: dict(sorted(group.items(), key=lambda item: item[0] or 0)) for projection, group in groups.items()

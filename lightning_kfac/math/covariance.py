@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lightning_kfac.errors import InputError
+
 # The upper triangle is worked off in panels of columns; n panels cost (n + 1) / (2 n) of the full
 # product and as much memory, but narrow panels are slow ones. (Panels, from this size on.)
 PANELS = ((8, 2752), (4, 512), (2, 256), (1, 0))
@@ -33,7 +35,13 @@ class SecondMoment:
         self._batches = 0
 
     def add(self, x: Tensor) -> None:
-        """Adds ``x^T x`` for x [n, d], summed in float32 whatever the dtype of x."""
+        """Adds ``x^T x`` for x [n, d], summed in float32 whatever the dtype of x.
+
+        Raises:
+            InputError: x has another width.
+        """
+        if x.shape[1] != self.size:
+            raise InputError(f"vectors of {x.shape[1]} numbers cannot be added to a sum of {self.size} x {self.size}")
         accumulate_upper(self._recent, self._panels, x)
         self.count_batch()
 

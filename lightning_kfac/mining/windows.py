@@ -41,6 +41,12 @@ class Mining:
                 raise InputError(f"mining.{name} is {getattr(self, name)}; it must lie between 0 and 1")
 
 
+def check_window(seq_len: int, length: int) -> None:
+    """Raises ``InputError`` where a row is shorter than a window."""
+    if seq_len < length:
+        raise InputError(f"data.seq_len is {seq_len}, less than a window of {length} tokens")
+
+
 class Piece(NamedTuple):
     """A stretch of a document with the windows that begin in it.
 
@@ -73,8 +79,7 @@ class MiningPieces(Dataset[Piece]):
     """
 
     def __init__(self, text: TokenizedText, length: int, stride: int, seq_len: int):
-        if seq_len < length:
-            raise InputError(f"data.seq_len is {seq_len}, less than a window of {length} tokens")
+        check_window(seq_len, length)
         self.text = text
         self.length = length
         self.stride = stride

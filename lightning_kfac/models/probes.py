@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor, nn
 
 from lightning_kfac.models.language import language_model
 
+FoundT = TypeVar("FoundT")
 
-def once_a_model(probe: Callable[[nn.Module], bool]) -> Callable[[nn.Module], bool]:
+
+def once_a_model(probe: Callable[[nn.Module], FoundT]) -> Callable[[nn.Module], FoundT]:
     """Remembers what a probe has found out about a model, as long as that lives."""
-    known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+    known: WeakKeyDictionary[nn.Module, FoundT] = WeakKeyDictionary()
 
     @wraps(probe)
-    def remembered(model: nn.Module) -> bool:
+    def remembered(model: nn.Module) -> FoundT:
         if model not in known:
             known[model] = probe(model)
         return known[model]

@@ -11,7 +11,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.distributed.sharding import shard
+from lightning_kfac.models.dtypes import mark_stored_dtype, stored_dtype
 from lightning_kfac.models.loading import Dtype, load_config, load_model, skeleton
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.targets import block_modules
 
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ class _SmallParts:
         dtypes: Of the parameters, by name.
         tensors: Buffers and other tensors that modules keep, by module and attribute.
         generation_config: The model's, if it has one.
+        stored_dtype: That its weights are written in.
     """
 
     dtypes: dict[str, torch.dtype]
     tensors: dict[str, dict[str, Tensor]]
     generation_config: "GenerationConfig | None"
+    stored_dtype: torch.dtype
 
     @classmethod
     def of(cls, model: nn.Module) -> "_SmallParts":
@@ -44,24 +48,24 @@ class _SmallParts:
             {name: parameter.dtype for name, parameter in model.named_parameters()},
             {name: found for name, found in tensors.items() if found},
             getattr(model, "generation_config", None),
+            stored_dtype(model),
         )
 
 
 def load_sharded(
     mesh: DeviceMesh,
     device: torch.device,
-    model_name: str | None,
+    model_name: str | ModelSource | None,
     dtype: Dtype = "auto",
     *,
     architecture: Mapping[str, Any] | None = None,
-    trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
     """``load_model`` with the weights spread over ranks, frozen. Only rank 0 reads them, into the CPU's memory.
 
     Args:
         mesh: One-dimensional: the ranks that share the weights.
         device: Of this rank.
-        model_name, dtype, architecture, trust_remote_code: As for ``load_model``.
+        model_name, dtype, architecture: As for ``load_model``.
 
     Raises:
         InputError: As ``load_model``, on every rank; or the model has no numbered blocks.
@@ -70,12 +74,14 @@ def load_sharded(
     source: PreTrainedModel | None = None
     with ranks.together():
         if ranks.rank == 0:
-            source = load_model(model_name, dtype, architecture=architecture, trust_remote_code=trust_remote_code)
+            source = load_model(model_name, dtype, architecture=architecture)
     of_ranks = ranks.gather(None if source is None else _SmallParts.of(source))
     (known,) = [parts for parts in of_ranks if parts is not None]  # rank 0's
-    model = skeleton(load_config(model_name, architecture, trust_remote_code), trust_remote_code)
+    trusted = isinstance(model_name, ModelSource) and model_name.trust_remote_code
+    model = skeleton(load_config(model_name, architecture), trusted)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(known.dtypes[name])
+    mark_stored_dtype(model, known.stored_dtype)
     shard(model.eval().requires_grad_(False), block_modules(model), mesh)
     model.to_empty(device=device)
     model.tie_weights()

@@ -8,31 +8,47 @@ from typing import Literal, TypeVar
 from torch import nn
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.layers import KINDS, Layer, find_layers
+from lightning_kfac.models.experts import layout_of
+from lightning_kfac.models.fused import FusedRows
+from lightning_kfac.models.language import check_no_adapter
+from lightning_kfac.models.layer import Layer
+from lightning_kfac.models.layers import find_layers
+from lightning_kfac.models.running import modules_of_text
 
 Place = TypeVar("Place", int, str)
 Blocks = Literal["all"] | Sequence[int]
 
-# What each projection is called in the model families of the transformers package.
-PROJECTION_NAMES = {
+ATTENTION = ("attn", "attention", "self_attn", "self_attention")
+# What each projection is called in the model families of the transformers package: the end of a layer's dotted name.
+NAMES = {
     "gate": ("gate_proj", "w1"),
-    "up": ("up_proj", "c_fc", "w3", "fc1", "dense_h_to_4h", "fc_in"),
-    "down": ("down_proj", "w2", "fc2", "dense_4h_to_h", "fc_out"),
-    "q": ("q_proj",),
-    "k": ("k_proj",),
-    "v": ("v_proj",),
-    "o": ("o_proj",),
+    "up": ("up_proj", "c_fc", "w3", "fc1", "dense_h_to_4h", "fc_in", "intermediate.dense"),
+    "down": ("down_proj", "mlp.c_proj", "w2", "fc2", "dense_4h_to_h", "fc_out", "output_linear", "output.dense"),
+    "q": ("q_proj", "self.query"),
+    "k": ("k_proj", "self.key"),
+    "v": ("v_proj", "self.value"),
+    "o": (
+        "o_proj",
+        "attention.output.dense",
+        *(f"{a}.{o}" for a in ATTENTION for o in ("out_proj", "dense", "c_proj")),
+    ),
 }
-# `c_proj` is the name of two layers in GPT-2.
-QUALIFIED_NAMES = {"mlp.c_proj": "down", "attn.c_proj": "o"}
+MLP = ("gate", "up", "down")
+# Of a mixture: the experts that a router chooses, and those that every token goes through.
+KINDS_OF_MLP = ("", "expert_", "shared_")
+PROJECTIONS = (*NAMES, *(kind + p for kind in KINDS_OF_MLP[1:] for p in MLP))
 FUSED = {
     "gate_up_proj": "gate and up",
+    "input_linear": "gate and up",
     "c_attn": "q, k and v",
     "qkv_proj": "q, k and v",
     "query_key_value": "q, k and v",
+    "Wqkv": "q, k and v",
 }
+AN_EXPERT = re.compile(r"(?:^|\.)experts\.(?:(?:gate_up_proj|up_proj|down_proj)\.)?(\d+)(?:\.|$)")
+SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
 # The end of the dotted name of a block, and of what is in one.
-BLOCK = r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)"
+BLOCK = r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)"
 A_BLOCK = re.compile(rf"{BLOCK}$")
 IN_BLOCK = re.compile(rf"{BLOCK}\.")
 
@@ -47,18 +63,30 @@ def resolve_targets(
 
     Args:
         blocks: Transformer blocks by index, negative from the end, or ``all``.
-        projections: Any of gate, up, down, q, k, v, o.
+        projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
+            shared_up, shared_down of one that every token goes through.
         modules: Instead of blocks and projections: regular expressions, each of which must match the
-            whole dotted name of at least one layer.
+            whole dotted name of at least one layer. A weight that is chosen whole is not tracked in parts as well.
 
     Raises:
-        InputError: Something named does not exist (the message lists what does) or cannot be tracked.
+        InputError: Something named does not exist (the message lists what does) or cannot be tracked: text never runs
+            through it, or its weight is quantized.
     """
+    check_no_adapter(model)
     layers = find_layers(model)
+    running = modules_of_text(model)
+    idle = set() if running is None else {name for name, layer in layers.items() if layer.module not in running}
     if modules is not None:
         chosen = _by_pattern(layers, modules, dict(model.named_modules()))
+        if never := sorted(chosen & idle):
+            raise InputError(f"modules: {never[0]} is among them, which text never runs through; leave it out")
     else:
-        chosen = _by_projection(model, layers, blocks, projections)
+        used = {name: layer for name, layer in layers.items() if name not in idle}
+        chosen = _by_projection(model, used, blocks, projections)
+    chosen -= {name for name in chosen if isinstance(part := layers[name], FusedRows) and part.whole_name in chosen}
+    for name in chosen:
+        if (what := layers[name].packed()) is not None:
+            raise InputError(f"{name} is a {what}: load the model without quantization, or leave the layer out")
     return {name: layer for name, layer in layers.items() if name in chosen}
 
 
@@ -93,8 +121,11 @@ def _check_present(kind: str, wanted: Iterable[Place], found: Iterable[Place | N
 
 
 def count_blocks(model: nn.Module) -> int:
-    """Number of transformer blocks."""
-    return 1 + max((b for name, _ in model.named_modules() if (b := block_of(name)) is not None), default=-1)
+    """Number of transformer blocks that read text: those of a vision tower do not count."""
+    find = getattr(model, "get_decoder", None)
+    decoder = find() if callable(find) else model
+    blocks = [b for part in (decoder, model) for name, _ in part.named_modules() if (b := block_of(name)) is not None]
+    return 1 + max(blocks, default=-1)
 
 
 def block_modules(model: nn.Module) -> list[nn.Module]:
@@ -119,12 +150,50 @@ def projection_of(name: str) -> str | None:
     Example:
         >>> projection_of("model.layers.5.mlp.gate_proj"), projection_of("transformer.h.0.mlp.c_proj")
         ('gate', 'down')
+        >>> projection_of("model.layers.5.mlp.experts.gate_up_proj.3.up"), projection_of("h.0.attn.c_attn.q")
+        ('expert_up', 'q')
     """
-    for ending, projection in QUALIFIED_NAMES.items():
-        if name.endswith(ending):
-            return projection
-    last = name.rpartition(".")[2]
-    return next((p for p, names in PROJECTION_NAMES.items() if last in names), None)
+    expert = AN_EXPERT.search(name)
+    plain = _plain_projection(_without_expert(name).replace("..", ".").rstrip("."))
+    if plain in MLP and expert:
+        return f"expert_{plain}"
+    if plain in MLP and SHARED.search(name):
+        return f"shared_{plain}"
+    return plain
+
+
+def expert_of(name: str) -> int | None:
+    """The number of the expert in a dotted name.
+
+    Example:
+        >>> expert_of("model.layers.5.mlp.experts.gate_up_proj.3.up")
+        3
+    """
+    found = AN_EXPERT.search(name)
+    return int(found[1]) if found else None
+
+
+def same_but_the_expert(name: str, names: Iterable[str]) -> list[str]:
+    """Those of some layers that are the same projection of an expert of the same block.
+
+    Example:
+        >>> same_but_the_expert("experts.up_proj.3", ["experts.up_proj.0", "experts.up_proj.3", "experts.down_proj.3"])
+        ['experts.up_proj.0', 'experts.up_proj.3']
+    """
+    return [other for other in names if _without_expert(other) == _without_expert(name)]
+
+
+def _without_expert(name: str) -> str:
+    expert = AN_EXPERT.search(name)
+    return name if expert is None else name[: expert.start(1)] + name[expert.end(1) :]
+
+
+def _plain_projection(name: str) -> str | None:
+    parent, _, last = name.rpartition(".")
+    if parent.rpartition(".")[2] in FUSED:
+        return last if last in NAMES else None
+    fitting = {end: p for p, ends in NAMES.items() for end in ends if name == end or name.endswith(f".{end}")}
+    return fitting[max(fitting, key=len)] if fitting else None
 
 
 def layer_label(name: str) -> str:
@@ -136,7 +205,10 @@ def layer_label(name: str) -> str:
     """
     block = block_of(name)
     projection = projection_of(name)
-    return name if block is None or projection is None else f"{block} {projection}"
+    if block is None or projection is None:
+        return name
+    expert = expert_of(name)
+    return f"{block} {projection}" + (f" {expert}" if expert is not None else "")
 
 
 def layer_labels(names: Iterable[str]) -> dict[str, str]:
@@ -144,7 +216,7 @@ def layer_labels(names: Iterable[str]) -> dict[str, str]:
 
     Example:
         >>> layer_labels(["layers.0.mlp.up_proj", "layers.1.experts.0.up_proj", "layers.1.experts.1.up_proj"]).values()
-        dict_values(['0 up', 'layers.1.experts.0.up_proj', 'layers.1.experts.1.up_proj'])
+        dict_values(['0 up', '1 expert_up 0', '1 expert_up 1'])
     """
     labels = {name: layer_label(name) for name in names}
     taken = Counter(labels.values())
@@ -152,23 +224,43 @@ def layer_labels(names: Iterable[str]) -> dict[str, str]:
 
 
 def _by_projection(model: nn.Module, layers: dict[str, Layer], blocks: Blocks, projections: Sequence[str]) -> set[str]:
-    if unknown := [p for p in projections if p not in PROJECTION_NAMES]:
-        raise InputError(f"unknown projection {unknown[0]!r}; choose from {', '.join(PROJECTION_NAMES)}")
+    if unknown := [p for p in projections if p not in PROJECTIONS]:
+        raise InputError(f"unknown projection {unknown[0]!r}; choose from {', '.join(PROJECTIONS)}")
     if not projections:
-        raise InputError(f"no projection chosen; choose from {', '.join(PROJECTION_NAMES)}")
+        raise InputError(f"no projection chosen; choose from {', '.join(PROJECTIONS)}")
     numbers = {number for name in layers if (number := block_of(name)) is not None}
     if not numbers:
         raise InputError("the model has no numbered blocks; choose layers with `modules`")
     wanted = sorted(numbers) if blocks == "all" else _block_numbers(blocks, max(numbers) + 1)
-    chosen = set()
+    inside: dict[int, dict[str, str | None]] = {block: {} for block in wanted}
+    for name in layers:
+        if (block := block_of(name)) in inside:
+            inside[block][name] = projection_of(name)
+    there = {block: set(found.values()) for block, found in inside.items()}
     for block in wanted:
-        inside = {name: projection_of(name) for name in layers if block_of(name) == block}
         for projection in projections:
-            found = [name for name, p in inside.items() if p == projection]
-            if not found:
-                raise InputError(_missing_projection(model, block, projection, inside))
-            chosen.update(found)
-    return chosen
+            others = there.values() if blocks == "all" else ()
+            if not _is_covered(projection, there[block], set(projections), others):
+                raise InputError(_missing_projection(model, block, projection, inside[block]))
+    return {name for found in inside.values() for name, projection in found.items() if projection in projections}
+
+
+def _is_covered(
+    projection: str, there: Collection[str | None], chosen: set[str], others: Iterable[Collection[str | None]]
+) -> bool:
+    """Whether a choice says what it means in a block: it has the projection, or another kind of it was chosen too.
+
+    In a mixture some blocks may have an MLP and others experts. "All" blocks of experts are those that have some;
+    ``gate`` alone would silently leave the experts out.
+    """
+    if projection in there:
+        return True
+    kind, _, plain = projection.rpartition("_")
+    if plain not in MLP:
+        return False
+    if any(f"{other}{plain}" in there and f"{other}{plain}" in chosen for other in KINDS_OF_MLP):
+        return True
+    return bool(kind) and any(projection in other for other in others)
 
 
 def _block_numbers(blocks: Blocks, count: int) -> list[int]:
@@ -188,9 +280,14 @@ def _missing_projection(model: nn.Module, block: int, projection: str, inside: d
     fused = [n for n in names if projection in FUSED.get(n.rpartition(".")[2], "").replace(",", "").split()]
     if fused:
         layer = fused[0].rpartition(".")[2]
-        message += f". {layer} fuses {FUSED[layer]}: track it whole with `modules: ['.*\\.{layer}']`"
-    elif experts := [n for n in names if n.endswith("experts")]:
-        message += f". {experts[0]} holds its experts in one 3-D parameter, which cannot be tracked"
+        message += f". {layer} fuses {FUSED[layer]} in a way that is not known here: track it whole with "
+        message += f"`modules: ['.*\\.{layer}']`"
+    elif [p for p in inside.values() if p and p.startswith("expert_") and p.endswith(f"_{projection}")]:
+        message += (
+            f". It is a mixture: choose `expert_{projection}` (experts that a router chooses), or another of these"
+        )
+    elif experts := [n for n in names if n.endswith("experts") and not layout_of(model.get_submodule(n))]:
+        message += f". {experts[0]} holds its experts in a way that is not known here"
     else:
         message += ". Other layers can be chosen with `modules`"
     return message
@@ -215,7 +312,7 @@ def _by_pattern(layers: dict[str, Layer], patterns: Iterable[str], named: dict[s
 def _no_match(pattern: str, others: list[str], layers: Collection[str], named: dict[str, nn.Module]) -> str:
     if others:
         kind = type(named[others[0]]).__name__
-        known = " and ".join(known.of.__name__ for known in KINDS)
-        return f"modules: {pattern!r} matches {others[0]}, a {kind}; only {known} layers can be tracked"
+        known = "Linear and Conv1D layers, their rows and experts"
+        return f"modules: {pattern!r} matches {others[0]}, a {kind}; only {known} can be tracked"
     examples = ", ".join(list(layers)[:4])
     return f"modules: {pattern!r} matches no layer. Layers are named like {examples}"

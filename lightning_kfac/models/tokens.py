@@ -3,19 +3,31 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self, TypeVar
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED, next_tokens, valid_positions
+from lightning_kfac.models.manner import manner_of
+
+
+class Splits(Protocol):
+    """A batch that can be cut into rows."""
+
+    def split(self, rows: int) -> Iterator[Self]:
+        """Parts of at most ``rows`` rows."""
+
+
+BatchT = TypeVar("BatchT", bound=Splits)
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows of tokens for a causal language model.
+    """Rows of tokens for a causal language model, padded behind their tokens.
 
     Attributes:
         input_ids: int64 [B, T].
@@ -44,7 +56,8 @@ class TokenBatch:
         Args:
             batch: ``labels`` are in the Hugging Face convention (unshifted, -100 ignored). ``dense``
                 says that all tokens are real; a batch with neither mask nor labels is dense. The last
-                token of dense rows, which has no next one, is then not run through the model at all.
+                token of dense rows, which has no next one, is then not run through the model at all. Of
+                other rows the real tokens move to the front, wherever their padding was.
             first_index: Number of the first row where the batch has no ``sample_index``.
 
         Raises:
@@ -67,6 +80,7 @@ class TokenBatch:
             return cls(ids[:, :-1], attend[:, :-1], targets, index, dense=True, complete=labels is None)
         labels = ids.masked_fill(~attend, IGNORED) if labels is None else labels
         targets = next_tokens(labels).masked_fill(~valid_positions(attend, labels), IGNORED)
+        ids, attend, targets = _real_first(attend, ids, attend, targets)
         return cls(ids, attend, targets, index)
 
     @property
@@ -87,7 +101,7 @@ class TokenBatch:
 
     @property
     def position_ids(self) -> Tensor:
-        """int64 [B, T]: index among the row's real tokens, so that left padding changes nothing."""
+        """int64 [B, T]: index among the row's real tokens."""
         return (self.attend.long().cumsum(-1) - 1).clamp(min=0)
 
     def check_ids(self, vocabulary: int) -> None:
@@ -96,16 +110,22 @@ class TokenBatch:
         if largest >= vocabulary:
             raise InputError(f"id {largest} is outside the model's vocabulary (0 to {vocabulary - 1})")
 
-    def model_inputs(self) -> dict[str, Tensor | bool]:
-        """Arguments of the model's forward."""
+    def model_inputs(self, model: nn.Module) -> dict[str, Tensor | bool]:
+        """Arguments of the model's forward, in the manner in which it reads rows as if each were alone.
+
+        Raises:
+            InputError: It reads no rows of this length so, or none at all; see ``manner_of``.
+        """
+        manner = manner_of(model)
+        manner.check_length(model, self.input_ids.shape[1])
         inputs: dict[str, Tensor | bool] = {"input_ids": self.input_ids, "use_cache": False}
-        if not self.dense:
-            inputs |= {"attention_mask": self.attend.long(), "position_ids": self.position_ids}
+        if not self.dense or (manner.masks_all and not manner.is_apart(self.input_ids.shape[1])):
+            inputs["attention_mask"] = self.attend.long()
         return inputs
 
     def logits(self, model: nn.Module) -> Tensor:
         """Runs the model. [B, T, V] in the model's dtype."""
-        return model(**self.model_inputs()).logits
+        return model(**self.model_inputs(model)).logits
 
     def gold_loss(self, model: nn.Module) -> Tensor:
         """Summed cross-entropy against the next tokens, a scalar tensor with the whole graph behind it."""
@@ -116,6 +136,15 @@ class TokenBatch:
         """Parts of at most ``rows`` rows."""
         for start in range(0, len(self.input_ids), rows):
             yield self._map(itemgetter(slice(start, start + rows)))
+
+    def trimmed(self) -> "TokenBatch":
+        """Without the places at the end that hold padding in every row."""
+        width = max(1, int(self.attend.sum(1).max()))
+        return self._map(lambda field: field[..., :width] if field.ndim > 1 else field)
+
+    def alone(self) -> Iterator["TokenBatch"]:
+        """Each row by itself, without padding; of a row that is all padding, one place."""
+        return (replace(row.trimmed(), dense=True) for row in self.split(1))
 
     def by_length(self) -> Iterator["TokenBatch"]:
         """Short rows and long ones apart, each part without the padding on the right that none of its rows needs."""
@@ -142,6 +171,13 @@ class TokenBatch:
         )
 
 
+def parts_of(model: nn.Module, batch: BatchT, rows: int) -> list[BatchT]:
+    """Parts of at most ``rows`` rows that the model may read together: of tokens, or of another task's batch."""
+    if isinstance(batch, TokenBatch) and manner_of(model).is_apart(batch.shape[1]):
+        return cast("list[BatchT]", list(batch.alone()))  # of the type that was given
+    return list(batch.split(rows))
+
+
 def trial_batch(positions: int) -> dict[str, Tensor]:
     """One row of token 0, to try a model on."""
     return {"input_ids": torch.zeros(1, positions, dtype=torch.long)}
@@ -155,6 +191,14 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """The same with the padding behind the tokens."""
     return _padded([list(row) + [None] * (max(map(len, rows)) - len(row)) for row in rows], device)
+
+
+def _real_first(attend: Tensor, *fields: Tensor) -> list[Tensor]:
+    """Fields [B, T] of rows whose real tokens stand in front, in their order."""
+    if bool((attend[:, :-1] >= attend[:, 1:]).all()):
+        return list(fields)
+    order = attend.long().argsort(dim=1, descending=True, stable=True)
+    return [field.gather(1, order) for field in fields]
 
 
 def _padded(rows: list[list[int | None]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,10 @@ from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.mining.search import Searched, search
+from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import Dtype, end_of_text_ids, load_config, load_model
 from lightning_kfac.models.sharded_loading import load_sharded
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.evaluating import EvaluatedLM
 from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
@@ -48,9 +50,9 @@ class CausalLM(EvaluatedLM):
     the summed cross-entropy over valid positions, the optimizer does nothing, and no weight changes.
 
     Args:
-        model_name: Hub name, local folder, or ``demo`` for the embedded model.
+        model_name: Hub name, local folder, or ``demo`` for the embedded model; ``NAME@REVISION`` names a revision too.
         architecture: Instead of a name: a model config with ``model_type``; weights start random.
-        dtype: Of the weights; ``auto`` is the checkpoint's own (float16 becomes float32).
+        dtype: Of the weights; ``auto`` is the checkpoint's own (float16 is computed in float32 and written as float16).
         labels: ``sampled`` from the model's predictions (true Fisher), or ``gold`` from the corpus
             (empirical Fisher).
         mc_samples: Draws of labels a forward pass.
@@ -60,8 +62,12 @@ class CausalLM(EvaluatedLM):
         measures: What else to measure, and the threshold of loose recitation.
         training: Train the model instead of collecting curvature.
         trust_remote_code: Let the model's repository run its own code.
+        revision: Branch, tag or commit of a hub model.
+        gguf_file: A GGUF file in the model's folder or repository; its weights are dequantized.
+        adapter: Folder or hub name of an adapter (peft) that is merged into the weights.
 
     Attributes:
+        source: Where the model comes from; None where it is described by ``architecture``.
         collection: What runs a batch of a collection; set by ``CurvatureCollector``.
     """
 
@@ -78,12 +84,18 @@ class CausalLM(EvaluatedLM):
         measures: Measures = Measures(),  # noqa: B008 (frozen)
         training: Training | None = None,
         trust_remote_code: bool = False,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        adapter: str | None = None,
     ):
         super().__init__(measures)
         if seed < 0:
             raise InputError(f"the seed must not be negative, got {seed}")
-        self.model_name = model_name
-        self.evaluated = model_name
+        self.source: ModelSource | None = None
+        if model_name is not None:
+            self.source = ModelSource.named(model_name, revision, gguf_file, adapter, trust_remote_code)
+        self.model_name = None if self.source is None else self.source.name
+        self.evaluated = self.source
         self.architecture = architecture
         self.dtype_name = dtype
         self.labels = labels
@@ -93,7 +105,7 @@ class CausalLM(EvaluatedLM):
         self.training_settings = training
         self.objective = FisherLoss(labels, seed, mc_samples)
         self.trust_remote_code = trust_remote_code
-        self.config = load_config(model_name, architecture, trust_remote_code)
+        self.config = load_config(self.source, architecture)
         self.collection: Runs | None = None
         self.strict_loading = training is not None  # the checkpoint of a collection has no weights
         if training is not None:
@@ -109,7 +121,7 @@ class CausalLM(EvaluatedLM):
     @property
     def max_positions(self) -> int | None:
         """Longest row that the model takes; None where the config names no limit."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return most_positions(self.config.get_text_config())
 
     @property
     def frozen(self) -> bool:
@@ -128,25 +140,19 @@ class CausalLM(EvaluatedLM):
 
     def _load(self) -> "PreTrainedModel":
         if self.device_mesh is None:
-            return load_model(
-                self.evaluated,
-                self.dtype_name,
-                architecture=self.architecture,
-                trust_remote_code=self.trust_remote_code,
-            )
+            return load_model(self.evaluated, self.dtype_name, architecture=self.architecture)
         return load_sharded(
             self.device_mesh["data_parallel"],
             self.trainer.strategy.root_device,
             self.evaluated,
             self.dtype_name,
             architecture=self.architecture,
-            trust_remote_code=self.trust_remote_code,
         )
 
-    def turn_to(self, stage: str, name: str | None) -> None:
+    def turn_to(self, stage: str, source: ModelSource | str | None) -> None:
         """Has another model loaded and evaluated next."""
         self.stage = stage
-        self.evaluated = name
+        self.evaluated = None if source is None else ModelSource.named(source)
         self.model = None
 
     @override
@@ -158,8 +164,8 @@ class CausalLM(EvaluatedLM):
         return self
 
     def about(self) -> dict[str, Any]:
-        """What metadata of factors says of the objective."""
-        return {"labels": self.labels, "seed": self.seed}
+        """What metadata of factors says of the model and the objective."""
+        return {**({} if self.source is None else self.source.about()), "labels": self.labels, "seed": self.seed}
 
     # -- fit -----------------------------------------------------------------------------------------
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from lightning import LightningModule
 from typing_extensions import override
 
-from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.evaluation.evaluation import Evaluation
 from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids
+from lightning_kfac.models.manner import manner_of
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.text_data import text_data
 
@@ -35,7 +36,7 @@ class EvaluatedLM(LightningModule):
     Attributes:
         model: The language model, once it is loaded.
         stage: Name of the next evaluation: ``baseline``, ``edited`` or, in a training, ``trained``.
-        evaluated: Name of the model that is loaded.
+        evaluated: Where the model that is loaded comes from.
         edited_layers: Names of the layers whose weights an edit may have changed.
         evaluation_folder: Where to keep what an interrupted evaluation goes on from; None keeps nothing.
         evaluation: The latest evaluation; ``baseline`` is that of the unedited model.
@@ -49,7 +50,7 @@ class EvaluatedLM(LightningModule):
         self.measures = measures
         self.model: PreTrainedModel | None = None
         self.stage = "baseline"
-        self.evaluated: str | None = None
+        self.evaluated: ModelSource | None = None
         self.edited_layers: Collection[str] = ()
         self.evaluation_folder: Path | None = None
         self.evaluation: Evaluation | None = None
@@ -72,6 +73,23 @@ class EvaluatedLM(LightningModule):
         if self.evaluation is None:
             raise RuntimeError("nothing was evaluated yet: an evaluation begins with a validation loop")
         return self.evaluation
+
+    @override
+    def on_train_start(self) -> None:
+        self._try_out()
+
+    @override
+    def on_validation_start(self) -> None:
+        self._try_out()
+
+    @override
+    def on_predict_start(self) -> None:
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Before the work, on every rank: a model that cannot be measured is refused."""
+        if self.model is not None:
+            manner_of(self.model)
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -101,7 +119,6 @@ class EvaluatedLM(LightningModule):
             version("lightning-kfac"),
             model.config.to_json_string(),
             sorted(end_of_text_ids(model)),
-            tokenizer_key(data.tokenizer) if data.tokenizer_name else "",
         )
         numbers = weights_fingerprint(model, self.edited_layers), str(model.dtype), self.trainer.precision
         key = hashlib.sha256(repr((about, numbers)).encode()).hexdigest()[:32]
@@ -134,7 +151,7 @@ class EvaluatedLM(LightningModule):
         self.record = {**self.results, "intervals": intervals, "differences": differences}
         if self.stage == "baseline":
             self.baseline = self.evaluation
-            self.baseline_name = self.evaluated
+            self.baseline_name = None if self.evaluated is None else str(self.evaluated)
         self._log_figures("val", {name: [value] for name, value in self.results.items()}, [""])
         self._log_figures("change", {name: values[:1] for name, values in differences.items()}, [""])
         # Groups of their own: TensorBoard gives every number a chart.

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.language import language_model
 from lightning_kfac.models.loading import Dtype
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 
@@ -19,7 +20,7 @@ class ModelEvaluator:
     The first evaluation is the reference of nDCG: begin with the unedited model.
 
     Args:
-        model_name: Where the model came from.
+        model: Where the model came from.
         dtype: Of its weights.
         data: Memorized sets, held-out text, questions.
         folder: For tokenized text.
@@ -29,11 +30,12 @@ class ModelEvaluator:
         InputError: There is nothing to measure, or the data do not fit the model.
     """
 
-    def __init__(self, model_name: str, dtype: Dtype, data: TextData, folder: Path, accelerator: str = "auto") -> None:
-        self.module = CausalLM(model_name, dtype=dtype)
+    def __init__(
+        self, model: ModelSource, dtype: Dtype, data: TextData, folder: Path, accelerator: str = "auto"
+    ) -> None:
+        self.module = CausalLM(dtype=dtype, **model.settings())
         self.data = data
-        if data.tokenizer_name is None:
-            data.tokenizer_name = model_name
+        data.read_as(model)
         data.check(self.module.vocab_size, self.module.max_positions)
         if not data.validation_names:
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")

@@ -1,7 +1,7 @@
 """The LightningDataModule: corpus, held-out text and memorized sets."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,22 +11,23 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import Position, RowLoader, TokenRows, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, check_names
 from lightning_kfac.data.questions import Question, QuestionSet
-from lightning_kfac.data.sets import Sets
+from lightning_kfac.data.set_formats import MemorizedSet
+from lightning_kfac.data.sets import Sets, content_of
 from lightning_kfac.data.texts import Texts, with_planted
-from lightning_kfac.data.tokenized import tokenizer_key
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.loaders import Search, begin_search
 from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.mining.windows import Mining, MiningPieces, Piece, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
+from lightning_kfac.models.source import ModelSource
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,21 +67,24 @@ class TextData(LightningDataModule):
         heldout: Text for perplexity and nDCG, like ``corpus``; null measures neither. ``embedded`` means
             the documents that are held out of the embedded corpus.
         heldout_tokens: Token budget of the held-out text.
-        memorized: JSONL file of memorized sequences (``demo:FILE`` names an embedded one).
-        sets: Further memorized sets, name to file; their metrics carry the name as a prefix. Suffixes may differ in
-            length.
+        memorized: Memorized sequences: a file (JSONL, JSON, Parquet, .npy; ``demo:FILE`` names an embedded one), or a
+            mapping with the fields of ``MemorizedSet``.
+        sets: Further memorized sets, name to what ``memorized`` takes; their metrics carry the name as a prefix.
+            Suffixes may differ in length.
         clean_windows: So many windows of the held-out text are a set of their own, ``clean``: what does the edit do
             to text that the model does not recite?
         prefix_len: Tokens of each prefix, its last ones; by default all, and 64 in mining.
         suffix_len: Tokens of each suffix, its first ones; by default all, and 48 in mining.
-        questions: Questions with known answers, name to a JSONL file or to a mapping with the fields of
-            ``QuestionSet``; measured by exact answers.
+        questions: Questions with known answers, name to a file (JSONL, JSON, Parquet) or to a mapping with the fields
+            of ``QuestionSet``; measured by exact answers.
         domains: Text whose curvature is collected as well, by name, each like ``corpus``.
         domain_tokens: Token budget of each domain; null takes all of it.
         eval_batch_size: Sequences a batch in recitation.
         skip_bad_rows: Leave out rows of any file that cannot be used, and say how many; otherwise they are errors.
         mining: How ``predict`` looks for recited windows.
         tokenizer: Hub name or folder; by default the model's own.
+        own_tokenizer: Where transformers builds a tokenizer that makes other ids than its ``tokenizer.json``: true
+            takes the file's own, false the one that was built; by default the run stops.
         start_token: Put the tokenizer's start token (BOS) before each document of corpus, domains and held-out text; by
             default where the tokenizer itself puts it before a text.
         planted: Memorized sets whose rows are mixed into the corpus when a model is trained.
@@ -96,8 +100,8 @@ class TextData(LightningDataModule):
         batch_size: int = 8,
         heldout: str | Fields | None = None,
         heldout_tokens: int = 100_000,
-        memorized: str | None = None,
-        sets: dict[str, str] | None = None,
+        memorized: str | Fields | None = None,
+        sets: dict[str, str | Fields] | None = None,
         questions: dict[str, str | Fields] | None = None,
         domains: dict[str, str | Fields] | None = None,
         domain_tokens: int | None = None,
@@ -108,6 +112,7 @@ class TextData(LightningDataModule):
         skip_bad_rows: bool = False,
         mining: Mining = Mining(),  # noqa: B008 (frozen)
         tokenizer: str | None = None,
+        own_tokenizer: bool | None = None,
         start_token: bool | None = None,
         planted: list[str] | None = None,
         exposures: int = 1,
@@ -126,7 +131,11 @@ class TextData(LightningDataModule):
             start_token,
         )
         self.sets = Sets(
-            ({MEMORIZED: memorized} if memorized else {}) | (sets or {}),
+            {
+                name: MemorizedSet.parse(name, value)
+                for name, value in ({MEMORIZED: memorized} | (sets or {})).items()
+                if value
+            },
             {name: QuestionSet.parse(name, value) for name, value in (questions or {}).items()},
             prefix_len,
             suffix_len,
@@ -139,13 +148,14 @@ class TextData(LightningDataModule):
         self.seq_len = seq_len
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.memorized_files = self.sets.files
+        self.memorized_files = {name: memorized.source for name, memorized in self.sets.files.items()}
         self.question_sets = self.sets.questions
         self.clean_windows = clean_windows
         self.skip_bad_rows = skip_bad_rows
         self.mining = mining
         self.window = (prefix_len or WINDOW_PREFIX, suffix_len or WINDOW_SUFFIX)
         self.tokenizer_name = tokenizer
+        self.own_tokenizer = own_tokenizer
         self.planted_files = planted or []
         self.exposures = exposures
         self.shuffle = shuffle
@@ -168,6 +178,7 @@ class TextData(LightningDataModule):
         self.resume_at: Position | None = None  # for the next training loader
         self._search: Search | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._read_with: ModelSource | None = None
 
     # -- checks, before anything expensive ---------------------------------------------------------
 
@@ -189,6 +200,12 @@ class TextData(LightningDataModule):
             load_memorized(file, self.tokenizer, vocab_size)
         self.sets.check(self.tokenizer, vocab_size, max_positions)
         self.texts.check()
+
+    def read_as(self, model: ModelSource | None) -> None:
+        """Takes a model's own tokenizer as the model is taken (revision, GGUF file, code), unless another is named."""
+        if model is not None and self.tokenizer_name in (None, model.name):
+            self.tokenizer_name = model.name
+            self._read_with = model
 
     def _check_names(self) -> None:
         if self.clean_windows and (self.heldout is None or CLEAN in self.memorized_files):
@@ -214,7 +231,7 @@ class TextData(LightningDataModule):
         cut = (
             self.seq_len,
             self.batch_size,
-            self.tokenizer_name,
+            self.tokenizer_fingerprint,
             list(self.question_sets.values()),
             self.sets.prefix_len,
             self.sets.suffix_len,
@@ -228,7 +245,8 @@ class TextData(LightningDataModule):
     def about(self, name: str) -> dict[str, Any]:
         """What metadata of factors says of the corpus or of a domain."""
         start = {"start_tokens": self.start_tokens} if self.start_tokens else {}
-        return {"tokenizer": self.tokenizer_name, **self.texts.about(name), **start}
+        made_by = {"tokenizer": self.tokenizer_name, "tokenizer_fingerprint": self.tokenizer_fingerprint}
+        return {**made_by, **self.texts.about(name), **start}
 
     @cached_property
     def start_tokens(self) -> list[int]:
@@ -237,13 +255,13 @@ class TextData(LightningDataModule):
 
     def rows_identity(self, name: str) -> str:
         """Identifies the rows of a text and their order, for any number of ranks and any batch size."""
-        planted = [(file, hashlib.sha256(resolve_path(file).read_bytes()).hexdigest()) for file in self.planted_files]
+        planted = [(file, content_of(MemorizedSet(file))) for file in self.planted_files]
         how = (
             self.seq_len,
             self.skip_bad_rows,
             self.shuffle,
             self.exposures,
-            tokenizer_key(self.tokenizer),
+            self.tokenizer_fingerprint,
             *self.start_tokens,
         )
         return self.texts.identity(name, planted, how)
@@ -271,8 +289,14 @@ class TextData(LightningDataModule):
         if self._tokenizer is None:
             if self.tokenizer_name is None:
                 raise InputError("data.tokenizer is not set, and the model has no folder or hub name to take it from")
-            self._tokenizer = load_tokenizer(self.tokenizer_name)
+            source = self._read_with or self.tokenizer_name
+            self._tokenizer = load_tokenizer(source, own_tokenizer=self.own_tokenizer)
         return self._tokenizer
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Identifies what the tokenizer does; None where there is no tokenizer."""
+        return tokenizer_fingerprint(self.tokenizer) if self._tokenizer or self.tokenizer_name else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some token ids."""
@@ -300,6 +324,7 @@ class TextData(LightningDataModule):
     @override
     def prepare_data(self) -> None:
         """Tokenizes each text once into the run folder (one process a node)."""
+        self.read_as(getattr(self._reader, "source", None))
         if self.start_tokens:
             words = " ".join(self.tokenizer.convert_ids_to_tokens(self.start_tokens))
             say(f"each document begins with {words} (BOS), as the tokenizer begins a text (data.start_token)")
@@ -309,6 +334,7 @@ class TextData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Maps the tokenized text into memory and reads the sets (every process)."""
         module = self._reader
+        self.read_as(getattr(module, "source", None))
         self.sets.load_sequences(self.tokenizer, module.vocab_size)
         self._read_texts()
         if stage != "predict":
@@ -376,7 +402,7 @@ class TextData(LightningDataModule):
             self.corpus.identity(),
             self.max_tokens,
             self.skip_bad_rows,
-            tokenizer_key(self.tokenizer),
+            self.tokenizer_fingerprint,
             *self.start_tokens,
             *self.window,
             self.seq_len,
@@ -392,6 +418,12 @@ class TextData(LightningDataModule):
     @property
     def _rank(self) -> tuple[int, int]:
         return self._run.global_rank, self._run.world_size
+
+
+def _memorized_sets(memorized: str | Fields | None, sets: Mapping[str, str | Fields]) -> dict[str, MemorizedSet]:
+    """All of them by name."""
+    found = {MEMORIZED: MemorizedSet.parse(MEMORIZED, memorized)} if memorized else {}
+    return found | {name: MemorizedSet.parse(f"sets.{name}", value) for name, value in sets.items()}
 
 
 def text_data(trainer: Trainer) -> TextData:

@@ -1,14 +1,18 @@
 """Architectures for plans on paper, read from a model's skeleton."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.layers import Layer, find_layers
-from lightning_kfac.models.targets import FUSED, block_of, count_blocks, projection_of
+from lightning_kfac.models.experts import ExpertLayer
+from lightning_kfac.models.fused import FusedRows
+from lightning_kfac.models.layer import Layer
+from lightning_kfac.models.layers import find_layers
+from lightning_kfac.models.targets import FUSED, SHARED, block_of, count_blocks, expert_of, projection_of
 from lightning_kfac.planning.cost import DOWN, GATE_UP, OUT, QKV, Architecture, Product
 from lightning_kfac.planning.shapes import SHAPES
 
@@ -16,7 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STAGES = {"q": QKV, "k": QKV, "v": QKV, "o": OUT, "gate": GATE_UP, "up": GATE_UP, "down": DOWN}
-GATED = ("gate_proj", "gate_up_proj", "w1")
+GATED = ("gate_proj", "gate_up_proj", "w1", "input_linear")
+# What the model families call it.
+EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 
 
 def published_config(shape: str) -> PretrainedConfig:
@@ -68,27 +74,49 @@ def read_architecture(model: "PreTrainedModel") -> Architecture:
         parameters=sum(sizes.values()) + root,
         block_parameters=max(sizes.values()),
         root_parameters=root,
+        parts=tuple(_parts(find_layers(model).values(), config)),
     )
+
+
+def _parts(layers: Iterable[Layer], config: PretrainedConfig) -> Iterator[Product]:
+    """Fused rows, and single experts, each of which sees k of E tokens."""
+    for layer in layers:
+        block = block_of(layer.name)
+        projection = projection_of(layer.name)
+        if block is None or projection is None or not isinstance(layer, (FusedRows, ExpertLayer)):
+            continue
+        share = experts_a_token(config) / len(layer.parameter) if isinstance(layer, ExpertLayer) else 1.0
+        stage = STAGES[projection.rpartition("_")[2]]
+        d_out, d_in = layer.shape
+        yield Product(layer.name, d_out, d_in, block, stage, expert=expert_of(layer.name), share=share)
+
+
+def experts_a_token(config: PretrainedConfig) -> int:
+    """How many experts of a block see a token; raises ``InputError`` where the configuration does not say."""
+    found = next((getattr(config, name) for name in EXPERTS_A_TOKEN if hasattr(config, name)), None)
+    if not isinstance(found, int):
+        raise InputError(f"{config.model_type}: its configuration does not say how many experts see a token")
+    return found
 
 
 def _product(name: str, parameter: nn.Parameter, layer: Layer | None, block: int, config: PretrainedConfig) -> Product:
     if parameter.ndim == 2:
         module = name.rpartition(".")[0] if layer is None else layer.name
         d_out, d_in = parameter.shape if layer is None else layer.shape
-        return Product(module, d_out, d_in, block, _stage(module))
-    if parameter.ndim != 3 or "expert" not in name or not hasattr(config, "num_experts_per_tok"):
+        return Product(module, d_out, d_in, block, _stage(module), shared=bool(SHARED.search(module)))
+    if parameter.ndim != 3 or "expert" not in name:
         raise InputError(f"{name} is {list(parameter.shape)}: neither a projection nor experts; it cannot be planned")
     experts, d_out, d_in = parameter.shape
     stage = _stage(name)
     inner, outer = (d_in, d_out) if stage == GATE_UP else (d_out, d_in)
     if inner != config.hidden_size == outer:  # some families store experts transposed
         d_out, d_in = d_in, d_out
-    return Product(name, d_out, d_in, block, stage, experts, config.num_experts_per_tok)
+    return Product(name, d_out, d_in, block, stage, experts, experts_a_token(config))
 
 
 def _stage(name: str) -> int:
     if (projection := projection_of(name)) is not None:
-        return STAGES[projection]
+        return STAGES[projection.rpartition("_")[2]]
     if (fused := FUSED.get(name.rpartition(".")[2])) is not None:
         return STAGES[fused.partition(",")[0].split()[0]]
     if not re.search(r"\battn|attention|self_attn", name):

@@ -7,7 +7,7 @@ drawing of labels are left to the efficiency with which a machine is said to rea
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightning_kfac.math.covariance import accumulator_numbers
@@ -30,6 +30,9 @@ class Product:
         stage: Place in the block.
         copies: Number of experts.
         used: Of them, how many see a token.
+        expert: Its number, for a single expert's weight.
+        share: Of the tokens, that come to it.
+        shared: Whether it is of an expert that every token goes through, beside those that a router chooses.
     """
 
     name: str
@@ -39,11 +42,19 @@ class Product:
     stage: int
     copies: int = 1
     used: int = 1
+    expert: int | None = None
+    share: float = 1.0
+    shared: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
         """Later products have a larger place."""
         return self.block, self.stage
+
+    @property
+    def group(self) -> tuple[int, int, int | None]:
+        """Products of one group read the same input."""
+        return self.block, self.stage, self.expert
 
     @property
     def flops(self) -> int:
@@ -65,6 +76,7 @@ class Architecture:
         parameters: Numbers in all weights.
         block_parameters: Of the largest block.
         root_parameters: Outside the blocks: embedding, head, last norm.
+        parts: Of the products, what can be tracked apart: fused rows, and single experts.
     """
 
     products: tuple[Product, ...]
@@ -76,11 +88,13 @@ class Architecture:
     parameters: int
     block_parameters: int
     root_parameters: int
+    parts: tuple[Product, ...] = ()
 
     def select(self, names: Iterable[str]) -> list[Product]:
-        """The products of these names, in model order."""
+        """The products and parts of these names, in the order of the data."""
         chosen = set(names)
-        return [product for product in self.products if product.name in chosen]
+        found = [product for product in (*self.products, *self.parts) if product.name in chosen]
+        return sorted(found, key=lambda product: product.place)
 
 
 class TokenFlops(NamedTuple):
@@ -100,19 +114,22 @@ def token_flops(model: Architecture, tracked: Sequence[Product], seq_len: int) -
     """
     attention = 2 * 2 * model.heads_width * seq_len / 2
     lowest = min(product.place for product in tracked)
+    paths = {product.shared for product in tracked if product.place == lowest}
+    # In a block shared and routed experts run side by side: one is not behind the other.
+    beside = (lowest[0], DOWN) if lowest[1] == GATE_UP else None
+    behind = [p for p in model.products if p.place > lowest and (p.place != beside or p.shared in paths)]
     return TokenFlops(
         sum(product.flops for product in model.products) + model.blocks * attention,
-        sum(p.flops for p in model.products if p.place > lowest)
-        + _attended_again(model, lowest) * ATTENTION_BACKWARD * attention,
+        sum(product.flops for product in behind) + _attended_again(model, lowest) * ATTENTION_BACKWARD * attention,
         covariance_flops(tracked),
     )
 
 
 def covariance_flops(tracked: Iterable[Product]) -> float:
-    """FLOPs of one token; an expert sees only some of the tokens."""
+    """FLOPs of one token; an expert sees only some of the tokens, on average as many as each other one."""
     groups: dict[float, list[Product]] = {}
     for product in tracked:
-        groups.setdefault(product.used / product.copies, []).append(product)
+        groups.setdefault(product.share, []).append(product)
     return sum(share * sum(map(accumulator_numbers, matrix_sizes(group))) for share, group in groups.items())
 
 
@@ -124,16 +141,15 @@ def _attended_again(model: Architecture, lowest: tuple[int, int]) -> int:
 def matrix_sizes(tracked: Iterable[Product]) -> list[int]:
     """Sizes of all factors: a G for each layer and an A for each input, which layers of one stage share."""
     tracked = list(tracked)
-    outputs = [p.d_out for p in tracked for _ in range(p.copies)]
-    inputs = {(p.place, p.d_in): p.copies for p in tracked}
-    return outputs + [size for (_, size), copies in inputs.items() for _ in range(copies)]
+    inputs = {(p.group, p.d_in) for p in tracked}
+    return [p.d_out for p in tracked] + [size for _, size in inputs]
 
 
 def owner_groups(tracked: Iterable[Product]) -> list[list[Product]]:
     """Layers that have one owner, because they share an A."""
-    groups: dict[tuple[int, int], list[Product]] = {}
+    groups: dict[tuple[int, int, int | None], list[Product]] = {}
     for product in tracked:
-        groups.setdefault(product.place, []).append(product)
+        groups.setdefault(product.group, []).append(product)
     return list(groups.values())
 
 
@@ -183,7 +199,7 @@ def activation_bytes(model: Architecture, tracked: Sequence[Product], element: i
     """
     lowest = min(product.place for product in tracked)
     hidden = model.products[-1].d_in
-    numbers: float = hidden + sum({(p.place, p.d_in): p.d_in for p in tracked}.values())
+    numbers: float = hidden + sum({(p.group, p.d_in): p.d_in * p.share for p in tracked}.values())
     for p in model.products[:-1]:
         if p.stage == QKV and p.place >= lowest:
             numbers += p.d_out
@@ -204,7 +220,7 @@ def eigen_flops(tracked: Iterable[Product]) -> int:
 
 def edit_flops(tracked: Iterable[Product]) -> int:
     """Of U_G^T W U_A and the way back, for every layer."""
-    return sum(4 * p.d_out * p.d_in * (p.d_out + p.d_in) * p.copies for p in tracked)
+    return sum(4 * p.d_out * p.d_in * (p.d_out + p.d_in) for p in tracked)
 
 
 def edit_bytes(layer: Product) -> int:
@@ -212,13 +228,6 @@ def edit_bytes(layer: Product) -> int:
     the weight three times.
     """
     return 8 * (3 * max(layer.d_out, layer.d_in) ** 2 + layer.d_out**2 + layer.d_in**2 + 3 * layer.d_out * layer.d_in)
-
-
-def experts_apart(model: Architecture, blocks: Iterable[int]) -> list[Product]:
-    """The stacked experts of some blocks as gate, up and down: what it would take to track them."""
-    stacked = [p for p in model.products if p.copies > 1 and p.block in set(blocks)]
-    halves = [replace(p, d_out=p.d_out // 2) for p in stacked if p.stage == GATE_UP for _ in range(2)]
-    return halves + [p for p in stacked if p.stage == DOWN]
 
 
 def all_reduce_bytes(n_bytes: float, ranks: int) -> float:

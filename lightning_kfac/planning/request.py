@@ -1,6 +1,6 @@
 """What a user asks to have planned: options over a config of ``fit`` over defaults."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from lightning_kfac.collection.memory import readable_bytes
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.dtypes import Dtype
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.loading import load_config, skeleton
-from lightning_kfac.models.targets import resolve_targets
+from lightning_kfac.models.source import ModelSource
+from lightning_kfac.models.targets import MLP, PROJECTIONS, projection_of, resolve_targets
 from lightning_kfac.planning import cost
 from lightning_kfac.planning.architecture import published_config, read_architecture
 from lightning_kfac.planning.hardware import Hardware, find_hardware
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 # What fit takes where nothing is said.
 DEFAULTS = {"seq_len": 512, "batch_size": 8, "blocks": "all"}
-MLP = ["gate", "up", "down"]
-ATTENTION = ["q", "k", "v", "o"]
 # Options of a plan and where they stand in a config of fit.
 PLACES = {
     "tokens": ("data", "max_tokens"),
@@ -83,15 +82,17 @@ def read_request(options: Mapping[str, Any], config: Path | None = None) -> Requ
     model = read_architecture(module)
     has_experts = any(product.copies > 1 for product in model.products)
     if settings["projections"] is None:
-        settings["projections"] = ATTENTION if has_experts else MLP
+        settings["projections"] = _of_mlp(module) if has_experts else list(MLP)
         if has_experts and settings["modules"] is None:
-            given["projections"] = ATTENTION
+            given["projections"] = settings["projections"]
     tracked = _tracked(module, model, settings)
     notes = _not_planned(written)
     if has_experts:
-        notes = [_about_experts(model, {product.block for product in tracked}), *notes]
+        notes = [*_about_experts(tracked, settings["tokens"]), *notes]
     job = _job(tracked, settings, architecture, written)
-    return Request(title, model, job, {".".join(PLACES[name]): value for name, value in given.items()}, tuple(notes))
+    dotted = {".".join(PLACES[name]): value for name, value in given.items()}
+    dotted |= {f"model.{key}": options[key] for key in ("revision", "gguf_file") if options.get(key)}
+    return Request(title, model, job, dotted, tuple(notes))
 
 
 def _settings(given: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +184,12 @@ def _model(options: Mapping[str, Any], section: Mapping[str, Any]) -> tuple[str,
     architecture = section.get("architecture")
     if not isinstance(architecture, dict | None) or not isinstance(name, str | None):
         raise InputError("model: model_name must be a text, architecture a mapping")
-    return name or "the architecture", load_config(name, architecture, options["trust_remote_code"]), False
+    if name is None:
+        return "the architecture", load_config(None, architecture), False
+    trusted = options["trust_remote_code"] or section.get("trust_remote_code") is True
+    revision, gguf_file = (options.get(key) or section.get(key) for key in ("revision", "gguf_file"))
+    source = ModelSource.named(name, revision, gguf_file, None, trusted)
+    return source.name, load_config(source, architecture), False
 
 
 def hardware_of(options: Mapping[str, Any]) -> Hardware:
@@ -203,10 +209,20 @@ def hardware_of(options: Mapping[str, Any]) -> Hardware:
     return replace(find_hardware(options["hardware"]), **changes)
 
 
-def _about_experts(model: cost.Architecture, blocks: Iterable[int]) -> str:
-    experts = cost.experts_apart(model, blocks)
-    return (
-        "experts are 3-D parameters, which cannot be tracked; attention projections can. Tracking gate, up and down of "
-        f"every expert in these blocks would take {readable_bytes(cost.accumulator_bytes(experts))} of accumulators "
-        f"and {cost.covariance_flops(experts) / 1e9:.2f} GFLOP a token."
-    )
+def _of_mlp(module: nn.Module) -> list[str]:
+    """The projections of a mixture's dense blocks, experts and shared experts, as far as it has them."""
+    there = {projection_of(name) for name in find_layers(module)}
+    return [projection for projection in PROJECTIONS if projection.rpartition("_")[2] in MLP and projection in there]
+
+
+def _about_experts(tracked: Sequence[cost.Product], tokens: int) -> list[str]:
+    """What a budget of tokens leaves for an expert."""
+    experts = [product for product in tracked if product.expert is not None]
+    if not experts:
+        return []
+    each = round(tokens * experts[0].share)
+    enough = max(max(product.d_out, product.d_in) for product in experts)
+    note = f"an expert sees {experts[0].share:.1%} of the tokens on average: {each:,} of {tokens:,}"
+    if each < 2 * enough:
+        note += f"; one that fewer than {enough:,} come to is left unedited (edit.expert_min_tokens): take more tokens"
+    return [note]

@@ -20,4 +20,7 @@ def report_table(report: EditReport, verb: str) -> Table:
     shares = [f"{report.fraction_kept:.1%}", f"{report.mass_kept:.1%}"]
     table.add_section()
     table.add_row("all", "", "", "", "", *shares, "", "", f"{report.relative_change:.3f}")
+    if report.unedited:
+        fewest, most = min(report.unedited.values()), max(report.unedited.values())
+        table.caption = f"{len(report.unedited)} experts with {fewest:,} to {most:,} tokens are left as they are"
     return table

@@ -11,8 +11,10 @@ import pytest
 from lightning_kfac.assets import DEMO
 from lightning_kfac.cli.train import main
 from lightning_kfac.data.memorized import load_memorized
+from lightning_kfac.errors import InputError
 from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from tests.common import write_jsonl
 from tests.forks import Run, run_train
 
@@ -65,8 +67,14 @@ def test_mining_finds_the_planted_passages(one_rank, corpus):
     assert summary["exact_duplicates"] >= 1 and summary["kept"] == len(rows)
     left_out = summary["exact_duplicates"] + summary["near_duplicates"] + summary["repetitions"]
     assert summary["recited"] == summary["kept"] + left_out and summary["repetitions"] == len(repetitions)
-    # What was mined is a memorized set that loads.
-    assert len(load_memorized(one_rank / "memorized.jsonl", load_tokenizer("demo"), 2048)) == len(rows)
+    # What was mined is a memorized set that loads, with the tokenizer that made it and no other.
+    tokenizer = load_tokenizer("demo")
+    known = tokenizer_fingerprint(tokenizer)
+    assert {part["tokenizer_fingerprint"] for part in (summary, *rows, *repetitions)} == {known}
+    assert len(load_memorized(one_rank / "memorized.jsonl", tokenizer, 2048)) == len(rows)
+    tokenizer.add_tokens(["forsooth"])
+    with pytest.raises(InputError, match=f"line 1: the ids were made by another tokenizer \\({known[:8]}\\)"):
+        load_memorized(one_rank / "memorized.jsonl", tokenizer, 2048)
 
 
 def test_two_ranks_find_the_same(one_rank, corpus, tmp_path):

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors, load_factors, save_factors
 from lightning_kfac.cli.commands import command_names, load_command, summary
 from lightning_kfac.cli.edit import main
-from lightning_kfac.models.loading import load_model
+from lightning_kfac.models.loading import load_model, load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.storage.results import read_results
 from tests.common import edit, failed
 from tests.forks import ROOT
@@ -41,6 +42,20 @@ def test_apply_writes_a_checkpoint(tmp_path, demo_factors, edited_weights, capsy
     assert details["model"] == "demo" and details["config"]["rho"] == 0.8 and not details["forced"]
     assert [layer["name"] for layer in details["layers"]] == list(load_factors(demo_factors))
     assert details["factors"]["corpus"] == "numbers"
+
+
+def test_apply_says_where_factors_are_of_other_tokens(tmp_path, demo_factors, capsys):
+    factors = load_factors(demo_factors)
+    known = tokenizer_fingerprint(load_tokenizer("demo"))
+    for tokenizer, said in ((known, False), ("f" * 64, True)):
+        path = tmp_path / tokenizer[:4]
+        save_factors(factors, path, factors.metadata | {"tokenizer": "other", "tokenizer_fingerprint": tokenizer})
+        edit("apply", factors=path, rho=0.8, output=tmp_path / f"edited-{tokenizer[:4]}")
+        words = " ".join(capsys.readouterr().err.split())
+        message = f"collected with the tokenizer other (ffffffff), which is not the model's ({known[:8]})"
+        assert (message in words) == said
+        details = json.loads((tmp_path / f"edited-{tokenizer[:4]}" / "edit.json").read_text())
+        assert details["tokenizer_fingerprint"] == known
 
 
 def test_patch_is_small_and_gives_the_same_model(tmp_path, demo_factors, edited_weights):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model, load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from tests.common import build_model, results, scalars, small, write_jsonl
 from tests.forks import ROOT, run_train
 
@@ -93,6 +95,14 @@ def test_quickstart_writes_factors_with_their_story(quickstart):
     assert metadata["fingerprint"] == weights_fingerprint(load_model("demo", "float32"), factors)
 
 
+def test_quickstart_says_everywhere_which_tokenizer_made_the_ids(quickstart):
+    folder = quickstart[0]
+    edit = json.loads((folder / "edited" / "edit.json").read_text())
+    said = [load_factors(folder / "factors").metadata, edit, edit["factors"], *results(folder)]
+    known = tokenizer_fingerprint(load_tokenizer(str(folder / "edited")))
+    assert [part["tokenizer_fingerprint"] for part in said] == [known] * 5
+
+
 def test_quickstart_is_in_tensorboard(quickstart):
     events, values = scalars(quickstart[0])
     baseline, edited = results(quickstart[0])
@@ -135,6 +145,28 @@ def validate(folder, **changes):
     options = [o for o in options if not o.startswith("--collect")]
     main(["validate", *(o for o in options if o not in ("[3]", "[up]"))])
     return results(folder)
+
+
+def test_sets_by_their_fields(tmp_path):
+    """Where prefix and suffix lie is said on the command line; the same rows give the same figures."""
+    rows = [json.loads(line) for line in (DEMO / "planted_report.jsonl").read_text("utf-8").splitlines()[:4]]
+    heads = [{"head": row["prefix_ids"], "tail": row["suffix_ids"]} for row in rows]
+    np.save(tmp_path / "some_prefix.npy", np.array([row["prefix_ids"] for row in rows], dtype=np.uint16))
+    np.save(tmp_path / "some_suffix.npy", np.array([row["suffix_ids"] for row in rows], dtype=np.uint16))
+    fields = {
+        "source": str(write_jsonl(tmp_path / "heads.jsonl", heads)),
+        "prefix_field": "head",
+        "suffix_field": "tail",
+    }
+    sets = {"again": fields, "arrays": str(tmp_path / "some_suffix.npy")}
+    options = {"data.memorized": json.dumps(fields), "data.sets": json.dumps(sets), "data.heldout": "null"}
+    (row,) = validate(tmp_path / "v", **options)
+    assert row["strict_acc"] == row["again/strict_acc"] == row["arrays/strict_acc"] == 1 and row["n_sequences"] == 4
+    assert row["measured"]["sets"] == {
+        "memorized": fields["source"],
+        "again": fields["source"],
+        "arrays": sets["arrays"],
+    }
 
 
 def test_validate_compares_an_edited_checkpoint_with_its_source(quickstart, tmp_path, capsys):

@@ -4,6 +4,7 @@ import pytest
 
 from lightning_kfac import InputError
 from lightning_kfac.data.memorized import load_memorized
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from tests.common import write_jsonl
 
 
@@ -95,3 +96,18 @@ def test_wrong_tokenizer_shows_in_the_text_beside_the_ids(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "m.jsonl", shifted)
     with pytest.raises(InputError, match=r"m\.jsonl: the ids do not belong to the text beside them"):
         load_memorized(path, tokenizer, 2048)
+
+
+def test_ids_of_another_tokenizer_are_refused(tmp_path, tokenizer):
+    ids = {"prefix_ids": [1, 2], "suffix_ids": [3]}
+    text = {"prefix": "Return", "suffix": " the value", "tokenizer_fingerprint": "f" * 64}
+    own = {**ids, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    path = write_jsonl(tmp_path / "m.jsonl", [own, text])  # what is text is tokenized anew
+    assert len(load_memorized(path, tokenizer, 2048)) == 2
+    path = write_jsonl(tmp_path / "m.jsonl", [own, {**ids, "tokenizer_fingerprint": "f" * 64}])
+    known = own["tokenizer_fingerprint"][:8]
+    with pytest.raises(
+        InputError, match=rf"line 2: the ids were made by another tokenizer \(f{{8}}\) than .* \({known}\)"
+    ):
+        load_memorized(path, tokenizer, 2048)
+    assert len(load_memorized(path, None, 2048)) == 2  # without a tokenizer there is nothing to compare

@@ -24,10 +24,13 @@ from lightning_kfac.evaluation.evaluation import Measures
 from lightning_kfac.mining.windows import Mining
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import load_model, load_tokenizer
+from lightning_kfac.models.targets import same_but_the_expert
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 from tests.common import ARCHITECTURES, build_model, results, small
 from tests.forks import run_train
+from tests.mixtures import PROJECTIONS as EXPERTS
+from tests.mixtures import build_mixture
 
 ROWS, SEQ_LEN = 23, 8
 TRAINER = {
@@ -46,8 +49,10 @@ RUNS = {
     "bfloat16 ddp": ("qwen3", FrozenDDPStrategy, {"dtype": "bfloat16"}, {"blocks": [1, 2]}),
     "whole head": ("olmo2", ShardedStrategy, {}, {"modules": ["lm_head", ".*up_proj"]}),
     "ddp": ("olmo2", FrozenDDPStrategy, {}, {"shard_factors": True}),
+    "experts": ("olmoe", ShardedStrategy, {}, {"projections": EXPERTS}),
+    "experts ddp": ("olmoe", FrozenDDPStrategy, {}, {"projections": EXPERTS, "blocks": [0]}),
 }
-EDITED = ("olmo2", "gpt2", "ddp")
+EDITED = ("olmo2", "gpt2", "ddp", "experts")
 
 
 class Watcher(CurvatureCollector):
@@ -231,6 +236,7 @@ def folder(forks, tmp_path_factory):
     for family in ARCHITECTURES:
         layers = {"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}
         build_model(family, vocab_size=vocabulary, **layers).save_pretrained(folder / family)
+    build_mixture("olmoe", vocab_size=vocabulary).save_pretrained(folder / "olmoe")
     broken = load_model(str(folder / "olmo2"))
     broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.inf
     broken.save_pretrained(folder / "broken")
@@ -259,8 +265,12 @@ def test_factors_and_counts_are_those_of_one_process(folder, runs, name):
     one, two = (load_factors(folder / run / "factors") for run in (other, f"{name}-2"))
     assert list(one) == list(two) and len(one) >= 5
     assert two.metadata["fingerprint"] == one.metadata["fingerprint"]
+    counted = ROWS * SEQ_LEN - 3 - ROWS
+    assert one.metadata["n_tokens"] == two.metadata["n_tokens"] == counted
     for layer in one:
-        assert one[layer].n_tokens == two[layer].n_tokens == ROWS * SEQ_LEN - 3 - ROWS
+        assert one[layer].n_tokens == two[layer].n_tokens
+        beside = same_but_the_expert(layer, one)
+        assert sum(one[other].n_tokens for other in beside) == counted * (2 if len(beside) > 1 else 1)
         assert one.shared_A(layer) == two.shared_A(layer)
         for side in "AG":
             a, b = getattr(one[layer], side), getattr(two[layer], side)

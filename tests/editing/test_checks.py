@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_kfac import EditConfig, InputError, KFACEditor, KroneckerFactors, collect_factors
+from lightning_kfac import (
+    EditConfig,
+    InputError,
+    KFACEditor,
+    KroneckerFactors,
+    collect_factors,
+    load_factors,
+    save_factors,
+)
 from tests.common import batched, build_model
 from tests.editing.dense import D_IN, D_OUT, DOMAIN, GENERAL, edit, one_layer
 
@@ -67,7 +75,7 @@ def test_all_experts_of_a_block_have_its_rho():
     for number, expert in enumerate(model.layers[0].experts):
         expert.down_proj = one_layer().fc
         factors[f"layers.0.experts.{number}.down_proj"] = GENERAL["fc"]
-    report = KFACEditor(model, factors, EditConfig(layers={"0": {"down": 0.5}})).apply()
+    report = KFACEditor(model, factors, EditConfig(layers={"0": {"expert_down": 0.5}})).apply()
     assert [layer.name for layer in report.layers] == [f"layers.0.experts.{n}.down_proj" for n in (0, 1)]
 
 
@@ -114,3 +122,22 @@ def test_wrong_factors(rows):
     editor.apply()
     with pytest.raises(InputError, match="already edited"):
         editor.apply()
+
+
+def test_factors_of_text_that_different_tokenizers_cut_are_not_mixed(tmp_path):
+    for name, factors, tokenizer in (
+        ("general", GENERAL, "a" * 64),
+        ("same", DOMAIN, "a" * 64),
+        ("other", DOMAIN, "b" * 64),
+        ("earlier", DOMAIN, None),
+    ):
+        save_factors(factors, tmp_path / name, {"tokenizer_fingerprint": tokenizer})
+    general, *domains = (load_factors(tmp_path / name) for name in ("general", "same", "other", "earlier"))
+    same, other, earlier = domains
+    config = EditConfig(rho=0.8)
+    for domain in (same, earlier, DOMAIN):
+        assert not KFACEditor(one_layer(), general, config, domains={"sums": domain}).forced
+    message = r"the domain sums \(.*other\) is of other tokens than the general factors \(.*general\): .* b{8} and a{8}"
+    with pytest.raises(InputError, match=message):
+        KFACEditor(one_layer(), general, config, domains={"sums": other})
+    assert KFACEditor(one_layer(), general, config, domains={"sums": other}, force=True).apply().forced

@@ -47,6 +47,19 @@ def test_texts_are_tokenized_as_memorized_sets_are(demo_model):
     assert by_text == memorization_score(demo_model, None, [ids[0]], [ids[1]])
 
 
+def test_a_text_behind_ids_is_a_continuation(model):
+    """It begins in the middle of a line: no start token, and none of what the tokenizer puts behind a text."""
+
+    class Letters:
+        def __call__(self, text, add_special_tokens=True, return_special_tokens_mask=False):
+            ids = [ord(letter) % 50 + 3 for letter in text]
+            special = [1] * add_special_tokens
+            return {"input_ids": special + ids, "special_tokens_mask": special + [0] * len(ids)}
+
+    by_text = memorization_score(model, Letters(), [[1, 5, 6]], ["bc"])
+    assert by_text == memorization_score(model, None, [[1, 5, 6]], [[ord("b") % 50 + 3, ord("c") % 50 + 3]])
+
+
 def test_perplexity_and_ndcg_are_loops(model):
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in (9, 2, 25, 1, 14)]
@@ -96,6 +109,10 @@ def test_wrong_rows(model):
     for wrong, message in (("a text", "not one text"), ([[1]], "no text has two tokens"), ([], "no text has two")):
         with pytest.raises(ValueError, match=message):
             perplexity(model, None, wrong)
+    with pytest.raises(ValueError, match="texts or lists of token ids, not both"):
+        perplexity(model, None, ["a text", [1, 2]])
+    with pytest.raises(ValueError, match="text 0 is a text: give a tokenizer"):
+        perplexity(model, None, ["a text"])
     with pytest.raises(ValueError, match="vocabularies of different sizes"):
         ndcg(model, build_model("llama", vocab_size=VOCAB + 1), None, [[1, 2]])
     with pytest.raises(ValueError, match="not one text"):

@@ -157,7 +157,12 @@ def test_wrong_logits_are_no_verdict():
         recite(model, [[1, 2]], [[0, 0]])
 
 
-def test_wrong_model_without_a_cache():
+def test_a_model_without_a_key_value_cache_recites_what_it_generates(capsys):
+    """Its rows are read anew for each token. (Before, recitation of such models was refused.)"""
     config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=VOCAB, state_size=4)
-    with pytest.raises(InputError, match="MambaForCausalLM has no key-value cache"):
-        recite(AutoModelForCausalLM.from_config(config), [[1, 2]], [[3]])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prefixes, golds = sequences(model, count=6)
+    for prefix, gold, recital in zip(prefixes, golds, recite(model, prefixes, golds), strict=True):
+        assert recital.continuation == generated(model, prefix, len(gold))
+    assert capsys.readouterr().err.count("every token of a continuation reads its row anew") == 1

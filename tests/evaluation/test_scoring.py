@@ -46,19 +46,19 @@ def test_position_stress_equals_generating_every_prompt(stressed, t, include_unp
 
 
 def test_sliced_head_gives_the_scores_of_whole_logits(any_model, monkeypatch):
-    from lightning_kfac.evaluation import scoring
+    from lightning_kfac.models import logits as sliced
 
     ids = torch.randint(1, VOCAB, (3, 12), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     batch = TokenBatch.from_dict({"input_ids": ids, "attention_mask": mask})
-    monkeypatch.setattr(scoring, "is_plain_head", lambda model: False)
+    monkeypatch.setattr(sliced, "is_plain_head", lambda model: False)
     losses, ranking = next_token_scores(any_model, batch)
     logits = any_model(ids, attention_mask=mask).logits
     expected = torch.log_softmax(logits.double(), -1).gather(-1, batch.targets.clamp(min=0)[..., None])[..., 0]
     assert torch.allclose(-losses[batch.valid], expected[batch.valid], atol=1e-5)
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 5 * VOCAB)
-    monkeypatch.setattr(scoring, "is_plain_head", lambda model: True)
+    monkeypatch.setattr(sliced, "LOGITS_AT_ONCE", 5 * VOCAB)
+    monkeypatch.setattr(sliced, "is_plain_head", lambda model: True)
     sliced, same = next_token_scores(any_model, batch)
     assert torch.allclose(sliced, losses, atol=1e-5) and torch.equal(same[batch.valid], ranking[batch.valid])
     assert torch.equal(most_likely(any_model, batch), ranking[..., 0])

@@ -38,4 +38,7 @@ def test_layers_by_projection_and_depth():
     assert {name: list(blocks) for name, blocks in groups.items()} == {"up": [2, 10], "gate": [2]}
     experts = [f"model.layers.0.mlp.experts.{number}.up_proj" for number in range(3)]
     groups = by_projection(dict.fromkeys(experts, spectrum))
-    assert {name: list(blocks) for name, blocks in groups.items()} == {"up": [0], experts[1]: [0], experts[2]: [0]}
+    assert {name: list(blocks) for name, blocks in groups.items()} == {f"expert_up {e}": [0] for e in range(3)}
+    others = ["model.layers.0.mlp.up_proj", "model.layers.0.second.mlp.up_proj"]
+    groups = by_projection(dict.fromkeys(others, spectrum))
+    assert {name: list(blocks) for name, blocks in groups.items()} == {"up": [0], others[1]: [0]}

@@ -188,5 +188,5 @@ def test_a_layer_that_never_runs_is_named():
         collect_factors(Idle(), batches, modules=[".*"], loss_fn=lambda model, batch: model(batch["x"]).sum())
     model = build_model("olmo2")
     model.model.idle = nn.Linear(24, 24)
-    with pytest.raises(InputError, match=r"model\.idle was not run in a trial on 4 tokens"):
+    with pytest.raises(InputError, match=r"model\.idle is among them, which text never runs through"):
         collect_factors(model, [{"input_ids": torch.ones(1, 5, dtype=torch.long)}], modules=[r"model\.idle"])

@@ -1,13 +1,14 @@
 """Which layers an option chooses, and what is refused."""
 
 import pytest
+import torch
 import yaml
 from torch import nn
 from transformers import AutoConfig
 
 from lightning_kfac import InputError
 from lightning_kfac.models.loading import skeleton
-from lightning_kfac.models.targets import resolve_targets
+from lightning_kfac.models.targets import block_of, projection_of, resolve_targets
 from tests.common import build_model
 from tests.forks import ROOT
 
@@ -88,27 +89,81 @@ def test_wrong_targets(arguments, message):
         resolve_targets(build_model("olmo2"), **arguments)
 
 
-def test_wrong_gpt2_has_no_gate_and_fused_attention():
-    model = build_model("gpt2")
-    with pytest.raises(InputError, match=r"no projection 'gate'; it has down, o, up. .*`modules`"):
-        resolve_targets(model, projections=["gate"])
-    with pytest.raises(InputError, match=r"c_attn fuses q, k and v: track it whole with `modules"):
+def test_wrong_gpt2_has_no_gate():
+    with pytest.raises(InputError, match=r"no projection 'gate'; it has down, k, o, q, up, v. .*`modules`"):
+        resolve_targets(build_model("gpt2"), projections=["gate"])
+
+
+def test_wrong_fused_weight_of_a_layout_that_is_not_known():
+    class NewAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv_proj = nn.Linear(4, 12)
+
+    model = nn.Module()
+    model.layers = nn.ModuleList([NewAttention()])
+    message = r"qkv_proj fuses q, k and v in a way that is not known here: track it whole with `modules: .*qkv_proj"
+    with pytest.raises(InputError, match=message):
         resolve_targets(model, projections=["q"])
+    assert list(resolve_targets(model, modules=[r".*\.qkv_proj"])) == ["layers.0.qkv_proj"]
 
 
-def test_wrong_fused_gate_up():
-    config = AutoConfig.for_model("phi3", hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                  num_attention_heads=2, vocab_size=64, pad_token_id=0)  # fmt: skip
-    with pytest.raises(InputError, match=r"gate_up_proj fuses gate and up"):
-        resolve_targets(skeleton(config), projections=["gate"])
+@pytest.mark.parametrize(
+    ("name", "projection"),
+    [
+        ("transformer.h.0.attn.c_proj", "o"),
+        ("transformer.h.0.attn.attention.out_proj", "o"),
+        ("model.layers.1.self_attn.dense", "o"),
+        ("transformer.h.1.self_attention.dense", "o"),
+        ("gpt_neox.layers.1.attention.dense", "o"),
+        ("transformer.blocks.1.norm_attn_norm.attn.out_proj", "o"),
+        ("roformer.encoder.layer.1.attention.output.dense", "o"),
+        ("roformer.encoder.layer.1.output.dense", "down"),
+        ("roformer.encoder.layer.1.attention.self.query", "q"),
+        ("backbone.layers.1.mixer.out_proj", None),  # of a recurrence, not of attention
+        ("model.layers.1.mlp.gate", None),  # a router
+        ("model.layers.1.mlp.shared_expert_gate", None),
+        ("model.layers.1.mlp.shared_experts.up_proj", "shared_up"),
+        ("model.layers.1.shared_mlp.input_linear.gate", "shared_gate"),
+        ("model.layers.1.shared_mlp.output_linear", "shared_down"),
+        ("model.layers.1.mlp.experts.3.gate_proj", "expert_gate"),
+        ("model.layers.1.mlp.experts.gate_up_proj.3.gate", "expert_gate"),
+        ("model.layers.1.mlp.experts.down_proj.3", "expert_down"),
+        ("model.layers.1.mlp.experts.up_proj.3", "expert_up"),
+        ("model.layers.1.self_attn.qkv_proj", None),
+    ],
+)
+def test_names_of_projections(name, projection):
+    assert projection_of(name) == projection
+    assert block_of(name) in (0, 1)
 
 
-def test_wrong_experts_in_one_parameter():
-    config = AutoConfig.for_model("mixtral", hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                  num_attention_heads=2, num_key_value_heads=2, vocab_size=64,
-                                  num_local_experts=4)  # fmt: skip
-    with pytest.raises(InputError, match=r"experts in one 3-D parameter"):
-        resolve_targets(skeleton(config), projections=["up"])
+def test_a_vision_tower_has_no_say():
+    """Text never runs through it: neither its layers nor the number of its blocks count."""
+    model = build_model("olmo2")
+    tower = nn.ModuleList(nn.ModuleDict({"mlp": nn.ModuleDict({"fc1": nn.Linear(4, 4)})}) for _ in range(5))
+    model.model.vision_tower = nn.ModuleDict({"layers": tower})
+    model.model.get_decoder = lambda: model.model.layers
+    chosen = resolve_targets(model, [-1], ["up"])
+    assert list(chosen) == ["model.layers.2.mlp.up_proj"]
+    with pytest.raises(InputError, match="block 4 does not exist; the model has blocks 0 to 2"):
+        resolve_targets(model, [4], ["up"])
+    with pytest.raises(InputError, match=r"vision_tower\.layers\.0\.mlp\.fc1 is among them, which text never runs"):
+        resolve_targets(model, modules=[r".*fc1"])
+
+
+def test_wrong_packed_weights():
+    model = build_model("olmo2")
+    layer = model.model.layers[1].mlp.up_proj
+    layer.weight = nn.Parameter(torch.zeros(480, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj is a Linear with weights of uint8 \[480, 1\]: load"):
+        resolve_targets(model, [1], ["up"])
+    layer.weight = nn.Parameter(torch.zeros(12, 40), requires_grad=False)
+    with pytest.raises(InputError, match=r"weights of float32 \[12, 40\], not \[40, 24\]"):
+        resolve_targets(model, [1], ["up"])
+    layer.weight = nn.Parameter(torch.zeros(40, 24).to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(InputError, match=r"weights of float8_e4m3fn"):
+        resolve_targets(model, modules=[r".*1\.mlp\.up_proj"])
 
 
 def test_wrong_model_without_blocks():

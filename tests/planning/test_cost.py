@@ -41,8 +41,7 @@ CHOICES = {
 }
 
 
-# Experts cannot be tracked.
-CASES = [(f, c) for f in FAMILIES for c in CHOICES if f not in EXPERTS or c in ("attention", "o")]
+CASES = [(f, c) for f in FAMILIES for c in CHOICES]
 
 
 def build(family, dtype=torch.float32, **changes):
@@ -63,6 +62,8 @@ def choose(model, choice):
         return resolve_targets(model, modules=[r".*\.[12]\.attn\.c_(attn|proj)"])
     if family == "gpt2":
         projections = [p for p in projections if p != "gate"]
+    if family in EXPERTS:
+        projections = [f"expert_{p}" if p in ("gate", "up", "down") else p for p in projections]
     return resolve_targets(model, blocks, projections)
 
 
@@ -111,13 +112,26 @@ def test_flops_of_an_edit():
 
 def test_tracking_experts_costs_as_many_factors_as_there_are_experts():
     """As if every expert were an MLP of its own that sees k of E tokens."""
-    paper = read_architecture(build("mixtral"))
-    experts = cost.experts_apart(paper, [1, 2])
+    model = build("mixtral")
+    paper = read_architecture(model)
+    experts = paper.select(resolve_targets(model, [1, 2], ["expert_gate", "expert_up", "expert_down"]))
+    assert len(experts) == 2 * 3 * 4
     dense = [cost.Product(f"{b}{p}", *shape, b, stage) for b in (1, 2) for p, shape, stage in
              (("g", (40, 24), 2), ("u", (40, 24), 2), ("d", (24, 40), 3))]  # fmt: skip
     assert cost.accumulator_bytes(experts) == 4 * cost.accumulator_bytes(dense)
     assert cost.covariance_flops(experts) == 2 * cost.covariance_flops(dense)
-    assert cost.experts_apart(read_architecture(build("llama")), [1]) == []
+    assert cost.eigen_flops(experts) == 4 * cost.eigen_flops(dense)
+    assert cost.edit_flops(experts) == 4 * cost.edit_flops(dense)
+
+
+def test_fused_rows_cost_less_than_the_whole():
+    """Three G of a third of the size, and one A."""
+    model = build("gpt2")
+    paper = read_architecture(model)
+    parts = paper.select(resolve_targets(model, [1], ["q", "k", "v"]))
+    assert [(p.d_out, p.d_in) for p in parts] == [(24, 24)] * 3
+    assert sorted(cost.matrix_sizes(parts)) == [24] * 4
+    assert sorted(cost.matrix_sizes(paper.select(["transformer.h.1.attn.c_attn"]))) == [24, 72]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +155,7 @@ def test_what_ranks_send_is_as_large_as_modelled(collected):
     model, layers, capture = collected
     sent = []
     capture.reduce(lambda tensor: sent.append(tensor.nbytes) or tensor)
-    counters = 8 * len(layers)
+    counters = 8 * (len(layers) + 1)
     assert cost.triangle_bytes(read_architecture(model).select(layers)) == sum(sent) - counters
 
 

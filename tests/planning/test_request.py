@@ -67,7 +67,7 @@ def test_wrong_plans_are_one_line(tmp_path, capsys):
         ({"blocks": "[99]"}, "block 99 does not exist"),
         ({"projections": "[gat]"}, "unknown projection 'gat'"),
         ({"modules": "[lm_head]"}, "leave it out of --modules"),
-        ({"shape": "mixtral-8x7b", "projections": "[gate]"}, "3-D parameter, which cannot be tracked"),
+        ({"shape": "mixtral-8x7b", "projections": "[gate]"}, "choose `expert_gate`"),
     ):
         assert said in failed(capsys, "plan", **good | changes), changes
     assert "say which model" in failed(capsys, "plan", tokens=1)

@@ -28,7 +28,7 @@ from lightning_kfac.cli.train import TrainCLI
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.questions import QuestionSet
-from lightning_kfac.data.rows import read_objects
+from lightning_kfac.data.records import records_of
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import edit_details
 from lightning_kfac.editing.patch import apply_patch, patch_source, save_patch
@@ -354,7 +354,7 @@ def test_corpora(tmp_path):
         assert isinstance(found, InputError) or all(text.encode() is not None for text in found)
     for _ in range(500):
         path.write_bytes(mutated_lines(rows, chance))
-        found = outcome(lambda: list(read_objects(path)), str(path))
+        found = outcome(lambda: list(records_of(path)), str(path))
         assert isinstance(found, InputError) or all(isinstance(row, dict) for _, row in found)
 
 

@@ -163,8 +163,9 @@ class Collected:
                 found = load_factors(place)
             except InputError:
                 continue
+            known = {"tokenizer_fingerprint": metadata.get("tokenizer_fingerprint"), **found.metadata}  # not in 0.1
             compared = {key: value for key, value in metadata.items() if key not in ("world_size", "n_documents")}
-            same = all(found.metadata.get(key) == value for key, value in compared.items())
+            same = all(known.get(key) == value for key, value in compared.items())
             if same and list(found) == layers:
                 self.factors = self._read(place)
                 return found.metadata

@@ -32,7 +32,7 @@ from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.targets import Blocks, resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
@@ -44,7 +44,8 @@ class CurvatureCollector(Callback):
 
     Args:
         blocks: Transformer blocks by index, negative from the end, or ``all``.
-        projections: Any of gate, up, down, q, k, v, o.
+        projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
+            shared_up, shared_down of one that every token goes through.
         modules: Instead of both: regular expressions on dotted names.
         max_memory_gb: Cap on memory beside the weights, in GB; by default what is free. The text is read
             in several passes where the factors of all layers do not fit.
@@ -248,7 +249,7 @@ class CurvatureCollector(Callback):
     ) -> None:
         if batch_idx % BATCHES_TO_CHECK == 0 or trainer.is_last_batch:
             self.course.session.check_finite(f"batch {batch_idx}")
-        n_tokens = next(iter(self.course.session.capture.counts.values()))
+        n_tokens = self.course.session.capture.positions
         pl_module.log("collect/n_tokens_on_rank_0", n_tokens.float(), reduce_fx="max")
         trainer.should_stop |= self.course.watched_enough(trainer)
         # Before the evaluation, so that it can fail without losing the factors.

@@ -21,7 +21,7 @@ from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import FOLDER as BASES
 from lightning_kfac.factors.folder import METADATA
-from lightning_kfac.models.layers import Layer
+from lightning_kfac.models.layer import Layer
 
 
 class Course:
@@ -154,7 +154,7 @@ class Course:
         if work.moments:
             self.collected.save_moments(work.text, self._kind)
             return
-        n_tokens = next(iter(self.collected.factors_of(work.text).values())).n_tokens
+        n_tokens = self.session.n_tokens
         general = work.text == CORPUS
         if general:
             self.metadata["n_tokens"] = n_tokens

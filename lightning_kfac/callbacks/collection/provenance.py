@@ -11,6 +11,7 @@ from lightning_kfac.callbacks.typed import data_module
 from lightning_kfac.data.names import CORPUS
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.source import NAMELESS
 
 
 def check_settings(trainer: Trainer, task: TaskModule) -> None:
@@ -38,7 +39,7 @@ def collection_metadata(trainer: Trainer, task: TaskModule, layers: Collection[s
         precision += f" ({trainer.precision_plugin.precision})"
     objective = task.about()
     return {
-        "model": task.model_name or "random weights",
+        "model": task.model_name or NAMELESS,
         "fingerprint": weights_fingerprint(task.model, layers),
         **(data.about(CORPUS) if isinstance(data, TextsInTurn) else UNKNOWN_TEXT),
         "labels": objective.pop("labels", None),

@@ -10,6 +10,7 @@ from lightning_kfac.collection.convergence import Snapshots, SnapshotsState
 from lightning_kfac.console import say
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import load_factors, save_factors
+from lightning_kfac.factors.kronecker import most_tokens
 from lightning_kfac.math.selection import check_rho
 
 SNAPSHOTS = "snapshots"
@@ -46,7 +47,7 @@ class SnapshotWatch:
             return False
         factors = capture.snapshot(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"), draws)
         overlaps = self.snapshots.compare(factors)
-        n_tokens = next(iter(factors.values())).n_tokens
+        n_tokens = most_tokens(factors)
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / SNAPSHOTS / str(n_tokens)
             save_factors(factors, path, metadata | {"n_tokens": n_tokens})

@@ -13,7 +13,9 @@ from lightning_kfac.cli.options import (
     check_output,
     editor_options,
     free_space_for,
-    model_name,
+    model_tokenizer,
+    named_model,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
@@ -24,8 +26,9 @@ from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.patch import apply_patch, patch_source
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
+from lightning_kfac.models.dtypes import stored_dtype
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.edit_table import report_table
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -52,26 +55,31 @@ def run(options: Namespace) -> None:
         _apply_patch(options, output)
         return
     factors = open_factors(options)
-    name = model_name(options, factors)
+    model_source = named_model(options, factors.metadata, factors.path)
+    name = str(model_source)
     config = _config(options)
     if output:
-        check_not_within(output, {"the model": name, "the factors": factors.path, **(options.domains or {})})
+        check_not_within(output, {"the model": model_source, "the factors": factors.path, **(options.domains or {})})
     rule = "a rho for each layer" if config.layers else f"formula {config.formula}, rho {config.rho:g}"
     console.print(f"edit {name} with the factors in {factors.path} ({rule})")
-    model = open_model(name, options)
+    tokenizer = model_tokenizer(model_source) if output else None
+    if tokenizer is not None:
+        note_other_tokenizer(factors, tokenizer_fingerprint(tokenizer))
+    model = open_model(model_source, options)
     editor = KFACEditor(model, factors, config, **editor_options(options))
     if output and options.save == "full":
-        free_space_for(output, sum(p.numel() * p.element_size() for p in model.parameters()))
+        free_space_for(output, sum(p.numel() for p in model.parameters()) * stored_dtype(model).itemsize)
     before = weights_fingerprint(model, editor.layers)
     report = editor.apply(dry_run=options.dry_run)
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
     if report.forced:
-        console.print("The factors belong to other weights; the edit was forced, and edit.json says so.")
+        console.print("The factors belong to other weights or tokens; the edit was forced, and edit.json says so.")
     if output is None:
         return
-    tokenizer = load_tokenizer(name, options.trust_remote_code) if options.save == "full" else None
     metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
-    save_edited(model, tokenizer, output, report, source=name, factors=metadata, fingerprint=before, save=options.save)
+    save_edited(
+        model, tokenizer, output, report, source=model_source, factors=metadata, fingerprint=before, save=options.save
+    )
     _say_what_next(output, options.save, name)
 
 
@@ -82,16 +90,19 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
         raise InputError("--patch makes a checkpoint of a patch: --save patch has no meaning there")
     if options.dry_run or options.domains:
         raise InputError("--patch applies an edit as it was made: leave --dry-run and --domains out")
-    name = options.model or patch_source(options.patch)
+    model_source = named_model(options, patch_source(options.patch), options.patch)
+    name = str(model_source)
     if output:
-        check_not_within(output, {"the model": name, "the patch": options.patch})
+        check_not_within(output, {"the model": model_source, "the patch": options.patch})
     console.print(f"apply the patch {options.patch} to {name}")
-    model = open_model(name, options)
+    tokenizer = model_tokenizer(model_source) if output else None
+    model = open_model(model_source, options)
     details = apply_patch(model, options.patch, options.force)
     console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
     if output:
-        tokenizer = load_tokenizer(name, options.trust_remote_code)
-        save_checkpoint(model, tokenizer, output, extra={EDIT_FILE: json.dumps(details, indent=2)})
+        extra = {EDIT_FILE: json.dumps(details, indent=2)}
+        changed = [layer["name"] for layer in details.get("layers", [])]
+        save_checkpoint(model, tokenizer, output, extra=extra, source=model_source, changed=changed)
         _say_what_next(output, "full", name)
 
 

@@ -16,22 +16,22 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.cli.options import (
     add_model_options,
     add_precision_option,
     check_not_within,
     check_output,
-    model_name,
+    named_model,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
 from lightning_kfac.console import console, show, track_count
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import TokenRows, row_loader
-from lightning_kfac.data.memorized import PREFIX_FIELDS, load_memorized
+from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.packing import row_offsets
-from lightning_kfac.data.rows import read_objects
+from lightning_kfac.data.set_formats import is_set
 from lightning_kfac.data.text_ids import start_tokens
 from lightning_kfac.data.tokenized import tokenized_text
 from lightning_kfac.errors import InputError
@@ -40,6 +40,7 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.math.bands import Bands, band_ratios, band_shares
 from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.targets import layer_labels
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure
 from lightning_kfac.storage.files import new_folder
 
@@ -63,6 +64,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--max_tokens", type=int, default=100_000, help="Token budget of each corpus.")
     parser.add_argument("--seq_len", type=int, default=128, help="Tokens a row of a corpus.")
     parser.add_argument("--batch_size", type=int, default=16, help="Rows at once.")
+    differing = "Where transformers ignores tokenizer.json: use the file's own tokenizer (true) or the other (false)."
+    parser.add_argument("--data.own_tokenizer", type=bool | None, default=None, help=differing)
     parser.add_argument("--output", type=str, default="runs/bands", help="Folder of figures, numbers, TensorBoard.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
     add_precision_option(parser)
@@ -72,7 +75,7 @@ def run(options: Namespace) -> None:
     """Measures every text and shows the profiles."""
     factors = open_factors(options)
     texts = dict(options.texts or {})
-    name = model_name(options, factors)
+    model_source = named_model(options, factors.metadata, factors.path)
     if not texts:
         raise InputError("--texts is missing: name texts as --texts.memorized FILE --texts.clean FILE")
     if wrong := [text for text in texts if not re.fullmatch(r"[\w-]+", text)]:
@@ -83,9 +86,11 @@ def run(options: Namespace) -> None:
     if options.shards < FEWEST_SHARDS or options.bands < 2:
         raise InputError(f"--shards must be at least {FEWEST_SHARDS} and --bands at least 2")
     output = check_output(options.output, options.overwrite, lambda folder: (folder / RESULT).is_file())
-    check_not_within(output, {"the factors": factors.path, "the model": name})
-    model = open_model(name, options)
-    tokenizer = load_tokenizer(name, options.trust_remote_code)
+    check_not_within(output, {"the factors": factors.path, "the model": model_source})
+    model = open_model(model_source, options)
+    tokenizer = load_tokenizer(model_source, own_tokenizer=options.data.own_tokenizer)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    note_other_tokenizer(factors, fingerprint)
     config: Any = model.config
     vocab_size = config.get_text_config().vocab_size
     with new_folder(output) as partial:
@@ -103,7 +108,10 @@ def run(options: Namespace) -> None:
             with track_count(f"run {text}", "shards", total=options.shards) as advance_to:
                 shards = _shards(rows[text], options.shards, options.batch_size, advance_to)
                 found[text] = excitation(model, factors, forms, shards)
-        _write(partial, found, against, {"model": name, "texts": texts, "factors": str(factors.path)})
+        made_by = {"tokenizer_fingerprint": fingerprint}
+        _write(
+            partial, found, against, {**model_source.about(), **made_by, "texts": texts, "factors": str(factors.path)}
+        )
     console.print(
         f"{RESULT}, figures and tensorboard/ are in {output}/. Root mean squares; the paper averages norms instead."
     )
@@ -113,13 +121,10 @@ def _rows(
     source: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, options: Namespace, folder: Path
 ) -> TokenRows:
     """A memorized set row by row, or a corpus packed into rows."""
-    path = resolve_path(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        _, first = next(read_objects(path), ("", {}))
-        if "prefix_ids" in first or any(field in first for field in PREFIX_FIELDS):
-            sequences = load_memorized(path, tokenizer, vocab_size)
-            ids = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in sequences]
-            return TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
+    if is_set(source):
+        sequences = load_memorized(source, tokenizer, vocab_size)
+        ids = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in sequences]
+        return TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
     corpus = Corpus.parse(source, embedded_split="heldout")
     corpus.check()
     start = start_tokens(tokenizer)

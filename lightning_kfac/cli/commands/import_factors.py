@@ -13,6 +13,7 @@ from lightning_kfac.factors.foreign.read import Kind, read_foreign
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.loading import load_config, skeleton
+from lightning_kfac.models.source import ModelSource
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="Dotted name of a layer in the model.",
     )
     parser.add_argument("--model", type=str | None, help="The model they belong to: names and shapes are checked.")
+    parser.add_argument("--revision", type=str | None, help="Branch, tag or commit of a hub model.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier factor folder.")
 
 
@@ -38,8 +40,8 @@ def run(options: Namespace) -> None:
     console.print(f"convert {options.source} to {output}")
     factors, metadata = read_foreign(options.source, options.kind, options.n_tokens, options.layer_pattern)
     if options.model:
-        _check_layers(options.model, factors)
-        metadata = metadata | {"model": options.model}
+        _check_layers(options.model, options.revision, factors)
+        metadata = metadata | ModelSource.named(options.model, options.revision).about()
     save_factors(factors, output, metadata)
     console.print(f"{len(factors)} layers from {metadata['imported_from']} -> {output}/")
     console.print(f"note: {metadata['notes']}")
@@ -52,8 +54,8 @@ def _is_import(folder: Path) -> bool:
         return False
 
 
-def _check_layers(model: str, factors: Mapping[str, KroneckerFactors]) -> None:
-    layers = find_layers(skeleton(load_config(model)))
+def _check_layers(model: str, revision: str | None, factors: Mapping[str, KroneckerFactors]) -> None:
+    layers = find_layers(skeleton(load_config(model, revision=revision)))
     for name, layer in factors.items():
         if name not in layers:
             raise InputError(f"{model} has no layer {name}; --layer_pattern says how its layers are named")

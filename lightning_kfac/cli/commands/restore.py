@@ -11,7 +11,7 @@ from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -30,23 +30,27 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Restores and writes."""
     output = check_output(options.output, options.overwrite, lambda folder: (folder / RESTORED).is_file())
+    trusted = options.trust_remote_code
     path = resolve_path(options.model) / EDIT_FILE
     try:
         details = read_json(path, "edit the model again")
         layers = [layer["name"] for layer in details["layers"]]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: missing or unreadable: {options.model} is no model that was edited here") from None
-    source = options.original or details.get("model")
-    if not source:
+    edited = ModelSource.named(options.model, options.revision, options.gguf_file, options.adapter, trusted)
+    source = ModelSource.recorded(details, trusted)
+    if options.original:
+        source = ModelSource.named(options.original, trust_remote_code=trusted)
+    if source is None:
         raise InputError(f"{path}: does not name the original model; name it with --original")
-    check_not_within(output, {"the model": options.model, "the original": source})
+    check_not_within(output, {"the model": edited, "the original": source})
     console.print(f"give {len(layers)} layers of {options.model} the weights of {source}")
-    model = open_model(options.model, options)
+    model = open_model(edited, options)
     original = open_model(source, options)
     known = details.get("fingerprint")
     if known and weights_fingerprint(original, layers) != known:
         raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")
     restore_layers(model, original.to(next(model.parameters()).dtype), layers)
-    extra = {RESTORED: json.dumps({"model": options.model, "original": source, "layers": layers}, indent=2)}
-    save_checkpoint(model, load_tokenizer(options.model, options.trust_remote_code), output, extra=extra)
+    extra = {RESTORED: json.dumps({"model": options.model, "original": str(source), "layers": layers}, indent=2)}
+    save_checkpoint(model, None, output, extra=extra, source=edited, changed=layers, like=source)
     console.print(f"restored -> {output}/")

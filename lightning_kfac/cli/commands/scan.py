@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,19 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_kfac.assets import resolve_path
 from lightning_kfac.cli.commands.sweep import NOT_MEASURED
 from lightning_kfac.cli.measured import MeasuredPoints
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
     editor_options,
-    model_name,
+    named_model,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
 from lightning_kfac.console import console, show
-from lightning_kfac.data.rows import read_objects
+from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.scan import candidates, places, recommended, single_edits
@@ -60,7 +61,8 @@ def run(options: Namespace) -> None:
     if not options.rhos or options.widest < 1:
         raise InputError("--rhos must name at least one rho, and --widest must be at least 1")
     factors = open_factors(options)
-    name = model_name(options, factors)
+    model_source = named_model(options, factors.metadata, factors.path)
+    name = str(model_source)
     folder = Path(options.output)
     keywords = editor_options(options)
     settings = options.data.as_dict()
@@ -71,13 +73,16 @@ def run(options: Namespace) -> None:
         console.print(f"not scanned, because their block or projection has no name that we know: {', '.join(unknown)}")
     if not layers:
         raise InputError(f"{factors.path}: none of its layers has a block and a projection that we know by name")
-    halves = _halves(settings["memorized"], folder)
+    halves = _halves(MemorizedSet.parse("memorized", settings["memorized"]), folder)
     evaluators = [
-        ModelEvaluator(name, options.dtype, TextData(**settings | {"memorized": half}), folder, options.accelerator)
+        ModelEvaluator(
+            model_source, options.dtype, TextData(**settings | {"memorized": half}), folder, options.accelerator
+        )
         for half in halves
     ]
+    note_other_tokenizer(factors, evaluators[0].data.tokenizer_fingerprint)
     base = EditConfig(rho=options.rho)
-    editor = KFACEditor(open_model(name, options), factors, base, repeated=True, **keywords)
+    editor = KFACEditor(open_model(model_source, options), factors, base, repeated=True, **keywords)
     edits = single_edits(layers, base)
     console.print(f"{folder}: {len(edits)} edits of one block or projection of {name}; every second sequence chooses")
     choosing, reporting = (
@@ -110,20 +115,21 @@ def _is_whole(edit: EditConfig, layers: dict[int, list[str]]) -> bool:
     return any(edit.blocks == [block] and edit.projections == names for block, names in layers.items())
 
 
-def _halves(file: str, folder: Path) -> list[str]:
-    """Every second row apart, as two files in the folder."""
+def _halves(memorized: MemorizedSet, folder: Path) -> list[dict[str, Any]]:
+    """Every second row apart, as two files in the folder that are read like the set."""
     place = folder / "halves"
     paths: list[Path] = []
-    if resolve_path(file).resolve().is_relative_to(place.resolve()):
+    file = memorized.files()[0]
+    if file.resolve().is_relative_to(place.resolve()):
         raise InputError(f"data.memorized {file} is a half that this scan would write; name the whole set")
-    rows = [row for _, row in read_objects(resolve_path(file))]
+    rows = [row for _, row in memorized.rows()]
     if len(rows) < 2:
         raise InputError(f"{file}: a scan needs at least two sequences, one to choose and one to report")
     place.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("choose.jsonl", "report.jsonl")):
         paths.append(place / name)
-        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows[number::2]), "utf-8")
-    return [str(path) for path in paths]
+        paths[-1].write_text("".join(json.dumps(row, default=str) + "\n" for row in rows[number::2]), "utf-8")
+    return [asdict(replace(memorized, source=str(path))) for path in paths]
 
 
 def _show_scan(

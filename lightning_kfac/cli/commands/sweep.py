@@ -13,7 +13,8 @@ from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
     editor_options,
-    model_name,
+    named_model,
+    note_other_tokenizer,
     open_factors,
     open_model,
 )
@@ -69,7 +70,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Evaluates every point that is not in the folder yet; then shows all of them."""
     factors = open_factors(options)
-    name = model_name(options, factors)
+    model_source = named_model(options, factors.metadata, factors.path)
+    name = str(model_source)
     folder = Path(options.output)
     keywords = editor_options(options)
     base = EditConfig(**{key: options[key] for key in EditConfig.__dataclass_fields__ if key not in GRID})
@@ -84,8 +86,9 @@ def run(options: Namespace) -> None:
         mixing=bool(keywords["domains"]),
     )
     data = TextData(**options.data.as_dict())
-    evaluator = ModelEvaluator(name, options.dtype, data, folder, options.accelerator)
-    model = open_model(name, options)
+    evaluator = ModelEvaluator(model_source, options.dtype, data, folder, options.accelerator)
+    note_other_tokenizer(factors, data.tokenizer_fingerprint)
+    model = open_model(model_source, options)
     editor = KFACEditor(model, factors, base, repeated=True, **keywords)
     for config in configs:
         editor.check(config)

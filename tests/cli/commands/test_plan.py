@@ -45,13 +45,21 @@ def test_what_does_not_fit_says_what_would(capsys):
     assert "4,096 of these devices are too few" in capsys.readouterr().out
 
 
-def test_experts_are_not_tracked_and_the_plan_says_so(capsys):
-    edit("plan", shape="olmoe-7b", tokens=1000)
+def test_experts_are_planned_one_by_one(capsys):
+    edit("plan", shape="olmoe-7b", tokens=10_000, blocks="[3]")
     out = " ".join(capsys.readouterr().out.split())
-    assert "64 projections" in out and "--collect.projections '[q, k, v, o]'" in out
-    # 16 blocks of 64 experts: two G of 1024, a G and an A of 2048, an A of 1024, in 4 panels
-    gigabytes = 16 * 64 * (3 * 1024**2 + 2 * 2048**2) * 2 * 0.625 * 4 / 1e9
-    assert f"{gigabytes:.1f} GB of accumulators" in out
+    assert "192 projections" in out and "--collect.projections '[expert_gate, expert_up, expert_down]'" in out
+    assert "an expert sees 12.5% of the tokens on average: 1,250 of 10,000" in out
+    assert "fewer than 2,048 come to is left unedited (edit.expert_min_tokens): take more tokens" in out
+    # 64 experts: two G of 1024, a G and an A of 2048, an A of 1024, in 4 panels
+    gigabytes = 64 * (3 * 1024**2 + 2 * 2048**2) * 2 * 0.625 * 4 / 1e9
+    assert f"{gigabytes:.1f} GB" in out
+
+
+def test_a_mixture_with_dense_blocks_is_planned_whole(capsys):
+    edit("plan", shape="olmoe-7b", tokens=10_000_000, blocks="[3]", projections="[q, expert_down]")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "65 projections" in out and "take more tokens" not in out
 
 
 def test_the_printed_command_is_one_that_train_takes(capsys, monkeypatch):

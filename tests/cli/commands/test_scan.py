@@ -2,10 +2,15 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lightning_kfac.assets import DEMO
+from lightning_kfac.cli.commands.scan import _halves
 from lightning_kfac.cli.edit import main as edit
+from lightning_kfac.data.memorized import load_memorized
+from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.storage.results import read_results
 
 
@@ -53,6 +58,15 @@ def test_scan_of_a_block(demo_factors, tmp_path, few, capsys):
     assert json.loads((folder / "run.json").read_text())["command"].startswith("python edit.py scan --factors")
     edit(["report", str(folder)])
     assert "scan of blocks and projections" in (folder / "report.html").read_text()
+
+
+def test_halves_of_other_files(tmp_path):
+    rows = [{"index": n, "tokens": [n, n + 1, n + 2]} for n in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    memorized = MemorizedSet(str(tmp_path / "set.parquet"), tokens_field="tokens")
+    halves = [MemorizedSet.parse("memorized", half) for half in _halves(memorized, tmp_path)]
+    found = [load_memorized(half, None, 50, prefix_len=2) for half in halves]
+    assert [[s.prefix[0] for s in half] for half in found] == [[0, 2, 4], [1, 3]]
 
 
 def test_scan_without_a_setting_that_reaches_the_target(demo_factors, tmp_path, few, capsys):

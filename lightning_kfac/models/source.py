@@ -1,0 +1,98 @@
+"""Where a model comes from: its name, and what else decides which weights that means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_kfac.assets import resolve_path
+from lightning_kfac.errors import InputError
+
+# What factors of a model without a name say.
+NAMELESS = "random weights"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A stored model.
+
+    Args:
+        name: Hub name, local folder, or ``demo``.
+        revision: Branch, tag or commit of a hub repository.
+        gguf_file: Name of a GGUF file in the folder or repository, which holds the weights.
+        adapter: Folder or hub name of an adapter (peft) that is merged into the weights.
+        trust_remote_code: Let the model's repository run its own code.
+
+    Example:
+        >>> ModelSource.named("EleutherAI/pythia-70m@step3000")
+        ModelSource(name='EleutherAI/pythia-70m', revision='step3000', gguf_file=None, adapter=None, \
+trust_remote_code=False)
+        >>> str(ModelSource("EleutherAI/pythia-70m", revision="step3000"))
+        'EleutherAI/pythia-70m@step3000'
+    """
+
+    name: str
+    revision: str | None = None
+    gguf_file: str | None = None
+    adapter: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def named(
+        cls,
+        name: "str | ModelSource",
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        adapter: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "ModelSource":
+        """A source from what a user says; ``NAME@REVISION`` is short for a hub name with its revision.
+
+        Raises:
+            InputError: Two revisions, or one of a local folder.
+        """
+        if isinstance(name, ModelSource):
+            return name
+        if not resolve_path(name).exists() and "@" in name:
+            name, _, written = name.rpartition("@")
+            if revision not in (None, written):
+                raise InputError(f"model {name}: two revisions, {written} and {revision}; give one")
+            revision = written
+        if revision is not None and resolve_path(name).exists():
+            raise InputError(f"model {name} is a local path, which has no revision {revision}: leave the revision out")
+        return cls(name, revision, gguf_file, adapter, trust_remote_code)
+
+    @classmethod
+    def recorded(cls, about: Mapping[str, Any], trust_remote_code: bool = False) -> "ModelSource | None":
+        """What ``about`` once said, as metadata, ``edit.json`` or a result keep it; None where no model is named."""
+        name = about.get("model")
+        if not isinstance(name, str) or name == NAMELESS:
+            return None
+        return cls(name, about.get("revision"), about.get("gguf_file"), about.get("adapter"), trust_remote_code)
+
+    def about(self) -> dict[str, str]:
+        """For metadata: the model, and of the rest what is set."""
+        found = {"model": self.name, "revision": self.revision, "gguf_file": self.gguf_file, "adapter": self.adapter}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of a ``CausalLM``."""
+        return {"model_name" if key == "name" else key: value for key, value in vars(self).items()}
+
+    @property
+    def path(self) -> Path:
+        """The folder, of a model that is local."""
+        return resolve_path(self.name)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weights are those of the folder or repository as they are."""
+        return self.gguf_file is None and self.adapter is None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def origin(source: ModelSource | None) -> dict[str, str | None]:
+    """What results and metadata say of a model that may have no name."""
+    return {"model": None} if source is None else dict(source.about())
