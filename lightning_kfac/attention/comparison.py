@@ -1,5 +1,6 @@
 """What crystallized attention costs, and how much of the cost each rank recovers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -41,28 +42,39 @@ class Comparison:
         recovered: Share of the Top-1 loss that each rank recovers, by rank: (ppl of Top-1 - ppl of the rank) /
             (ppl of Top-1 - ppl unchanged). None where Top-1 costs no more than its own interval.
         enough: The smallest rank that recovers 90 %; infinite where none does (in JSON null). None as above.
-        n_rows: Number of held-out rows, which the intervals resample.
+        n_documents: Number of held-out documents, which the intervals resample; of one there are none (NaN).
     """
 
     costs: dict[str, Cost]
     recovered: dict[int, Estimate] | None
     enough: Estimate | None
-    n_rows: int
+    n_documents: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
-        found = asdict(self)
-        if self.enough is not None:
-            found["enough"] = {key: None if rank == np.inf else rank for key, rank in found["enough"].items()}
-        return found
+        """For JSON, which has neither infinity nor NaN: they are null."""
+        return for_json(asdict(self))
+
+
+def for_json(value: Any) -> Any:
+    """Numbers that JSON does not have as None.
+
+    Example:
+        >>> for_json({"a": [1.5, float("nan")], 2: float("inf")})
+        {'a': [1.5, None], 2: None}
+    """
+    if isinstance(value, dict):
+        return {key: for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(losses: Mapping[str, np.ndarray], counts: np.ndarray, ranks: Sequence[int]) -> Comparison:
-    """Paired comparison of everything measured on the same rows.
+    """Paired comparison of everything measured on the same documents.
 
     Args:
         losses: float64 [R] by name: ``baseline``, ``top1``, a ``lowrank`` for each rank, and others.
-        counts: [R], targets of each row.
+        counts: [R], targets of each document.
         ranks: Ascending.
     """
     names = list(losses)
@@ -75,7 +87,7 @@ def compare(losses: Mapping[str, np.ndarray], counts: np.ndarray, ranks: Sequenc
         name: Cost(float(measured[name]), Estimate.of(measured[name] / base - 1, draws[name] / base_draws - 1))
         for name in names
     }
-    if costs[TOP1].change.low <= 0:
+    if not costs[TOP1].change.low > 0:
         return Comparison(costs, None, None, len(counts))
     share = np.array([_recovered(measured, rank) for rank in ranks])
     share_draws = np.stack([_recovered(draws, rank) for rank in ranks])

@@ -24,7 +24,8 @@ def curve_figure(study: Study) -> Figure:
     axes.errorbar(ranks, values, [below, above], color=COLOURS[0], marker="o", capsize=3, label="Top-1 + rank r")
     top1 = costs[TOP1].change
     axes.axhline(base * (1 + top1.value), color=COLOURS[4], linestyle="--", label="Top-1")
-    axes.axhspan(base * (1 + top1.low), base * (1 + top1.high), color=COLOURS[4], alpha=0.15, linewidth=0)
+    if top1.low == top1.low:  # NaN where there is no interval
+        axes.axhspan(base * (1 + top1.low), base * (1 + top1.high), color=COLOURS[4], alpha=0.15, linewidth=0)
     axes.axhline(base, color=COLOURS[7], linestyle=":", label="unchanged model")
     _rank_axis(axes, ranks)
     axes.set_xlabel(f"rank r of the residual, of {study.width}")

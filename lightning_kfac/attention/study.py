@@ -1,10 +1,11 @@
 """What a study of crystallized attention has found, and what it says in plain words."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_kfac.attention.comparison import BASELINE, TOP1, Comparison
+from lightning_kfac.attention.comparison import BASELINE, TOP1, Comparison, for_json
 from lightning_kfac.attention.spectra import ResidualSpectra
 from lightning_kfac.math.statistics import Estimate
 
@@ -81,7 +82,7 @@ class Study:
         """For JSON."""
         return {
             **self.comparison.to_dict(),
-            "heads": [asdict(head) for head in self.heads],
+            "heads": for_json([asdict(head) for head in self.heads]),
             "mean_effective_dimension": self.mean_effective_dimension,
             "recited": dict(self.recited),
             "verdict": self.verdict(),
@@ -94,7 +95,7 @@ class Study:
         direction = "raises" if top1.low > 0 else "lowers" if top1.high < 0 else "hardly changes"
         sentences = [
             f"Top-1 attention in {where} {direction} the held-out perplexity: {percent(top1)}, 95 % interval of a "
-            f"paired bootstrap over {self.comparison.n_rows} rows.",
+            f"paired bootstrap over {self.comparison.n_documents} documents.",
             self._compressibility(),
             f"Of the residuals' variance, 90 % lies in {self.mean_effective_dimension:.1f} of {self.width} directions "
             "in the mean over the heads.",
@@ -126,12 +127,14 @@ class Study:
 
 
 def percent(estimate: Estimate, digits: int = 1) -> str:
-    """A share with its interval.
+    """A share with its interval, if it has one.
 
     Example:
         >>> percent(Estimate(0.123, 0.1, 0.15))
         '12.3 % (10.0 to 15.0)'
     """
+    if math.isnan(estimate.low):
+        return f"{round(100 * estimate.value, digits) + 0.0:.{digits}f} % (interval n/a)"
     ends = estimate.value, estimate.low, estimate.high
     value, low, high = (f"{round(100 * x, digits) + 0.0:.{digits}f}" for x in ends)  # no -0.0
     return f"{value} % ({low} to {high})"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, compare, lowrank
@@ -20,9 +21,10 @@ from lightning_kfac.callbacks.residuals import ResidualCollector
 from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import track_count
 from lightning_kfac.data.names import HELDOUT
-from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.errors import InputError
-from lightning_kfac.evaluation.scoring import row_losses
+from lightning_kfac.evaluation.scoring import target_losses
+from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics.perplexity import LossPerplexity
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.text_data import TextData, text_data
 
@@ -120,34 +122,40 @@ class CrystallizationStudy(Callback):
         return self.collector.spectra
 
     def _note(self, name: str, module: "CausalLM") -> None:
-        """Keeps what an evaluation found: recitation, and the loss of every held-out row."""
+        """Keeps what an evaluation found: recitation, and the loss of every held-out document."""
         evaluation = module.latest
         accuracy = module.results.get("strict_acc")
         n_sequences = module.results.get("n_sequences")
         self._recited[name] = None if accuracy is None or n_sequences is None else (accuracy, int(n_sequences))
-        figure = evaluation.figures["perplexity"]
-        rows = zip(
-            evaluation.numbers["perplexity"].tolist(), figure.sums.tolist(), figure.weights.long().tolist(), strict=True
-        )
-        self._losses[name] = {number: (loss, count) for number, loss, count in rows}
+        self._losses[name] = _by_number(evaluation.numbers["perplexity"], evaluation.figures["perplexity"])
 
     def _held_out(self, trainer: Trainer, module: "CausalLM") -> dict[int, tuple[float, int]]:
-        """Loss and number of targets of every held-out row, on every rank."""
+        """Loss and number of targets of every held-out document, on every rank."""
         data = text_data(trainer)
         loader = data.val_dataloader()[data.validation_names.index(HELDOUT)]
-        batches = (TokenBatch.from_dict(batch).to(module.device) for batch in loader)
-        with trainer.precision_plugin.forward_context():
-            rows = row_losses(module.loaded, batches)
-        return {index: row for part in current_ranks().gather(rows) for index, row in part.items()}
+        metric = LossPerplexity().to(module.device)
+        for batch in loader:
+            tokens = TokenBatch.from_dict(batch).to(module.device)
+            with trainer.precision_plugin.forward_context():
+                losses = target_losses(module.loaded, tokens)
+            documents = data.texts.rows(HELDOUT).documents_of_targets(tokens.sample_index, tokens.shape[1])
+            metric.update(losses, tokens.valid, tokens.sample_index, documents)
+        metric.compute()
+        return _by_number(metric.numbers, metric.figures["perplexity"])
 
     def _conclude(self, trainer: Trainer, ranks: list[int]) -> None:
-        rows = sorted(self._losses[BASELINE])
-        losses = {name: np.array([found[row][0] for row in rows]) for name, found in self._losses.items()}
-        counts = np.array([self._losses[BASELINE][row][1] for row in rows])
+        numbers = sorted(self._losses[BASELINE])
+        losses = {name: np.array([found[number][0] for number in numbers]) for name, found in self._losses.items()}
+        counts = np.array([self._losses[BASELINE][number][1] for number in numbers])
         self.study = Study(compare(losses, counts, ranks), self._spectra, self._recited)
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / STUDY
             path.write_text(json.dumps(self.study.to_dict(), indent=2), "utf-8")
+
+
+def _by_number(numbers: Tensor, figure: Figure) -> dict[int, tuple[float, int]]:
+    found = zip(numbers.tolist(), figure.sums.tolist(), figure.weights.long().tolist(), strict=True)
+    return {number: (loss, count) for number, loss, count in found}
 
 
 def _modes(ranks: Sequence[int]) -> dict[str, Crystallization]:

@@ -1,9 +1,10 @@
 """Token rows and memorized sequences as data loaders, shared out over ranks without duplicates."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from lightning_kfac.data.questions import Question
 from lightning_kfac.math.loss import IGNORED
 
 FILLER = -1
+NOWHERE: Mapping[int, Sequence[int]] = MappingProxyType({})
 T = TypeVar("T")
 
 
@@ -105,11 +107,15 @@ class TokenRows(Dataset[tuple[int, Tensor]]):
         tokens: int32 [n_tokens].
         offsets: int64 [n_rows + 1], where rows begin and end.
         start: Tokens that begin documents. Nothing predicts them: as labels they do not count.
+        ends: int64 [n_documents], behind the last token of each document, where these are known.
+        cuts: int64, places of tokens that do not count as labels either: ends where a document was cut.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     start: tuple[int, ...] = ()
+    ends: np.ndarray | None = None
+    cuts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -119,20 +125,52 @@ class TokenRows(Dataset[tuple[int, Tensor]]):
         ids = self.tokens[self.offsets[row] : self.offsets[row + 1]]
         return index, torch.from_numpy(ids.astype(np.int64))
 
+    def unlabelled(self) -> dict[int, list[int]]:
+        """Places of ``cuts`` in their rows, by row."""
+        cuts = [] if self.cuts is None else self.cuts[self.cuts < self.offsets[-1]].tolist()
+        found: dict[int, list[int]] = {}
+        for cut, row in zip(cuts, (np.searchsorted(self.offsets, cuts, "right") - 1).tolist(), strict=True):
+            found.setdefault(row, []).append(cut - int(self.offsets[row]))
+        return found
 
-def collate_rows(rows: list[tuple[int, Tensor]], start: Sequence[int] = ()) -> dict[str, Tensor | bool]:
+    def documents_of_targets(self, index: Tensor, length: int) -> Tensor:
+        """The document that the token behind each place belongs to.
+
+        Args:
+            index: int64 [B], numbers of rows.
+            length: T, places from the beginning of a row.
+
+        Returns:
+            int64 [B, T], on the CPU; anything where a row has no such token.
+
+        Raises:
+            ValueError: The ends of the documents are not known.
+        """
+        if self.ends is None:
+            raise ValueError("these rows do not know their documents")
+        places = self.offsets[index.cpu().numpy()][:, None] + np.arange(1, length + 1)
+        documents = np.searchsorted(self.ends, places, side="right")
+        return torch.from_numpy(np.minimum(documents, len(self.ends) - 1))
+
+
+def collate_rows(
+    rows: list[tuple[int, Tensor]], start: Sequence[int] = (), unlabelled: Mapping[int, Sequence[int]] = NOWHERE
+) -> dict[str, Tensor | bool]:
     """Right-pads rows into a batch; a filler row keeps its tokens but has no label that counts.
 
     Rows of one length without filler need no masks: the batch is then ``dense``.
 
     Args:
         start: Tokens that do not count as labels, see ``TokenRows``.
+        unlabelled: Places that do not count as labels, by row.
     """
     index = torch.tensor([i for i, _ in rows])
     ids = pad_sequence([row for _, row in rows], batch_first=True)
     batch: dict[str, Tensor | bool] = {"input_ids": ids, "sample_index": index.clamp(min=0)}
     filler = (index == FILLER)[:, None]
     begins = torch.isin(ids, torch.tensor(start, dtype=ids.dtype))
+    for place, number in enumerate(index.tolist()):
+        begins[place, list(unlabelled.get(number, ()))] = True
     if not filler.any() and len({len(row) for _, row in rows}) == 1:
         batch |= {"dense": True}
         return batch | {"labels": ids.masked_fill(begins, IGNORED)} if begins.any() else batch
@@ -166,7 +204,8 @@ def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, li
 def row_loader(rows: TokenRows, batch_size: int, rank: int, world: int, shuffle_seed: int | None = None) -> RowLoader:
     """Token rows in batches for one rank."""
     sampler = ShardedBatches(len(rows), batch_size, rank, world, shuffle_seed)
-    return RowLoader(rows, batch_sampler=sampler, collate_fn=partial(collate_rows, start=rows.start))
+    collate = partial(collate_rows, start=rows.start, unlabelled=rows.unlabelled())
+    return RowLoader(rows, batch_sampler=sampler, collate_fn=collate)
 
 
 def sequence_loader(

@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,8 +32,12 @@ def kind_of_file(name: str) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSION else path).suffix
 
 
+# Of the names of a file's columns, those to read.
+Wanted = Callable[[Sequence[str]], Sequence[str]]
+
+
 def records_of(
-    file: Path, fields: Sequence[str] = (), bad: BadRows | None = None
+    file: Path, wanted: Wanted | None = None, bad: BadRows | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a file with their numbers, from 1; of JSON lines, with the numbers of their lines.
 
@@ -42,7 +46,7 @@ def records_of(
     Args:
         file: JSONL (``.ndjson``), JSON (lines, an array of objects, or objects one after the other), Parquet or
             Arrow; JSON also as ``.gz`` or ``.zst``.
-        fields: Those that are wanted, where a file keeps fields apart; by default, or if it has none of them, all.
+        wanted: Which fields to read, of those that a file of columns has; by default all.
         bad: What to do with what is no record; by default it is an error.
 
     Raises:
@@ -65,10 +69,10 @@ def records_of(
         if not file.stat().st_size:
             return
         if kind == ".parquet":
-            yield from enumerate(_rows_of_parquet(file, fields), start=1)
+            yield from enumerate(_rows_of_parquet(file, wanted), start=1)
         elif kind == ".arrow":
-            yield from enumerate(_rows_of_arrow(file, fields), start=1)
-        elif kind in LINES or _has_lines(file):
+            yield from enumerate(_rows_of_arrow(file, wanted), start=1)
+        elif kind in LINES or has_lines(file):
             yield from _objects_in_lines(file, bad)
         else:
             yield from _objects_in_values(file, bad)
@@ -153,7 +157,7 @@ class _Unzstandard(io.RawIOBase):
 # -- JSON ------------------------------------------------------------------------------------------------------
 
 
-def _has_lines(file: Path) -> bool:
+def has_lines(file: Path) -> bool:
     """Whether each line is an object, or an array or an object goes over all of them."""
     with open_file(file) as stream:
         beginning = stream.peek(1).removeprefix(BYTE_ORDER_MARK).lstrip()  # type: ignore[attr-defined]
@@ -161,6 +165,10 @@ def _has_lines(file: Path) -> bool:
             return False
         _, line = next(lines_of(stream, file), (1, b""))
     return not line.startswith(b"{") or line.rstrip().endswith(b"}")
+
+
+def _too_long() -> str:
+    return f"longer than {LONGEST_RECORD:,} bytes; put one record in a line"
 
 
 def lines_of(stream: BinaryIO, file: Path, number: int = 1) -> Iterator[tuple[int, bytes]]:
@@ -171,12 +179,39 @@ def lines_of(stream: BinaryIO, file: Path, number: int = 1) -> Iterator[tuple[in
     """
     while line := stream.readline(LONGEST_RECORD):
         if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
-            raise InputError(f"{file}, line {number}: longer than {LONGEST_RECORD:,} bytes; put one record in a line")
+            raise InputError(f"{file}, line {number}: {_too_long()}")
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if line.strip():
             yield number, line
         number += 1
+
+
+def lines_between(file: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin at a byte in [start, stop) and are not empty, with these bytes.
+
+    The file is open only while a line is read, so that many stretches of many files can be read in turn.
+    """
+    place = start
+    if start:
+        with open(file, "rb") as stream:
+            stream.seek(start - 1)
+            while (skipped := stream.readline(CHUNK)) and not skipped.endswith(b"\n"):
+                pass
+            place = stream.tell()
+    while place < stop:
+        with open(file, "rb") as stream:
+            stream.seek(place)
+            line = stream.readline(LONGEST_RECORD)
+        if not line:
+            return
+        if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
+            raise InputError(f"{file}, byte {place:,}: a line {_too_long()}")
+        begin = place
+        place += len(line)
+        line = line if begin else line.removeprefix(BYTE_ORDER_MARK)
+        if line.strip():
+            yield begin, line
 
 
 def object_of_line(line: bytes, where: str) -> dict[str, Any]:
@@ -276,10 +311,10 @@ class _Values:
 # -- tables ----------------------------------------------------------------------------------------------------
 
 
-def _rows_of_parquet(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows_of_parquet(file: Path, wanted: Wanted | None) -> Iterator[dict[str, Any]]:
     with open_parquet(file) as parquet:
         for group in range(parquet.num_row_groups):
-            yield from rows_of_group(parquet, group, fields)
+            yield from group_rows(parquet, group, wanted)
 
 
 def open_parquet(file: Path) -> Any:
@@ -289,25 +324,35 @@ def open_parquet(file: Path) -> Any:
     return ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
 
 
-def rows_of_group(parquet: Any, group: int, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+def group_rows(parquet: Any, group: int, wanted: Wanted | None = None) -> Iterator[dict[str, Any]]:
     """The rows of one row group."""
-    wanted = [name for name in fields if name in parquet.schema_arrow.names] or None
-    for batch in parquet.iter_batches(ROWS_AT_ONCE, [group], wanted):
+    columns = wanted(parquet.schema_arrow.names) if wanted else None
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, [group], columns):
         yield from batch.to_pylist()
 
 
-def _rows_of_arrow(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Of a stream, as the datasets package writes it, or of a file with an index behind it."""
+def _rows_of_arrow(file: Path, wanted: Wanted | None) -> Iterator[dict[str, Any]]:
+    for batch in batches_of_arrow(file):
+        yield from rows_of_batch(batch, wanted)
+
+
+def batches_of_arrow(file: Path) -> list[Any]:
+    """The ``pyarrow.RecordBatch`` of a stream, as the datasets package writes it, or of a file with an index behind it.
+
+    They stay on the disk until their rows are read.
+    """
     import pyarrow
 
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            batches = iter(pyarrow.ipc.open_stream(source))
-        except pyarrow.ArrowInvalid:
-            indexed = pyarrow.ipc.open_file(source)
-            batches = map(indexed.get_batch, range(indexed.num_record_batches))
-        for batch in batches:
-            wanted = [name for name in fields if name in batch.schema.names] or batch.schema.names
-            chosen = batch.select(wanted)
-            for start in range(0, len(chosen), ROWS_AT_ONCE):
-                yield from chosen.slice(start, ROWS_AT_ONCE).to_pylist()
+    source = pyarrow.memory_map(str(file))  # lives as long as the batches
+    try:
+        return list(pyarrow.ipc.open_stream(source))
+    except pyarrow.ArrowInvalid:
+        indexed = pyarrow.ipc.open_file(source)
+        return [indexed.get_batch(number) for number in range(indexed.num_record_batches)]
+
+
+def rows_of_batch(batch: Any, wanted: Wanted | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a batch."""
+    chosen = batch.select(wanted(batch.schema.names)) if wanted else batch
+    for start in range(0, len(chosen), ROWS_AT_ONCE):
+        yield from chosen.slice(start, ROWS_AT_ONCE).to_pylist()

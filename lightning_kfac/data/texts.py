@@ -14,7 +14,7 @@ from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import CORPUS, HELDOUT, domain_text
 from lightning_kfac.data.packing import document_offsets, row_offsets
 from lightning_kfac.data.text_ids import start_tokens
-from lightning_kfac.data.tokenized import TokenizedText, tokenized_text
+from lightning_kfac.data.tokenized import PARTS, TokenizedText, tokenized_text
 from lightning_kfac.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Texts:
         self.begins = tuple(start)
         for name, corpus, budget in self._of(stage):
             self.read[name] = tokenized_text(
-                folder, name, corpus, tokenizer, budget, vocab_size, self.skip_bad_rows, start
+                folder, name, corpus, tokenizer, budget, vocab_size, self.skip_bad_rows, start, stage != "predict"
             )
 
     def start(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -102,15 +102,18 @@ class Texts:
         text = self.read[name]
         if name == HELDOUT:
             return heldout_rows(text, self.seq_len, self.begins)
-        return TokenRows(text.tokens, row_offsets(len(text.tokens), self.seq_len), self.begins)
+        offsets = row_offsets(len(text.tokens), self.seq_len)
+        return TokenRows(text.tokens, offsets, self.begins, text.ends, text.cuts)
 
     def about(self, name: str) -> dict[str, Any]:
         """What metadata of factors says of ``corpus`` or of a domain."""
         corpus, budget = self.source(name)
+        text = self._text(name)
         return {
             "corpus": corpus.label,
-            "text": corpus.identity(),
+            "text": self._source_identity(name),
             "max_tokens": budget,
+            "n_documents": None if text is None else len(text.ends),
             "seq_len": self.seq_len,
         }
 
@@ -121,8 +124,28 @@ class Texts:
             name: The text.
             how: What else the rows depend on.
         """
-        corpus, budget = self.source(name)
-        return hashlib.sha256(repr((corpus.identity(), budget, *how)).encode()).hexdigest()[:16]
+        _, budget = self.source(name)
+        return hashlib.sha256(repr((self._source_identity(name), budget, *how)).encode()).hexdigest()[:16]
+
+    def _text(self, name: str) -> TokenizedText | None:
+        return self.read.get(CORPUS if name == CORPUS else domain_text(name))
+
+    def _source_identity(self, name: str) -> str:
+        """Of the documents and what is read of them."""
+        corpus, _ = self.source(name)
+        text = self._text(name)
+        return corpus.identity() + (f"-{PARTS}" if text is not None and text.spread else "")
+
+    def heldout_is_spread(self) -> tuple[object, ...]:
+        """What identifies how the held-out text is spread over documents; empty where it is not."""
+        if self.heldout is None or self.heldout.embedded:
+            return ()
+        text = self.read.get(HELDOUT)
+        return ("spread", PARTS) if text is None or text.spread else ()
+
+    def n_heldout_documents(self) -> int | None:
+        """Documents of the held-out text, once it was read."""
+        return len(self.read[HELDOUT].ends) if HELDOUT in self.read else None
 
     def n_heldout(self) -> int | None:
         """Tokens of the held-out text, once it was read."""
@@ -137,8 +160,8 @@ def heldout_rows(text: TokenizedText, seq_len: int, begins: Sequence[int]) -> To
         begins: Tokens before each document.
     """
     if begins:
-        return TokenRows(text.tokens, document_offsets(text.ends, seq_len), tuple(begins))
-    return TokenRows(text.tokens, row_offsets(len(text.tokens), seq_len))
+        return TokenRows(text.tokens, document_offsets(text.ends, seq_len), tuple(begins), text.ends, text.cuts)
+    return TokenRows(text.tokens, row_offsets(len(text.tokens), seq_len), (), text.ends, text.cuts)
 
 
 def with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: int) -> TokenRows:
@@ -146,4 +169,4 @@ def with_planted(rows: TokenRows, planted: list[MemorizedSequence], exposures: i
     extra = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in planted] * exposures
     lengths = np.array([len(row) for row in extra])
     offsets = np.concatenate([rows.offsets, rows.offsets[-1] + lengths.cumsum()])
-    return TokenRows(np.concatenate([rows.tokens, *extra]), offsets, rows.start)
+    return TokenRows(np.concatenate([rows.tokens, *extra]), offsets, rows.start, cuts=rows.cuts)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.data.questions import Question
 from lightning_kfac.evaluation.instruments import Instrument, Questions, Sequences, Text
@@ -29,11 +30,12 @@ class Evaluation:
             measures no nDCG and no differences.
         measures: What else to measure.
         log: What an interrupted evaluation has computed already.
+        rows: The rows of the held-out text, where they know their documents; else each row is taken for one.
 
     Attributes:
         change_counts: After ``results``: histogram of token losses against the baseline's, as ``LossChange`` counts.
         figures: After ``results``: every figure with the values behind it.
-        numbers: After ``results``: the numbers of the sequences or rows behind each figure.
+        numbers: After ``results``: the numbers of the sequences or documents behind each figure.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Evaluation:
         baseline: "Evaluation | str | None",
         measures: Measures | None = None,
         log: EvaluationLog | None = None,
+        rows: TokenRows | None = None,
     ):
         log = log or NoLog()
         before = baseline if isinstance(baseline, Evaluation) else None
@@ -62,7 +65,7 @@ class Evaluation:
         }
         self.questions = {name: Questions(name, setting, log, f"{name}/") for name in questions}
         unedited = None if before is None else before.text
-        self.text: Text = Text(setting, log, "self" if baseline == "self" else unedited)
+        self.text: Text = Text(setting, log, "self" if baseline == "self" else unedited, rows)
         self.figures: dict[str, Figure] = {}
         self.numbers: dict[str, torch.Tensor] = {}
         self.change_counts: list[int] | None = None

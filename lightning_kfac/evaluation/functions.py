@@ -145,9 +145,9 @@ def perplexity(
     model = language_model(model)
     metric = LossPerplexity()
     with _in_eval(model):
-        for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
+        for batch, documents in _batches(model, tokenizer, texts, seq_len, batch_size):
             losses, _ = next_token_scores(model, batch, k=1)
-            metric.update(losses.cpu(), batch.valid.cpu())
+            metric.update(losses.cpu(), batch.valid.cpu(), batch.sample_index, documents)
     return metric.compute().item()
 
 
@@ -177,11 +177,11 @@ def ndcg(
     with _in_eval(model), _in_eval(baseline):
         if vocabulary_size(model) != vocabulary_size(baseline):
             raise InputError("the two models have vocabularies of different sizes")
-        for batch in _batches(model, tokenizer, texts, seq_len, batch_size):
+        for batch, documents in _batches(model, tokenizer, texts, seq_len, batch_size):
             _, ranking = next_token_scores(model, batch)
             there = batch.to(next(baseline.parameters()).device)
             _, reference = next_token_scores(baseline, there)
-            metric.update(ranking.cpu(), reference.cpu(), batch.valid.cpu())
+            metric.update(ranking.cpu(), reference.cpu(), batch.valid.cpu(), batch.sample_index, documents)
     return metric.compute().item()
 
 
@@ -255,7 +255,8 @@ def _ids(texts: Texts, tokenizer: Tokenize | None, vocabulary: int, kind: str) -
 
 def _batches(
     model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None", texts: Texts, seq_len: int, batch_size: int
-) -> Iterator[TokenBatch]:
+) -> Iterator[tuple[TokenBatch, Tensor]]:
+    """Batches, and the document of each target: figures are summed as the command line sums them."""
     if seq_len < 2 or batch_size < 1:
         raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}: at least 2 and 1")
     if isinstance(texts, str):
@@ -268,7 +269,8 @@ def _batches(
     manner_of(model).check_length(model, longest)
     device = next(model.parameters()).device
     for batch in row_loader(rows, batch_size, 0, 1):
-        yield TokenBatch.from_dict(cast(dict[str, Any], batch)).to(device)
+        tokens = TokenBatch.from_dict(cast(dict[str, Any], batch))
+        yield tokens.to(device), rows.documents_of_targets(tokens.sample_index, tokens.shape[1])
 
 
 def _rows(tokenizer: "PreTrainedTokenizerBase | None", texts: Texts, seq_len: int, vocabulary: int) -> TokenRows:
@@ -282,7 +284,7 @@ def _rows(tokenizer: "PreTrainedTokenizerBase | None", texts: Texts, seq_len: in
         _ids(found, None, vocabulary, "text")
         return heldout_rows(_joined(found), seq_len, start)
     whole = _joined([np.asarray(ids, dtype=np.int32) for ids in _ids(texts, tokenizer, vocabulary, "text")])
-    return TokenRows(whole.tokens, document_offsets(whole.ends, seq_len))
+    return TokenRows(whole.tokens, document_offsets(whole.ends, seq_len), (), whole.ends)
 
 
 def _joined(documents: Sequence[np.ndarray]) -> TokenizedText:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
+from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.questions import Question
 from lightning_kfac.evaluation.decoding import greedy_continuations
 from lightning_kfac.evaluation.log import EvaluationLog
@@ -34,7 +35,7 @@ class Instrument:
     Attributes:
         metrics: Those that have something to say.
         figures: After ``results``: every figure with the values behind it.
-        numbers: After ``results``: int64 [n], the numbers of the sequences or rows behind each figure.
+        numbers: After ``results``: int64 [n], the numbers of the sequences or documents behind each figure.
         others: After ``results``: what metrics without a figure give.
     """
 
@@ -168,14 +169,22 @@ class Text(Instrument):
 
     Args:
         before: The same text under the unedited model; ``self`` where this is it.
+        rows: The rows that batches are made of, where they know their documents.
 
     Attributes:
         rankings, losses: Top tokens and token losses of each batch (of this rank).
     """
 
-    def __init__(self, setting: Setting, log: EvaluationLog, before: "Text | Literal['self'] | None"):
+    def __init__(
+        self,
+        setting: Setting,
+        log: EvaluationLog,
+        before: "Text | Literal['self'] | None",
+        rows: TokenRows | None = None,
+    ):
         super().__init__(TextSeen, setting, log)
         self.before = before
+        self.rows = rows
         self.rankings = StoredBatches(torch.int32)
         self.losses = StoredBatches(torch.float32)
 
@@ -189,7 +198,10 @@ class Text(Instrument):
         if isinstance(self.before, Text):
             reference = self.before.rankings[number].to(ranking)
             before = self.before.losses[number].to(losses.device)
-        self._observe(TextSeen(batch.sample_index, batch.valid, losses, ranking, reference, before))
+        documents = None
+        if self.rows is not None:
+            documents = self.rows.documents_of_targets(batch.sample_index, batch.shape[1])
+        self._observe(TextSeen(batch.sample_index, batch.valid, losses, ranking, reference, before, documents))
         self.rankings.append(ranking)
         self.losses.append(losses)
 

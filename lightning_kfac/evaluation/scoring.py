@@ -1,6 +1,6 @@
 """What a model says of text: losses and rankings of next tokens, and recitation under shifted prompts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,16 +83,3 @@ def position_stress(
         original = stress_length(own, [], 0, include_unperturbed=True)
         lengths.append((original, stress_length(own, others, t, include_unperturbed)))
     return lengths
-
-
-@torch.no_grad()
-def row_losses(model: nn.Module, batches: Iterable[TokenBatch]) -> dict[int, tuple[float, int]]:
-    """Summed next-token loss and number of targets of each row that has any, by row number (``sample_index``)."""
-    rows = {}
-    for tokens in batches:
-        losses = target_losses(model, tokens).sum(1)
-        counts = tokens.valid.sum(1)
-        for index, loss, count in zip(tokens.sample_index.tolist(), losses.tolist(), counts.tolist(), strict=True):
-            if count:
-                rows[index] = (loss, count)
-    return rows

@@ -1,7 +1,9 @@
 """How sure a figure is: intervals of rates, of what changed between two measurements of the same sequences, and of
 perplexities of several models on the same rows.
 
-All resampling is a bootstrap over sequences or rows (Efron, 1979) with fixed draws.
+All resampling is a bootstrap over sequences or documents (Efron, 1979) with fixed draws. Of a simulated corpus of 200
+documents 94 to 95 % of the intervals of perplexity and of its change hold the truth, of 100 documents 94 %, of 50 93 %,
+of 20 91 to 92 % (tests/math/test_statistics.py). Rows of the same document are no sample of others.
 """
 
 import math
@@ -64,9 +66,14 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def interval(figure: Figure) -> tuple[float, float]:
-    """95 % interval of a figure: Wilson's for a rate, else a percentile bootstrap over sequences."""
+    """95 % interval of a figure: Wilson's for a rate, else a percentile bootstrap over sequences.
+
+    NaN where there is only one, which says nothing of others.
+    """
     if figure.rate:
         return wilson(round(figure.sums.sum().item()), len(figure.sums))
+    if len(figure.sums) < 2:
+        return math.nan, math.nan
     sums = resampled_sums(np.stack([figure.sums.cpu().numpy(), figure.weights.cpu().numpy()], 1))
     return middle_95(figure.of(sums[:, 0], sums[:, 1]))
 
@@ -89,9 +96,12 @@ def paired_difference(before: Figure, after: Figure) -> tuple[float, float, floa
 
 
 def resampled_sums(values: np.ndarray) -> np.ndarray:
-    """Sums over rows drawn with replacement, always the same draws for as many rows. [n, k] -> [RESAMPLES, k]."""
+    """Sums over rows drawn with replacement, always the same draws for as many rows. [n, k] -> [RESAMPLES, k].
+
+    NaN for fewer than two rows.
+    """
     n = len(values)
-    if n == 0:
+    if n < 2:
         return np.full((RESAMPLES, values.shape[1]), np.nan)
     rng = np.random.default_rng(0)
     at_once = max(1, RESAMPLED_VALUES_AT_ONCE // n)
@@ -137,7 +147,7 @@ def perplexity(losses: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def resampled_perplexities(losses: np.ndarray, counts: np.ndarray, draws: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Perplexities of M models on ``draws`` resamples of the same R rows.
+    """Perplexities of M models on ``draws`` resamples of the same R rows; NaN for fewer than two rows.
 
     Every draw resamples the rows once for all models, so that what makes a row hard cancels in differences.
 
@@ -153,5 +163,7 @@ def resampled_perplexities(losses: np.ndarray, counts: np.ndarray, draws: int = 
         array([[2., 4.]])
     """
     n_rows = losses.shape[1]
+    if n_rows < 2:
+        return np.full((draws, len(losses)), np.nan)
     times = np.random.default_rng(seed).multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=draws)
     return np.exp(times @ losses.T / (times @ counts)[:, None])

@@ -121,6 +121,7 @@ class TextSeen:
         ranking: int64 [B, T, k], the model's likeliest next tokens.
         reference: The same of the unedited model, where there is one.
         before: float32 [B, T], the unedited model's losses, where there is one.
+        documents: int64 [B, T], the document of each target, where it is known.
     """
 
     index: Tensor
@@ -129,6 +130,7 @@ class TextSeen:
     ranking: Tensor
     reference: Tensor | None
     before: Tensor | None
+    documents: Tensor | None = None
 
 
 class Described(Metric):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import Self, override
 
@@ -17,6 +16,7 @@ class NDCG(OneFigure):
     """Mean nDCG@10 over valid positions, in float64.
 
     Example:
+        >>> import torch
         >>> metric = NDCG()
         >>> ranking = torch.arange(10).repeat(1, 3, 1)
         >>> metric.update(ranking, ranking, torch.ones(1, 3, dtype=torch.bool))
@@ -40,18 +40,21 @@ class NDCG(OneFigure):
     def observe(self, seen: TextSeen) -> None:
         if seen.reference is None:
             raise RuntimeError("nDCG needs the rankings of a reference model: see Setting.ranked")
-        self.update(seen.ranking, seen.reference, seen.valid, seen.index)
+        self.update(seen.ranking, seen.reference, seen.valid, seen.index, seen.documents)
 
     @override
     def update(
-        self, ranking: Tensor, reference: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None
+        self,
+        ranking: Tensor,
+        reference: Tensor,
+        valid: Tensor,
+        index: Sequence[int] | Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> None:
-        """Adds a batch of top tokens (see ``top_tokens``): int64 [B, T, k] twice, valid bool [B, T], row numbers."""
-        counts = valid.sum(1)
-        gains = ndcg(ranking, reference).masked_fill(~valid, 0.0).sum(1)
-        some = counts > 0
-        values = torch.stack([gains, counts.double()], dim=1)[some]
-        self.add(values, None if index is None else torch.as_tensor(index).to(some.device)[some])
+        """Adds a batch of top tokens (see ``top_tokens``): int64 [B, T, k] twice, valid bool [B, T], row numbers, and
+        int64 [B, T] numbers of the targets' documents.
+        """
+        self.add_tokens(ndcg(ranking, reference), valid, index, documents)
 
     @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:

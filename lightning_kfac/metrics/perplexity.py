@@ -23,16 +23,6 @@ class _OfTokens(OneFigure):
     higher_is_better = False
     columns = ("nll", "count")
 
-    def add_losses(self, losses: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None) -> None:
-        """Adds a batch: token losses [B, T], valid bool [B, T], numbers of the rows.
-
-        Rows without a valid token are left out.
-        """
-        counts = valid.sum(1)
-        values = torch.stack([losses.double().masked_fill(~valid, 0).sum(1), counts.double()], dim=1)
-        some = counts > 0
-        self.add(values[some], None if index is None else torch.as_tensor(index).to(some.device)[some])
-
     @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
         return {"perplexity": Figure(values["nll"], values["count"], exponential=True)}
@@ -50,15 +40,21 @@ class LossPerplexity(_OfTokens):
 
     @override
     def observe(self, seen: TextSeen) -> None:
-        self.update(seen.losses, seen.valid, seen.index)
+        self.update(seen.losses, seen.valid, seen.index, seen.documents)
 
     @override
-    def update(self, losses: Tensor, valid: Tensor, index: Sequence[int] | Tensor | None = None) -> None:
-        """Adds a batch: token losses [B, T], valid bool [B, T], numbers of the rows.
+    def update(
+        self,
+        losses: Tensor,
+        valid: Tensor,
+        index: Sequence[int] | Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> None:
+        """Adds a batch: token losses [B, T], valid bool [B, T], numbers of the rows, int64 [B, T] of the documents.
 
         Rows without a valid token are left out.
         """
-        self.add_losses(losses, valid, index)
+        self.add_tokens(losses, valid, index, documents)
 
 
 class Perplexity(_OfTokens):
@@ -80,7 +76,7 @@ class Perplexity(_OfTokens):
     ) -> None:
         """Adds a batch: logits [B, T, V], targets int64 [B, T], valid bool [B, T], numbers of the rows."""
         losses = token_losses(logits.flatten(0, 1), targets.masked_fill(~valid, 0).flatten())
-        self.add_losses(losses.view_as(targets), valid, index)
+        self.add_tokens(losses.view_as(targets), valid, index, None)
 
 
 class BatchMeanPerplexity(Described):

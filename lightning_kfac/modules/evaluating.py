@@ -102,6 +102,7 @@ class EvaluatedLM(LightningModule):
             baseline,
             self.measures,
             self._evaluation_log(),
+            data.heldout_rows,
         )
         self.evaluation.to(self.device)
 

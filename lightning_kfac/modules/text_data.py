@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.loaders import Position, RowLoader, question_loader, row_loader, sequence_loader
+from lightning_kfac.data.loaders import Position, RowLoader, TokenRows, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, check_names
 from lightning_kfac.data.questions import Question, QuestionSet
@@ -59,9 +59,9 @@ class TextData(LightningDataModule):
     """Text to collect curvature on, text to measure perplexity on, sequences to measure recitation on.
 
     Args:
-        corpus: ``embedded``, a file or folder (text, JSONL, Parquet), a hub data set name, or a
+        corpus: ``embedded``, a file or folder (text, JSON, Parquet, Arrow, token ids), a hub data set name, or a
             mapping with the fields of ``Corpus``. Documents are joined with the EOS token and packed.
-        max_tokens: Token budget of the corpus; null takes all of it.
+        max_tokens: Token budget of the corpus, spread over its documents; null takes all of it.
         seq_len: Tokens a row.
         batch_size: Rows a batch, on each rank.
         heldout: Text for perplexity and nDCG, like ``corpus``; null measures neither. ``embedded`` means
@@ -238,6 +238,7 @@ class TextData(LightningDataModule):
             self.clean_windows,
             self.skip_bad_rows,
             *(self.start_tokens if self.heldout is not None else ()),
+            *texts.heldout_is_spread(),
         )
         return hashlib.sha256(repr((self.sets.contents(), heldout, cut)).encode()).hexdigest()[:16]
 
@@ -270,11 +271,17 @@ class TextData(LightningDataModule):
         return {
             "heldout": self.heldout and self.heldout.label,
             "heldout_tokens": self.texts.n_heldout(),
+            "heldout_documents": self.texts.n_heldout_documents(),
             "seq_len": self.seq_len,
             "sets": dict(self.memorized_files),
             "prefix_len": self.sets.prefix_len,
             "suffix_len": self.sets.suffix_len,
         }
+
+    @property
+    def heldout_rows(self) -> TokenRows | None:
+        """Rows of the held-out text, which know their documents; None where nothing is held out."""
+        return None if self.heldout is None else self.texts.rows(HELDOUT)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -70,7 +70,7 @@ def test_the_study_agrees_with_the_evaluation(run):
     alone = [f"layer {layer}" for layer in range(6)] + [f"layer 5 head {head}" for head in range(4)]
     assert set(study["costs"]) == {*names, *alone}
     assert study["costs"]["layer 5"]["perplexity"] == pytest.approx(study["costs"]["top1"]["perplexity"])
-    assert study["n_rows"] == 8 and study["verdict"] in out
+    assert study["n_documents"] == 6 and study["verdict"] in out
     assert [(head["layer"], head["head"]) for head in study["heads"]] == [(5, head) for head in range(4)]
     mean = sum(head["effective_dimension"] for head in study["heads"]) / 4
     assert study["mean_effective_dimension"] == mean and f"{mean:.1f} of 32 directions" in study["verdict"]
@@ -118,7 +118,7 @@ def test_two_ranks_give_the_spectra_of_one(few, tmp_path):
         assert a["stage"] == b["stage"]
         assert a["perplexity"] == pytest.approx(b["perplexity"], rel=1e-5)
     a, b = (json.loads((tmp_path / name / "crystallization.json").read_text()) for name in ("one", "two"))
-    assert a["n_rows"] == b["n_rows"]
+    assert a["n_documents"] == b["n_documents"]
     for name, cost in a["costs"].items():
         assert b["costs"][name]["change"] == pytest.approx(cost["change"], abs=1e-5)
 

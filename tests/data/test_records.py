@@ -72,8 +72,7 @@ def test_numbers_of_lines_and_names_of_places(tmp_path):
 @pytest.mark.parametrize("name", ["a.parquet", "stream.arrow"])
 def test_only_the_columns_that_are_asked_for(tmp_path, name):
     file = written(tmp_path, name)
-    assert next(records_of(file, ["text", "other"]))[1] == {"text": "number 0 \u00e9"}
-    assert next(records_of(file, ["other"]))[1] == ROWS[0]
+    assert next(records_of(file, lambda names: [name for name in names if name == "text"]))[1] == {"text": "number 0 é"}
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.zst", "a.parquet", "a.arrow"])

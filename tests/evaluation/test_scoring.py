@@ -5,7 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from lightning_kfac.evaluation.scoring import most_likely, next_token_scores, position_stress, row_losses
+from lightning_kfac.evaluation.scoring import most_likely, next_token_scores, position_stress, target_losses
+from lightning_kfac.metrics.perplexity import LossPerplexity
 from lightning_kfac.models.probes import takes_own_mask
 from lightning_kfac.models.tokens import TokenBatch
 from tests.common import VOCAB, batched, build_model, generated, sequences
@@ -78,18 +79,24 @@ def test_a_band_of_context_is_that_many_tokens(family):
         assert found[place] == logits.argmax()
 
 
-def test_row_losses_against_one_row_at_a_time(rows):
+def test_target_losses_against_one_row_at_a_time(rows):
     model = build_model("llama")
     batches = [TokenBatch.from_dict(batch, 4 * number) for number, batch in enumerate(batched(rows, 4, "left"))]
-    found = row_losses(model, batches)
-    assert sorted(found) == list(range(len(rows)))
+    found = [loss for batch in batches for loss in target_losses(model, batch).sum(1).tolist()]
     for number, row in enumerate(rows):
         with torch.no_grad():
             shares = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
         expected = -sum(shares[t, row[t + 1]].item() for t in range(len(row) - 1))
-        assert found[number] == (pytest.approx(expected, rel=1e-5), len(row) - 1)
+        assert found[number] == pytest.approx(expected, rel=1e-5)
 
 
 def test_rows_without_targets_are_left_out():
     batch = {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]]), "labels": torch.tensor([[1, 2, 3], [-100] * 3])}
-    assert list(row_losses(build_model("llama"), [TokenBatch.from_dict(batch)])) == [0]
+    tokens = TokenBatch.from_dict(batch)
+    losses = target_losses(build_model("llama"), tokens)
+    assert losses[0].count_nonzero() == 2 and not losses[1].any()
+    for documents in (None, torch.tensor([[0, 1, 1], [2, 2, 2]])):
+        metric = LossPerplexity()
+        metric.update(losses, tokens.valid, tokens.sample_index, documents)
+        metric.compute()
+        assert metric.numbers.tolist() == ([0] if documents is None else [0, 1])

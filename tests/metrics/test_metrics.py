@@ -2,12 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from lightning_kfac.data.loaders import TokenRows, row_loader
+from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.evaluation.decoding import greedy_continuations
 from lightning_kfac.metrics import NDCG, Memorization, Perplexity
 from lightning_kfac.metrics.functional import ndcg, top_tokens
+from lightning_kfac.metrics.perplexity import LossPerplexity
+from lightning_kfac.models.tokens import TokenBatch
 from tests.common import VOCAB, build_model, generator
 
 # -- memorization -------------------------------------------------------------------------------------
@@ -98,3 +103,48 @@ def test_ndcg_metric_averages_over_valid_positions():
     metric = NDCG()
     metric.update(a, b, valid)
     assert metric.compute().item() == pytest.approx(ndcg(a, b)[valid].mean().item(), rel=1e-14)
+
+
+# -- documents in packed rows ---------------------------------------------------------------------------
+
+
+ENDS = np.array([5, 6, 30, 31, 47, 80, 83])  # of documents, in rows of 16 tokens: some go over several rows
+
+
+@pytest.mark.parametrize("metric", [LossPerplexity, NDCG])
+@pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (2, 1), (6, 1), (2, 2)])
+def test_figures_are_sums_over_documents(metric, batch_size, world):
+    """Against a loop over targets; in any batches and on any number of ranks, to the last bit."""
+    rows = TokenRows(np.arange(1, 84, dtype=np.int32), row_offsets(83, 16), (), ENDS)
+    values = torch.rand(6, 15, generator=generator(0), dtype=torch.float64)
+    rankings = torch.rand(6, 15, 12, generator=generator(1)).argsort(-1)[..., :10]
+    others = torch.rand(6, 15, 12, generator=generator(2)).argsort(-1)[..., :10]
+    found = metric()
+    for rank in range(world):
+        for batch in row_loader(rows, batch_size, rank, world):
+            tokens = TokenBatch.from_dict(batch)
+            index, width = tokens.sample_index, tokens.shape[1]
+            documents = rows.documents_of_targets(index, width)
+            wide = [torch.cat([x, x[:, :1]], 1)[index, :width] for x in (values, rankings, others)]
+            seen = wide[:1] if metric is LossPerplexity else wide[1:]
+            found.update(*seen, tokens.valid, index, documents)
+    figure = found.compute()
+    expected = {}
+    every = values if metric is LossPerplexity else ndcg(rankings, others)
+    for row in range(6):
+        for place in range(15):
+            target = 16 * row + place + 1
+            if target < 83:
+                document = int((target >= ENDS).sum())
+                total, count = expected.get(document, (0.0, 0))
+                expected[document] = total + every[row, place].item(), count + 1
+    assert found.numbers.tolist() == sorted(expected) == [0, 1, 2, 3, 4, 5, 6]
+    (behind,) = found.figures.values()
+    sums, counts = zip(*(expected[number] for number in sorted(expected)), strict=True)
+    assert behind.sums.tolist() == pytest.approx(sums, rel=1e-12) and behind.weights.tolist() == list(counts)
+    ratio = sum(sums) / sum(counts)
+    assert figure.item() == pytest.approx(math.exp(ratio) if metric is LossPerplexity else ratio, rel=1e-12)
+    assert behind.sums.tolist() == SUMS.setdefault(metric, behind.sums.tolist())
+
+
+SUMS = {}

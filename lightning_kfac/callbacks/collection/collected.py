@@ -164,7 +164,8 @@ class Collected:
             except InputError:
                 continue
             known = {"tokenizer_fingerprint": metadata.get("tokenizer_fingerprint"), **found.metadata}  # not in 0.1
-            same = all(known.get(key) == value for key, value in metadata.items() if key != "world_size")
+            compared = {key: value for key, value in metadata.items() if key not in ("world_size", "n_documents")}
+            same = all(known.get(key) == value for key, value in compared.items())
             if same and list(found) == layers:
                 self.factors = self._read(place)
                 return found.metadata

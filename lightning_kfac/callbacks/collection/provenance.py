@@ -55,4 +55,4 @@ def domain_metadata(data: object, name: str) -> dict[str, Any]:
     if not isinstance(data, TextsInTurn):
         raise InputError(f"domain {name}: {type(data).__name__} does not give one text after the other")
     about = data.about(name)
-    return {key: about[key] for key in ("corpus", "text", "max_tokens")}
+    return {key: about[key] for key in ("corpus", "text", "max_tokens", "n_documents")}

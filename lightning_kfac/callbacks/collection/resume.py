@@ -91,8 +91,8 @@ def identity_of(course: Course, sharded: bool, trainer: Trainer) -> dict[str, An
     rows: dict[str, str] = {}
     if isinstance(data, TextsInTurn):
         rows = {name: data.rows_identity(name) for name in (CORPUS, *data.domains)}
-    # The rows' identity knows the tokenizer; a run of version 0.1 knows no other.
-    left_out = ("world_size", "n_tokens", "tokenizer_fingerprint")
+    # The rows' identity knows tokenizer and documents; a run of version 0.1 knows no other.
+    left_out = ("world_size", "n_tokens", "n_documents", "tokenizer_fingerprint")
     known = {key: value for key, value in course.metadata.items() if key not in left_out}
     return known | {
         "layers": list(course.session.layers),

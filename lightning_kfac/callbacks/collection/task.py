@@ -14,7 +14,9 @@ from lightning_kfac.data.loaders import Position
 from lightning_kfac.data.names import CORPUS, domain_text
 
 # What metadata says of a text where nobody knows it.
-UNKNOWN_TEXT = dict.fromkeys(("tokenizer", "tokenizer_fingerprint", "corpus", "text", "max_tokens", "seq_len"))
+UNKNOWN_TEXT = dict.fromkeys(
+    ("tokenizer", "tokenizer_fingerprint", "corpus", "text", "max_tokens", "n_documents", "seq_len")
+)
 
 
 class TaskModule(Protocol):
