@@ -197,7 +197,8 @@ def lines_between(file: Path, start: int, stop: int) -> Iterator[tuple[int, byte
         with open(file, "rb") as stream:
             stream.seek(start - 1)
             while (skipped := stream.readline(CHUNK)) and not skipped.endswith(b"\n"):
-                pass
+                if stream.tell() >= stop:
+                    return  # within a line longer than the stretch
             place = stream.tell()
     while place < stop:
         with open(file, "rb") as stream:

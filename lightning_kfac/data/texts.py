@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.memorized import MemorizedSequence
@@ -57,6 +58,11 @@ class Texts:
         for corpus in (self.corpus, self.heldout, *self.domains.values()):
             if corpus is not None:
                 corpus.check(self.skip_bad_rows)
+        if self.heldout == self.corpus:
+            say(
+                f"{self.corpus.label} is corpus and held-out text: perplexity is then of documents that the curvature "
+                "knows; give other ones as data.heldout"
+            )
 
     def tokenize(self, folder: Path, stage: str, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
         """Tokenizes what a stage reads into a folder, or finds it there, and maps it into memory.

@@ -204,7 +204,8 @@ class _Writing:
         filled = self.count == self.max_tokens
         total = self.corpus.count() if filled else n_documents
         of = f" of {total:,}" if total is not None and total >= n_documents else ""
-        say(f"{label}: {self.count:,} tokens of {n_documents:,}{of} documents")
+        noun = "document" if (total or n_documents) == 1 else "documents"
+        say(f"{label}: {self.count:,} tokens of {n_documents:,}{of} {noun}")
         if self.first_ids is not None:
             text = self.tokenizer.decode(np.asarray(self.first_ids).tolist())
             say(f"{label}: token ids are used as they are; this tokenizer reads them as {text!r} ...")
@@ -212,8 +213,8 @@ class _Writing:
             say(f"{label} has {self.count:,} tokens, fewer than the {self.max_tokens:,} asked for")
         if n_documents < FEW_DOCUMENTS:
             say(
-                f"{label}: {n_documents:,} documents are few: factors and figures are of these texts rather than of "
-                f"their kind, and intervals are rough; give {FEW_DOCUMENTS} or more"
+                f"{label}: few documents ({n_documents}): factors and figures are of these texts rather than of their "
+                f"kind, and intervals are rough; give {FEW_DOCUMENTS} or more"
             )
 
 

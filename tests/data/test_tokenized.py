@@ -53,7 +53,7 @@ def test_a_budget_is_spread_over_documents(tmp_path, tokenizer, capsys):
     assert np.array_equal(text.cuts, text.ends - 1) and np.array_equal(np.diff(text.ends), [300] * 199)
     assert (text.tokens[text.cuts] == tokenizer.eos_token_id).all()
     said = capsys.readouterr().err
-    assert f"{folder}:train: 60,000 tokens of 200 of 401 documents" in said and "are few" not in said
+    assert f"{folder}:train: 60,000 tokens of 200 of 401 documents" in said and "few documents" not in said
     again, _ = read(tmp_path / "again", tokenizer, folder, 60_000)
     assert np.array_equal(again.tokens, text.tokens)
 
@@ -66,7 +66,7 @@ def test_few_documents_give_more_each(tmp_path, tokenizer, capsys):
     sizes = np.diff(text.ends, prepend=0)
     assert sizes.min() > 1900 and sizes.max() == 2000
     said = capsys.readouterr().err
-    assert "60,000 tokens of 30 of 30 documents" in said and "30 documents are few" in said
+    assert "60,000 tokens of 30 of 30 documents" in said and "few documents (30)" in said
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "long.txt").write_text((folder / "0000.txt").read_text() * 4)
     (tmp_path / "two" / "short.txt").write_text("d1w1 d1w2")

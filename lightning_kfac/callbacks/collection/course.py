@@ -1,6 +1,7 @@
 """The course of one collection: its texts and passes, what they find, and what is written of it."""
 
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ class Course:
         general = work.text == CORPUS
         if general:
             self.metadata["n_tokens"] = n_tokens
+        _tell_of_rank(work.text, n_tokens, self.session.layers)
         own = {} if general else domain_metadata(data_module(trainer), work.text)
         self.collected.save_factors(work.text, self.metadata | own | {"n_tokens": n_tokens})
         if general:
@@ -188,3 +190,13 @@ def _turn_to(trainer: Trainer, text: str) -> None:
     data = data_module(trainer)
     if isinstance(data, TextsInTurn):
         data.text_in_turn = name_in_turn(text)
+
+
+def _tell_of_rank(text: str, n_tokens: int, layers: Mapping[str, Layer]) -> None:
+    """Says where a factor is the sum of fewer outer products than it has rows: some directions are in none of them."""
+    name, widest = max(((name, max(layer.shape)) for name, layer in layers.items()), key=itemgetter(1))
+    if n_tokens < widest:
+        say(
+            f"{text}: {n_tokens:,} tokens are fewer than the {widest:,} dimensions of {name}: its factors have no full "
+            "rank, and what lies outside the text's span counts as nothing; raise data.max_tokens"
+        )
