@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: quickstart test lint mutation demo-model demo-arithmetic
+.PHONY: quickstart test lint mutation families demo-model demo-arithmetic
 
 quickstart: $(READY)
 	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
@@ -23,6 +23,10 @@ lint: $(READY)
 mutation: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutation]"
 	$(RUN) -m tests.mutation $(MODULE)
+
+# Compares every family of models with plain autograd and with `generate`, and writes the table of docs/families.md.
+families: $(READY)
+	$(RUN) -m tests.test_families
 
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)

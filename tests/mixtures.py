@@ -36,7 +36,21 @@ MIXTURES = {
         LOCAL | {"num_experts_per_tok": 1, "intermediate_size_mlp": 40, "interleave_moe_layer_step": 1, "head_dim": 8},
         [0, 1],
     ),
-    "nemotron_h": (ROUTED | {"layers_block_type": ["attention", "moe"], "moe_latent_size": None}, [1]),  # no gate
+    "nemotron_h": (  # no gate
+        ROUTED
+        | {
+            "layers_block_type": ["attention", "moe"],
+            "moe_latent_size": None,
+            "moe_shared_expert_intermediate_size": 28,
+        },
+        [1],
+    ),
+    "longcat_flash": (  # two more experts, without weights
+        ROUTED
+        | LATENT
+        | {"num_layers": 2, "head_dim": 4, "expert_ffn_hidden_size": 20, "moe_topk": 2, "zero_expert_num": 2},
+        [0, 1],
+    ),
 }
 PROJECTIONS = ("expert_gate", "expert_up", "expert_down")
 
@@ -85,6 +99,8 @@ class LinearExperts(nn.Module):
             self.down.append(linear(down, down_bias))
 
     def expert(self, e, x):
+        if e >= len(self.down):
+            return x
         gate, up = self.gate[e](x), self.up[e](x)
         if self.kind == "NemotronHExperts":
             middle = self.act_fn(up)

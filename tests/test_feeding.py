@@ -24,7 +24,7 @@ from lightning_kfac.models.manner import manner_of
 from lightning_kfac.models.tokens import TokenBatch
 from tests.common import batched, generated, relative_error
 from tests.families import FAMILIES, TWO_WAY, VOCABULARY, build_family
-from tests.oracle import one_row_factors
+from tests.oracle import greedy, logits_alone, one_row_factors
 
 BATCH_SIZES = (1, 2, 5)
 # float32 arithmetic against float64: scans and gates of recurrent models are the worst. Faults are 1e-2 and more.
@@ -43,20 +43,6 @@ def rows() -> list[list[int]]:
     """Ragged rows without special tokens."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in (14, 9, 20, 4, 17)]
-
-
-@torch.no_grad()
-def logits_alone(model, row):
-    # Without a mask XLM takes genuine tokens for padding.
-    mask = {"attention_mask": torch.ones(1, len(row), dtype=torch.long)} if model.config.model_type == "xlm" else {}
-    return model(input_ids=torch.tensor([row]), use_cache=False, **mask).logits[0].double()
-
-
-def greedy(model, prefix, length):
-    row = list(prefix)
-    for _ in range(length):
-        row.append(logits_alone(model, row)[-1].argmax().item())
-    return row[len(prefix) :]
 
 
 def layers_that_run(model):

@@ -52,13 +52,20 @@ class Layout:
         return Rows((2, d_out // 2), (place,))
 
 
+# By class, where a module does not say it itself.
+LAYOUTS = {
+    "Llama4TextExperts": Layout(transposed=True, dense=True),
+    "LongcatFlashExperts": Layout(),
+}
+
+
 def layout_of(module: nn.Module) -> Layout | None:
     """How a module stores its experts; None where it is not a module of experts that we know."""
     down = getattr(module, DOWN, None)
     if not isinstance(down, nn.Parameter) or down.ndim != 3:
         return None
-    if type(module).__name__ == "Llama4TextExperts":
-        return Layout(transposed=True, dense=True)
+    if (known := LAYOUTS.get(type(module).__name__)) is not None:
+        return known
     if any(not hasattr(module, name) for name in SAID):
         return None
     said: Any = module
@@ -190,10 +197,11 @@ class _Runner:
         n, k = indices.shape
         experts, order = indices.flatten().sort(stable=True)
         positions = order.div(k, rounding_mode="floor")
-        counts = torch.bincount(experts, minlength=len(self.module.get_parameter(DOWN))).tolist()
-        inputs = hidden[positions].split(counts)
-        found = [self._expert(e, x, p) for e, (x, p) in enumerate(zip(inputs, positions.split(counts), strict=True))]
-        out = torch.cat(found)
+        with_weights = len(self.module.get_parameter(DOWN))
+        counts = torch.bincount(experts, minlength=with_weights).tolist()
+        pairs = list(zip(hidden[positions].split(counts), positions.split(counts), strict=True))
+        found = [self._expert(e, x, p) for e, (x, p) in enumerate(pairs[:with_weights])]
+        out = torch.cat([*found, *(x for x, _ in pairs[with_weights:])])  # LongCat's other experts change nothing
         if getattr(self.module, "has_post_expert_norm", False):
             out = self._member("post_expert_norm")(out)
         out = out * weights.flatten()[order, None]
@@ -219,11 +227,11 @@ class _Runner:
         act: Callable[[Tensor], Tensor] = self._member("act_fn") if hasattr(self.module, "act_fn") else nn.Identity()
         if not self.layout.gated:
             return act(z)
-        if self.layout.dense:
-            gate, up = z.chunk(2, dim=-1)
-            return up * act(gate)
-        gated: Tensor = self._member("_apply_gate")(z)
-        return gated
+        if hasattr(self.module, "_apply_gate"):
+            gated: Tensor = self._member("_apply_gate")(z)
+            return gated
+        gate, up = z.chunk(2, dim=-1)
+        return up * act(gate)
 
     def _product(self, leaf: str, expert: int, x: Tensor, positions: Tensor) -> Tensor:
         weight = self._member(leaf)[expert]

@@ -118,8 +118,17 @@ def _thirds(parent: Any, d_out: int) -> dict[str, Rows]:
 def _gpt2(parent: Any, d_out: int) -> dict[str, Rows]:
     """Thirds; in cross-attention q has a weight of its own."""
     if parent.is_cross_attention:
-        return _one_after_another(QKV[1:], [d_out // 2] * 2)
+        return _k_and_v(parent, d_out)
     return _thirds(parent, d_out)
+
+
+def _k_and_v(parent: Any, d_out: int) -> dict[str, Rows]:
+    return _one_after_another(QKV[1:], [d_out // 2] * 2)
+
+
+def _gated_queries(parent: Any, d_out: int) -> dict[str, Rows]:
+    """By head: q, then the gate of the head's output, which is no projection of its own."""
+    return {"q": Rows((d_out // parent.head_dim // 2, 2, parent.head_dim), (slice(None), 0))}
 
 
 def _grouped_queries(parent: Any, d_out: int) -> dict[str, Rows]:
@@ -154,7 +163,7 @@ def _falcon(parent: Any, d_out: int) -> dict[str, Rows]:
 
 def _bigcode(parent: Any, d_out: int) -> dict[str, Rows]:
     if parent.is_cross_attention:
-        return _one_after_another(QKV[1:], [d_out // 2] * 2)
+        return _k_and_v(parent, d_out)
     if not parent.multi_query:
         return _by_head(parent.num_heads, d_out)
     return _one_after_another(QKV, [parent.embed_dim, parent.kv_dim, parent.kv_dim])
@@ -184,13 +193,20 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "GraniteMoeHybridMLP": {"input_linear": _halves},
     "GraniteMoeSharedMLP": {"input_linear": _halves},
     "GraniteMoeSWAMLP": {"input_linear": _halves},
+    "JetMoeAttention": {"kv_proj": _k_and_v},
     "MiniMaxLightningAttention": {"qkv_proj": _interleaved},
     "MiniMaxM3VLDenseMLP": {"gate_up_proj": _halves},
+    "ModernBertDecoderMLP": {"Wi": _halves},
+    "MoshiGatingMLP": {"fc1": _halves},
     "MptAttention": {"Wqkv": _thirds},
     "PersimmonAttention": {"query_key_value": _interleaved},
     "Phi3Attention": {"qkv_proj": _grouped_queries},
     "Phi3MLP": {"gate_up_proj": _halves},
     "Phi4MultimodalAttention": {"qkv_proj": _grouped_queries},
     "Phi4MultimodalMLP": {"gate_up_proj": _halves},
+    "Qwen3NextAttention": {"q_proj": _gated_queries},
+    "Qwen3_5Attention": {"q_proj": _gated_queries},
+    "Qwen3_5MoeAttention": {"q_proj": _gated_queries},
+    "Qwen4ExpTextAttention": {"q_proj": _gated_queries},
     "Zamba2MLP": {"gate_up_proj": _halves},
 }

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.experts import layout_of
-from lightning_kfac.models.fused import FusedRows
+from lightning_kfac.models.fused import LAYOUTS, FusedRows
 from lightning_kfac.models.language import check_no_adapter
 from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.layers import find_layers
@@ -22,33 +22,51 @@ ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 # What each projection is called in the model families of the transformers package: the end of a layer's dotted name.
 NAMES = {
     "gate": ("gate_proj", "w1"),
-    "up": ("up_proj", "c_fc", "w3", "fc1", "dense_h_to_4h", "fc_in", "intermediate.dense"),
-    "down": ("down_proj", "mlp.c_proj", "w2", "fc2", "dense_4h_to_h", "fc_out", "output_linear", "output.dense"),
-    "q": ("q_proj", "self.query"),
-    "k": ("k_proj", "self.key"),
-    "v": ("v_proj", "self.value"),
+    "up": (
+        "up_proj",
+        "c_fc",
+        "w3",
+        "fc1",
+        "dense_h_to_4h",
+        "fc_in",
+        "intermediate.dense",
+        "ffn.0",
+        "lin1",
+        "ff.layer_1",
+    ),
+    "down": (
+        *("down_proj", "mlp.c_proj", "w2", "fc2", "dense_4h_to_h", "fc_out", "output_linear", "output.dense"),
+        *("ffn.2", "lin2", "ff.layer_2", "mlp.Wo"),
+    ),
+    "q": ("q_proj", "self.query", "q_proj.linear", "Wq", "q_lin"),
+    "k": ("k_proj", "self.key", "k_proj.linear", "Wk", "k_lin"),
+    "v": ("v_proj", "self.value", "v_proj.linear", "Wv", "v_lin"),
     "o": (
-        "o_proj",
-        "attention.output.dense",
-        *(f"{a}.{o}" for a in ATTENTION for o in ("out_proj", "dense", "c_proj")),
+        *("o_proj", "o_proj.linear", "attention.output.dense", "multi_head_attention.dense", "out_lin"),
+        *(f"{a}.{o}" for a in ATTENTION for o in ("out_proj", "dense", "c_proj", "Wo")),
     ),
 }
 MLP = ("gate", "up", "down")
 # Of a mixture: the experts that a router chooses, and those that every token goes through.
 KINDS_OF_MLP = ("", "expert_", "shared_")
 PROJECTIONS = (*NAMES, *(kind + p for kind in KINDS_OF_MLP[1:] for p in MLP))
+# Attentions, norms and routers may hold gates and small networks of another purpose.
+ELSEWHERE = re.compile(r"(?:attn|attention|layernorm|router|\bgate)\.")
 FUSED = {
     "gate_up_proj": "gate and up",
+    "Wi": "gate and up",
     "input_linear": "gate and up",
     "c_attn": "q, k and v",
     "qkv_proj": "q, k and v",
     "query_key_value": "q, k and v",
     "Wqkv": "q, k and v",
 }
+# The names of the weights whose rows are layers of their own.
+TAKEN_APART = {leaf for layout in LAYOUTS.values() for leaf in layout}
 AN_EXPERT = re.compile(r"(?:^|\.)experts\.(?:(?:gate_up_proj|up_proj|down_proj)\.)?(\d+)(?:\.|$)")
 SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
 # The end of the dotted name of a block, and of what is in one.
-BLOCK = r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)"
+BLOCK = r"(?:^|\.)(?:layers|layer|h|blocks|block|attentions|ffns)\.(\d+)"
 A_BLOCK = re.compile(rf"{BLOCK}$")
 IN_BLOCK = re.compile(rf"{BLOCK}\.")
 
@@ -155,6 +173,8 @@ def projection_of(name: str) -> str | None:
     """
     expert = AN_EXPERT.search(name)
     plain = _plain_projection(_without_expert(name).replace("..", ".").rstrip("."))
+    if plain in MLP and ELSEWHERE.search(IN_BLOCK.split(name)[-1]):
+        return None
     if plain in MLP and expert:
         return f"expert_{plain}"
     if plain in MLP and SHARED.search(name):
@@ -190,8 +210,8 @@ def _without_expert(name: str) -> str:
 
 def _plain_projection(name: str) -> str | None:
     parent, _, last = name.rpartition(".")
-    if parent.rpartition(".")[2] in FUSED:
-        return last if last in NAMES else None
+    if last in NAMES and parent.rpartition(".")[2] in TAKEN_APART:
+        return last
     fitting = {end: p for p, ends in NAMES.items() for end in ends if name == end or name.endswith(f".{end}")}
     return fitting[max(fitting, key=len)] if fitting else None
 
@@ -233,8 +253,9 @@ def _by_projection(model: nn.Module, layers: dict[str, Layer], blocks: Blocks, p
         raise InputError("the model has no numbered blocks; choose layers with `modules`")
     wanted = sorted(numbers) if blocks == "all" else _block_numbers(blocks, max(numbers) + 1)
     inside: dict[int, dict[str, str | None]] = {block: {} for block in wanted}
+    wholes = {layer.whole_name for layer in layers.values() if isinstance(layer, FusedRows)}
     for name in layers:
-        if (block := block_of(name)) in inside:
+        if (block := block_of(name)) in inside and name not in wholes:
             inside[block][name] = projection_of(name)
     there = {block: set(found.values()) for block, found in inside.items()}
     for block in wanted:

@@ -2,72 +2,20 @@
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac import EditConfig, KFACEditor, collect_factors
 from lightning_kfac.models.fused import LAYOUTS, FusedRows
 from lightning_kfac.models.layers import find_layers
-from lightning_kfac.models.targets import resolve_targets
-from tests.common import batched, generator, relative_error
+from lightning_kfac.models.targets import projection_of, resolve_targets
+from tests.common import VOCAB, batched, generator, relative_error
+from tests.families import FUSED as FAMILIES
+from tests.families import build_any
+from tests.families import build_fused as build
 from tests.oracle import one_row_factors
 
-VOCAB = 61
-COMMON = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-WIDTH = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
-GROUPED = WIDTH | {"num_key_value_heads": 2}
-GPT = {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64}
-GRANITE = GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1, "shared_intermediate_size": 40}
-# Model type and settings of each family, and its fused weights.
-FAMILIES = {
-    "phi3": ("phi3", GROUPED, ["gate_up_proj", "qkv_proj"]),
-    "glm": ("glm", GROUPED | {"head_dim": 6}, ["gate_up_proj"]),
-    "glm4": ("glm4", GROUPED | {"head_dim": 6}, ["gate_up_proj"]),
-    "granitemoeshared": ("granitemoeshared", GRANITE, ["input_linear"]),
-    "gpt2": ("gpt2", GPT, ["c_attn"]),
-    "openai-gpt": ("openai-gpt", GPT, ["c_attn"]),
-    "gpt_bigcode": ("gpt_bigcode", GPT | {"multi_query": True}, ["c_attn"]),
-    "gpt_bigcode_heads": ("gpt_bigcode", GPT | {"multi_query": False}, ["c_attn"]),
-    "gpt_neox": ("gpt_neox", WIDTH, ["query_key_value"]),
-    "gpt_neox_japanese": ("gpt_neox_japanese", WIDTH, ["query_key_value"]),
-    "bloom": ("bloom", {"hidden_size": 24, "n_layer": 2, "n_head": 4}, ["query_key_value"]),
-    "persimmon": ("persimmon", WIDTH | {"hidden_size": 32, "qk_layernorm": False}, ["query_key_value"]),
-    "falcon": ("falcon", WIDTH | {"new_decoder_architecture": True, "num_kv_heads": 2}, ["query_key_value"]),
-    "falcon_multi_query": ("falcon", WIDTH | {"multi_query": True}, ["query_key_value"]),
-    "falcon_heads": ("falcon", WIDTH | {"multi_query": False}, ["query_key_value"]),
-    "codegen": ("codegen", GPT | {"n_inner": None, "rotary_dim": 4}, ["qkv_proj"]),
-    "mpt": ("mpt", {"d_model": 24, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}, ["Wqkv"]),
-    "dbrx": (
-        "dbrx",
-        {
-            "d_model": 24,
-            "n_heads": 4,
-            "n_layers": 2,
-            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 100.0},
-        },
-        ["Wqkv"],
-    ),
-    "minimax": (
-        "minimax",
-        GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 6},
-        ["qkv_proj"],
-    ),
-}
+GATED = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+SINGLE = (*GATED, "jetmoe")
 ROWS = [torch.randint(1, VOCAB, (n,), generator=generator(n)).tolist() for n in (8, 5, 3)]
-
-
-def build(family):
-    kind, settings, _ = FAMILIES[family]
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **COMMON, **settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    if hasattr(config, "num_local_experts"):
-        model.set_experts_implementation("eager")  # others know no float64
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, mean=float(parameter.ndim == 1) / 4, std=0.15)
-    torch.set_rng_state(state)
-    return model
 
 
 def fused(model):
@@ -103,7 +51,7 @@ def test_rows_are_what_they_are_called(family):
         behind = {
             "v": r"(self_attn|self_attention|attn|attention|norm_attn_norm\.attn)\.(o_proj|dense|c_proj|out_proj)"
         }
-        behind["up"] = r"mlp\.(down_proj|output_linear)"
+        behind["up"] = r"mlp\.(down_proj|output_linear|fc2|Wo)"
         for which, pattern in behind.items():
             if which not in mine or family == "minimax":
                 continue
@@ -176,8 +124,43 @@ def test_a_weight_that_is_chosen_whole_is_not_tracked_in_parts():
     assert list(parts) == [f"model.layers.{b}.mlp.gate_up_proj.{p}" for b in (0, 1) for p in ("gate", "up")]
 
 
+@pytest.mark.parametrize("family", GATED)
+def test_queries_beside_the_gate_of_their_output(family):
+    """A norm undoes every factor on q, but none on the gate; and an edit of q leaves the gate alone."""
+    model = build_any(family)
+    model.set_experts_implementation("eager")  # others know no float64
+    (name, q), *others = fused(model).items()
+    assert name == "model.layers.1.self_attn.q_proj.q" and not others
+    assert projection_of(name) == "q" and list(resolve_targets(model, [1], ["q"])) == [name]
+    rows = q.rows.take(torch.arange(len(q.parameter)), 0).flatten()
+    gate = torch.tensor([row for row in range(len(q.parameter)) if row not in rows])
+    assert len(rows) == len(gate)
+    before = logits(model)
+    with torch.no_grad():
+        q.parameter[rows] *= 2
+        assert torch.allclose(logits(model), before, atol=1e-6)  # the norm adds 1e-6
+        q.parameter[rows] /= 2
+        q.parameter[gate] *= 2
+        assert not torch.allclose(logits(model), before, atol=1e-3)
+
+
+def test_keys_and_values_alone_in_a_weight():
+    """JetMoE's queries and outputs are experts."""
+    model = build_any("jetmoe").double()
+    before = logits(model)
+    for block, layer in enumerate(model.model.layers):
+        experts = layer.self_attention.experts
+        for which, other in (("k", experts.input_linear), ("v", experts.output_linear)):
+            (part,) = resolve_targets(model, [block], [which]).values()
+            scale(part, 2)
+            assert not torch.allclose(logits(model), before, atol=1e-6)
+            other.weight.data.div_(2)
+            assert torch.allclose(logits(model), before, atol=1e-9)
+
+
 def test_every_layout_is_tried():
     tried = {type(m).__name__ for family in FAMILIES for m in build(family).modules()} & set(LAYOUTS)
+    tried |= {type(m).__name__ for family in SINGLE for m in build_any(family).modules()} & set(LAYOUTS)
     # The rest are parts of multimodal or hybrid models, with the layout of one that is tried.
     untried = set(LAYOUTS) - tried
     assert untried == {
@@ -188,5 +171,6 @@ def test_every_layout_is_tried():
         "MiniMaxM3VLDenseMLP",
         "Phi4MultimodalAttention",
         "Phi4MultimodalMLP",
+        "Qwen4ExpTextAttention",
         "Zamba2MLP",
     }

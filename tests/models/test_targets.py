@@ -10,6 +10,7 @@ from lightning_kfac import InputError
 from lightning_kfac.models.loading import skeleton
 from lightning_kfac.models.targets import block_of, projection_of, resolve_targets
 from tests.common import build_model
+from tests.families import build_any
 from tests.forks import ROOT
 
 # Config values of the published checkpoints.
@@ -131,11 +132,35 @@ def test_wrong_fused_weight_of_a_layout_that_is_not_known():
         ("model.layers.1.mlp.experts.down_proj.3", "expert_down"),
         ("model.layers.1.mlp.experts.up_proj.3", "expert_up"),
         ("model.layers.1.self_attn.qkv_proj", None),
+        ("model.layers.1.self_attn.gate_proj", None),  # of the attention's output
+        ("model.layers.1.self_attn.compressor.gate_proj", None),
+        ("model.layers.1.input_layernorm.mlp.fc1", None),
+        ("model.layers.1.mlp.gate.router_mlp.fc1", None),
+        ("roberta_prelayernorm.encoder.layer.1.intermediate.dense", "up"),
+        ("transformer.h.1.multi_head_attention.Wq", "q"),
+        ("transformer.h.1.multi_head_attention.dense", "o"),
+        ("transformer.h.1.ffn.2", "down"),
+        ("transformer.attentions.1.out_lin", "o"),
+        ("transformer.ffns.1.lin1", "up"),
+        ("model.layers.1.mlp.fc1.gate", "gate"),
+        ("model.layers.1.mlp.fc1", "up"),
+        ("model.layers.1.self_attn.v_proj.linear", "v"),
     ],
 )
 def test_names_of_projections(name, projection):
     assert projection_of(name) == projection
     assert block_of(name) in (0, 1)
+
+
+@pytest.mark.parametrize("family", ["afmoe", "hrm_text", "hy_v4"])
+def test_the_gate_of_an_attention_is_not_that_of_the_mlp(family):
+    assert {name.split(".")[-2] for name in resolve_targets(build_any(family), [0], ["gate"])} == {"mlp"}
+
+
+def test_a_weight_that_is_known_in_parts_is_no_projection():
+    """Moshi's fc1 is gate and up; that of others is up."""
+    names = list(resolve_targets(build_any("moshi"), [0], ["up"]))
+    assert names == ["model.layers.0.mlp.fc1.up"]
 
 
 def test_a_vision_tower_has_no_say():
