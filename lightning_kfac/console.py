@@ -1,9 +1,11 @@
 """What the user reads: results, progress with a rate and an ETA, and commands in the way in which they type them.
 
-Progress is a live bar on a terminal, a plain line every few seconds in a log.
+Progress is a live bar on a terminal, a plain line every few seconds in a log. Text is data: whatever is printed passes
+``visible``, and no console of ours knows markup.
 """
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only  # the one that Lightning sets, without Lightning
 from rich.console import Console
@@ -27,14 +30,59 @@ PROGRAM = "lightning-kfac"
 # A clone's doors to it: the first for these commands, the second for all others.
 TRAIN, EDIT = "train.py", "edit.py"
 OF_TRAIN = ("fit", "validate", "predict")
+# Controls of terminals (C0, C1), of the order of characters (bidi), and what cannot be seen or encoded.
+INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: object, keep: str = "") -> str:
+    """Text that acts on nothing: characters that would are written as in a Python string.
+
+    Args:
+        keep: Such characters that stay as they are: line ends where there is more than one line.
+
+    Example:
+        >>> print(visible("run[v2]\\x1b[2J"), visible("one\\ntwo"))
+        run[v2]\\x1b[2J one\\ntwo
+    """
+    return INVISIBLE.sub(lambda found: found[0] if found[0] in keep else _written(found[0]), str(text))
+
+
+def _written(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def literal(text: object, style: str = "") -> Text:
+    """A piece of a table in a style, with the text as it is."""
+    return Text(visible(text), style)
+
+
+class PlainConsole(Console):
+    """A console that shows every string as it is, on one line; objects of rich keep their styles."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(markup=False, highlight=False, emoji=False, **settings)
+
+    @override
+    def render_str(self, text: str, **settings: Any) -> Text:  # what rich makes of strings, also in tables
+        return super().render_str(visible(text), **settings)
+
+
 # Results go to the standard output, progress to the standard error.
-console = Console(highlight=False, emoji=False, soft_wrap=True)
-progress_console = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
+console = PlainConsole(soft_wrap=True)
+progress_console = PlainConsole(soft_wrap=True, stderr=True)
 
 
 def show(table: object) -> None:
     """Prints a table; where there is no terminal, as wide as it needs to be."""
-    Console(highlight=False, emoji=False, width=None if console.is_terminal else WIDTH_OF_LOGS).print(table)
+    PlainConsole(width=None if console.is_terminal else WIDTH_OF_LOGS).print(table)
+
+
+def say_error(message: str) -> None:
+    """Tells the user on one line, from any rank, why the program ends."""
+    print(visible(message), file=sys.stderr, flush=True)
 
 
 def columns() -> int:
@@ -113,7 +161,7 @@ def track_count(
         yield lambda done: None
     elif progress_console.is_terminal:
         with _bar() as bar:
-            task = bar.add_task(description, total=total, completed=done, unit=unit, begun_at=done)
+            task = bar.add_task(visible(description), total=total, completed=done, unit=unit, begun_at=done)
             yield lambda done: bar.update(task, completed=done)
     else:
         yield _line_printer(description, unit, total, done)
@@ -121,12 +169,12 @@ def track_count(
 
 def _bar() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}"),
+        TextColumn("{task.completed:,.0f}", markup=False),
         RateColumn(),
         TimeElapsedColumn(),
-        TextColumn("ETA"),
+        TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
         console=progress_console,
     )

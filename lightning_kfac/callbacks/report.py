@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_kfac.callbacks.edit import EditCallback
 from lightning_kfac.callbacks.typed import causal_lm, find_callback
-from lightning_kfac.console import say, show
+from lightning_kfac.console import say, show, visible
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.editing.edited_model import edit_details
@@ -125,14 +125,16 @@ class RunReport(Callback):
         data = text_data(trainer)
         edit = _edit_row(trainer, module) or {}
         settings = {
-            **origin(module.source),
+            **{key: visible(value) for key, value in origin(module.source).items() if value is not None},
             "labels": module.labels,
-            "corpus": data.corpus.label,
+            "corpus": visible(data.corpus.label),
             "max_tokens": data.max_tokens,
             "seq_len": data.seq_len,
             "seed": module.seed,
             **{
-                f"edit/{key}": value if isinstance(value, float) else str(value) for key, value in edit.items() if value
+                f"edit/{key}": value if isinstance(value, float) else visible(value)
+                for key, value in edit.items()
+                if value
             },
         }
         last = list(self.evaluations.values())[-1]

@@ -14,7 +14,7 @@ from lightning_kfac.cli.commands import command_names, load_command, summary
 from lightning_kfac.cli.parsers import InputErrors, usage
 from lightning_kfac.cli.quiet import quiet
 from lightning_kfac.cli.shipped import with_config_paths
-from lightning_kfac.console import command_line, console, format_seconds
+from lightning_kfac.console import command_line, console, format_seconds, say_error
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.files import timestamp
 from lightning_kfac.storage.locks import FolderLock
@@ -57,10 +57,10 @@ def main(args: list[str] | None = None) -> None:
         name = settings.subcommand
         _run(name, settings[name], typed)
     except InputError as error:
-        print(f"error: {error.with_options()}", file=sys.stderr)
+        say_error(f"error: {error.with_options()}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("stopped; what was measured or written is kept", file=sys.stderr)
+        say_error("stopped; what was measured or written is kept")
         raise SystemExit(130) from None
     if not getattr(load_command(name), "PRINTS", False):
         console.print(f"{name} took {format_seconds(time.monotonic() - begin)}")

@@ -6,7 +6,7 @@ import lightning_kfac
 from lightning_kfac.cli.commands import command_names
 from lightning_kfac.cli.overview import overview
 from lightning_kfac.cli.shipped import with_config_paths
-from lightning_kfac.console import OF_TRAIN
+from lightning_kfac.console import OF_TRAIN, say_error
 from lightning_kfac.errors import InputError
 
 
@@ -29,12 +29,12 @@ def main(args: list[str] | None = None) -> None:
         try:
             with_config_paths(list(words))  # before the imports, which take seconds
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say_error(f"error: {error}")
             raise SystemExit(2) from None
         from lightning_kfac.cli.train import main as run
 
         run(words)
     else:
         known = ", ".join([*OF_TRAIN, *command_names()])
-        print(f"error: {words[0]}: no such command; choose from {known}", file=sys.stderr)
+        say_error(f"error: {words[0]}: no such command; choose from {known}")
         raise SystemExit(2)

@@ -1,11 +1,10 @@
 """Parsers that print what is wrong in one line."""
 
-import sys
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from lightning_kfac.console import columns, command_line, filled
+from lightning_kfac.console import columns, command_line, filled, say_error
 from lightning_kfac.errors import InputError
 
 
@@ -39,7 +38,7 @@ class InputErrors(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with code 2 and one message: our own, where one is the cause."""
         own = input_error_behind(ex)
-        print(f"error: {own.with_options() if own else ' '.join(message.split())}", file=sys.stderr)
+        say_error(f"error: {own.with_options() if own else ' '.join(message.split())}")
         raise SystemExit(2)
 
 

@@ -1,8 +1,16 @@
-"""Fewer warnings of other libraries."""
+"""Fewer warnings of other libraries, and none that acts on the terminal."""
 
 import logging
 import os
+import sys
+import traceback
 import warnings
+from types import TracebackType
+from typing import TextIO
+
+from typing_extensions import override
+
+from lightning_kfac.console import visible
 
 
 def quiet() -> None:
@@ -24,6 +32,35 @@ def quiet() -> None:
     ):
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning
+    logging.setLogRecordFactory(_VisibleRecord)
+    warnings.showwarning = _show_warning
+    sys.excepthook = _show_exception
+
+
+class _VisibleRecord(logging.LogRecord):
+    """What any library logs, names of files and settings among it, as text that acts on nothing."""
+
+    @override
+    def getMessage(self) -> str:
+        return visible(super().getMessage(), keep="\n\t")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """The same for warnings."""
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(visible(text, keep="\n\t"), end="", file=file or sys.stderr)
+
+
+def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The same for what nobody expected."""
+    print(visible("".join(traceback.format_exception(kind, error, trace)), keep="\n\t"), end="", file=sys.stderr)
 
 
 def without_loading_bar() -> None:

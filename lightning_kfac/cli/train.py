@@ -21,7 +21,7 @@ from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import announce, check_fit, check_model, check_search, inputs, make_room_for_mining
 from lightning_kfac.cli.quiet import quiet, without_loading_bar
 from lightning_kfac.cli.shipped import with_config_paths
-from lightning_kfac.console import command_line, console, say
+from lightning_kfac.console import command_line, console, say, say_error
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, edit_details, find_reference
 from lightning_kfac.errors import InputError
@@ -252,12 +252,10 @@ def main(args: list[str] | None = None) -> None:
         own = input_error_behind(error)
         if own is None:
             raise
-        print(f"{_rank()}error: {own.with_options()}", file=sys.stderr)
+        say_error(f"{_rank()}error: {own.with_options()}")
         raise SystemExit(2) from None
     except SIGTERMException:
-        print(
-            f"{_rank()}stopped by SIGTERM; what was done is kept, the same command goes on from there", file=sys.stderr
-        )
+        say_error(f"{_rank()}stopped by SIGTERM; what was done is kept, the same command goes on from there")
         raise SystemExit(143) from None
 
 

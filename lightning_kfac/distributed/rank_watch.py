@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
+from lightning_kfac.console import say_error
 from lightning_kfac.errors import first_line
 
 SECONDS_BETWEEN_BEATS = 1.0
@@ -203,6 +204,6 @@ def _is_gone(process: int) -> bool:
 
 
 def _stop(why: str) -> None:
-    print(f"error: {why}; what was done is kept, the same command goes on from there", file=sys.stderr, flush=True)
+    say_error(f"error: {why}; what was done is kept, the same command goes on from there")
     sys.stdout.flush()
     os._exit(1)

@@ -3,9 +3,10 @@
 import base64
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from matplotlib.figure import Figure
+
+from lightning_kfac.reporting.escape import as_html
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -25,30 +26,30 @@ def page(title: str, sections: Iterable[str]) -> str:
     """The whole document."""
     body = "\n".join(section for section in sections if section)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{as_html(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n<h1>{as_html(title)}</h1>\n{body}\n</body></html>\n"
     )
 
 
 def section(title: str, *parts: str) -> str:
     """A heading and what stands under it; nothing where that is empty."""
     parts = tuple(part for part in parts if part)
-    return f"<h2>{escape(title)}</h2>\n" + "\n".join(parts) if parts else ""
+    return f"<h2>{as_html(title)}</h2>\n" + "\n".join(parts) if parts else ""
 
 
 def paragraph(text: str, note: bool = False) -> str:
     """A paragraph of plain text."""
-    return f"<p{' class=note' if note else ''}>{escape(text)}</p>"
+    return f"<p{' class=note' if note else ''}>{as_html(text)}</p>"
 
 
 def bullets(texts: Sequence[str]) -> str:
     """A list of plain texts."""
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>" if texts else ""
+    return "<ul>" + "".join(f"<li>{as_html(text)}</li>" for text in texts) + "</ul>" if texts else ""
 
 
 def preformatted(text: str) -> str:
     """Text as it is."""
-    return f"<pre>{escape(text)}</pre>"
+    return f"<pre>{as_html(text)}</pre>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -71,8 +72,8 @@ def figure(drawn: Figure, alt: str) -> str:
 
 def image(png: bytes, alt: str) -> str:
     """A PNG image, embedded."""
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return f'<img alt="{as_html(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _cell(cell: str) -> str:
-    return cell if isinstance(cell, Html) else escape(str(cell))
+    return cell if isinstance(cell, Html) else as_html(cell)

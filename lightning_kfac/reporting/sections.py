@@ -1,7 +1,6 @@
 """The sections of a report, each from what the run folder holds."""
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from lightning_kfac.console import command_line
@@ -11,6 +10,7 @@ from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
 from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.labels import METRICS, SWEEP_COLUMNS, is_telling
@@ -108,8 +108,8 @@ def examples(run: Run) -> str:
         after = example["after"]
         rest = example.get("diverging", "")
         same = after[: len(after) - len(rest)] if rest and after.endswith(rest) else after
-        marked = f"{escape(same)}<mark>{escape(rest)}</mark>" if same != after else escape(after)
-        lines = [f"<b>{name}</b> {escape(example[name])}" for name in ("prefix", "gold", "before")]
+        marked = f"{as_html(same)}<mark>{as_html(rest)}</mark>" if same != after else as_html(after)
+        lines = [f"<b>{name}</b> {as_html(example[name])}" for name in ("prefix", "gold", "before")]
         parts.append(
             f"<h3>{number}</h3><blockquote>" + "<br>".join([*lines, f"<b>after</b> {marked}"]) + "</blockquote>"
         )
@@ -290,7 +290,7 @@ def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> st
     if not bounds or None in bounds or bounds[0] == bounds[1]:
         return text
     low, high = (style.format(bound) for bound in bounds)
-    return Html(f'{escape(text)} <span class="interval">[{escape(low)}, {escape(high)}]</span>')
+    return Html(f'{as_html(text)} <span class="interval">[{as_html(low)}, {as_html(high)}]</span>')
 
 
 # Of the page.

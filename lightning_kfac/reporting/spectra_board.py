@@ -7,8 +7,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_kfac.console import visible
 from lightning_kfac.factors.spectra import LayerSpectrum, by_projection, log10_histogram
 from lightning_kfac.models.targets import layer_labels
+from lightning_kfac.reporting.escape import as_markdown
 from lightning_kfac.reporting.figures.spectra import kept_figure, mass_figure, spectra_figure
 
 
@@ -20,7 +22,7 @@ def write_spectra(writer: SummaryWriter, spectra: Mapping[str, LayerSpectrum]) -
     for name, layer in spectra.items():
         for side, values in (("A", layer.mu), ("G", layer.lambdas)):
             if (values > 0).any():
-                writer.add_histogram(f"log10 eigenvalues/{labels[name]} {side}", log10_histogram(values))
+                writer.add_histogram(f"log10 eigenvalues/{visible(labels[name])} {side}", log10_histogram(values))
     writer.add_text("spectra", spectra_markdown(spectra))
 
 
@@ -40,7 +42,7 @@ def spectrum_figures(spectra: Mapping[str, LayerSpectrum]) -> Iterator[tuple[str
     labels = layer_labels(spectra)
     for name, layer in spectra.items():
         if layer.cut is not None and layer.cut.kept.any():
-            yield f"kept/{labels[name]}", kept_figure(labels[name], layer, layer.cut)
+            yield f"kept/{visible(labels[name])}", kept_figure(labels[name], layer, layer.cut)
 
 
 def spectra_markdown(spectra: Mapping[str, LayerSpectrum]) -> str:
@@ -49,7 +51,7 @@ def spectra_markdown(spectra: Mapping[str, LayerSpectrum]) -> str:
     lines = ["| layer | size | effective rank A | G | condition A | G | kept at rho |"]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for name, layer in spectra.items():
-        cells = [labels[name], f"{len(layer.lambdas)} x {len(layer.mu)}", f"{layer.rank_A:,.1f}"]
+        cells = [as_markdown(labels[name]), f"{len(layer.lambdas)} x {len(layer.mu)}", f"{layer.rank_A:,.1f}"]
         cells += [f"{layer.rank_G:,.1f}", f"{layer.condition_A:.1e}", f"{layer.condition_G:.1e}"]
         cells += ["" if layer.cut is None else f"{layer.cut.fraction_kept:.1%} at {layer.cut.rho:g}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,6 +1,5 @@
 """Results as a person reads them."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lightning_kfac.console import literal
 from lightning_kfac.editing.report import edit_label, edit_place
+from lightning_kfac.reporting.escape import as_markdown
 from lightning_kfac.reporting.labels import (
     METRICS,
     OF_A_SET,
@@ -41,7 +42,7 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
         records: Stage to record: figures, and ``intervals`` and ``differences`` by the name of the figure.
     """
     table = Table(box=box.SIMPLE_HEAD, title="Before and after" if len(records) > 1 else None, title_justify="left")
-    table.add_column("[dim]with 95 % intervals[/]", overflow="fold")
+    table.add_column(Text("with 95 % intervals", "dim"), overflow="fold")
     for stage, record in records.items():
         table.add_column(stage, justify="right")
         if record.get("differences"):
@@ -49,16 +50,16 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     first = next(iter(records.values()))
     for prefix in _sets(first):
         count = first.get(f"{prefix}n_sequences")
-        table.add_row(f"[bold]{prefix.rstrip('/') or 'memorized'}[/] ({count} sequences)")
+        table.add_row(_heading(prefix.rstrip("/") or "memorized", f" ({count} sequences)"))
         _add(table, prefix, OF_A_SET, records)
     if "stress/stress_len" in first:
-        table.add_row("[bold]memorized, position stress[/]")
+        table.add_row(_heading("memorized, position stress"))
         _add(table, "stress/", OF_STRESS, records)
     if "perplexity" in first:
-        table.add_row("[bold]general ability[/]")
+        table.add_row(_heading("general ability"))
         _add(table, "", OF_GENERAL, records)
     for prefix in _sets(first, "n_questions"):
-        table.add_row(f"[bold]{prefix.rstrip('/')}[/] ({first[f'{prefix}n_questions']} questions)")
+        table.add_row(_heading(prefix.rstrip("/"), f" ({first[f'{prefix}n_questions']} questions)"))
         _add(table, prefix, OF_QUESTIONS, records)
     return table
 
@@ -70,9 +71,9 @@ def examples_table(examples: list[Example]) -> Table:
         table.add_column(name, overflow="fold")
     for example in examples:
         for name in ("prefix", "gold", "before"):
-            table.add_row(name, Text(_one_line(getattr(example, name))))
+            table.add_row(name, literal(_one_line(getattr(example, name))))
         same, rest = _split(example)
-        table.add_row("after", Text.assemble(same, (rest, "bold")))
+        table.add_row("after", Text.assemble(literal(same), literal(rest, "bold")))
         table.add_section()
     return table
 
@@ -81,12 +82,16 @@ def examples_markdown(examples: list[Example]) -> str:
     """The same for TensorBoard's text page: what diverges is bold."""
     parts = []
     for number, example in enumerate(examples, start=1):
-        same, rest = (_escaped(text) for text in _split(example))
+        same, rest = (as_markdown(text) for text in _split(example))
         parts.append(f"### {number}\n")
         for name in ("prefix", "gold", "before"):
-            parts.append(f"**{name}**\n\n> {_escaped(_one_line(getattr(example, name)))}\n")
+            parts.append(f"**{name}**\n\n> {as_markdown(_one_line(getattr(example, name)))}\n")
         parts.append(f"**after**\n\n> {same}{f'**{rest}**' if rest else ''}\n")
     return "\n".join(parts)
+
+
+def _heading(name: str, rest: str = "") -> Text:
+    return Text.assemble(literal(name, "bold"), literal(rest))
 
 
 def _split(example: Example) -> tuple[str, str]:
@@ -120,18 +125,13 @@ def _add(table: Table, prefix: str, kinds: Sequence[str], records: Mapping[str, 
         table.add_row(f"  {label.title}", *cells)
 
 
-def _with_interval(style: str, value: float | None, bounds: Sequence[float | None] | None) -> str:
+def _with_interval(style: str, value: float | None, bounds: Sequence[float | None] | None) -> Text | str:
     if value is None:
         return "n/a"
     text = style.format(value)
     if not bounds or None in bounds or bounds[0] == bounds[1] == value:
         return text
-    return f"{text} [dim]\\[{style.format(bounds[0])}, {style.format(bounds[1])}][/]"
-
-
-def _escaped(text: str) -> str:
-    """As Markdown that shows the text itself."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
+    return Text.assemble(text, (f" [{style.format(bounds[0])}, {style.format(bounds[1])}]", "dim"))
 
 
 def _one_line(text: str) -> str:

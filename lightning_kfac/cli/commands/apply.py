@@ -115,10 +115,10 @@ def _say_what_next(output: Path, save: Save, name: str) -> None:
     console.print(f"{save} -> {output}/ ({size / 1e6:,.1f} MB)")
     if save == "patch":
         command = command_line("apply", "--model", name, "--patch", output, "--output", "FOLDER")
-        console.print(f"apply it: {command}", markup=False)
+        console.print(f"apply it: {command}")
     else:
         command = command_line("validate", "--model.model_name", output, "--data.memorized", "FILE")
-        console.print(f"measure it: {command}", markup=False)
+        console.print(f"measure it: {command}")
 
 
 def _config(options: Namespace) -> EditConfig:

@@ -26,7 +26,7 @@ from lightning_kfac.cli.options import (
     open_factors,
     open_model,
 )
-from lightning_kfac.console import console, show, track_count
+from lightning_kfac.console import console, show, track_count, visible
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import TokenRows, row_loader
 from lightning_kfac.data.memorized import load_memorized
@@ -157,7 +157,7 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
                 by_text.setdefault(text, {})[label] = bands
             figure = bands_figure(label, shares, ratios or shares, against)
             figure.savefig(folder / f"bands_{label.replace(' ', '_')}.png", dpi=110)
-            writer.add_figure(f"bands/{label}", figure)
+            writer.add_figure(f"bands/{visible(label)}", figure)
             layers[name] = {
                 text: {"share": _numbers(shares[text]), **({"ratio": _numbers(ratios[text])} if text in ratios else {})}
                 for text in found
@@ -165,7 +165,7 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
         for text, of_layers in by_text.items():
             figure = ratios_figure(text, against, of_layers)
             figure.savefig(folder / f"ratios_{text}.png", dpi=110)
-            writer.add_figure(f"bands/{text} over {against}", figure)
+            writer.add_figure(f"bands/{visible(text)} over {visible(against)}", figure)
             show(_table(text, against, of_layers))
     counts = {text: int(next(iter(layer.values())).counts.sum()) for text, layer in found.items()}
     result = {**about, "against": against, "n_positions": counts, "statistic": "root mean square", "layers": layers}

@@ -30,10 +30,11 @@ TOLD = (
     "version",
 )
 
-EXPLANATION = """\
-rank: effective rank, exp of the entropy of the eigenvalues' shares
-cond.: condition number, the largest eigenvalue over the smallest
-kept: share of the components (i, j) that hold rho of the curvature mass"""
+EXPLANATION = (
+    "rank: effective rank, exp of the entropy of the eigenvalues' shares",
+    "cond.: condition number, the largest eigenvalue over the smallest",
+    "kept: share of the components (i, j) that hold rho of the curvature mass",
+)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -62,7 +63,7 @@ def run(options: Namespace) -> None:
         console.print(f"imported from {factors.metadata.get('imported_from')}: {factors.metadata['notes']}")
     spectra = _spectra(factors, getattr(torch, options.precision), options.rhos[-1] if options.rhos else None)
     show(_table(factors, spectra, options.rhos))
-    console.print(EXPLANATION)
+    console.print(*EXPLANATION, sep="\n")
     if output is not None:
         with new_folder(output) as partial:
             save_spectra(partial, spectra)

@@ -77,7 +77,7 @@ def run(options: Namespace) -> None:
         show(table)
     told = {"auto": "one device", "ddp": "ddp: every rank has all weights", "fsdp": "fsdp: weights and factors sharded"}
     console.print(f"strategy: {told[plan.strategy]}. On {'each node' if options.nodes > 1 else 'the machine'}:")
-    console.print(f"  {_command(request, options, plan)}", markup=False)
+    console.print(f"  {_command(request, options, plan)}")
 
 
 def _say_what_would_fit(request: "Request", hardware: Hardware) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.markup import escape
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.cli.commands.sweep import NOT_MEASURED
@@ -161,7 +160,7 @@ def _show_recommendation(chosen: Result, reported: list[Result], folder: Path, t
     )
     options = f"--blocks '{edit['blocks']}' --projections '[{', '.join(edit['projections'])}]' --rho {edit['rho']:g}"
     console.print(
-        f"Recommended: {escape(options)}, the cheapest setting tried that brings strict accuracy to {target:g} or less "
+        f"Recommended: {options}, the cheapest setting tried that brings strict accuracy to {target:g} or less "
         f"on the half that chose ({chosen['strict_acc']:.3f}). On the other half (the held-out text is the same):"
     )
     show(comparison_table(dict(zip(("baseline", "edited"), reported, strict=True))))

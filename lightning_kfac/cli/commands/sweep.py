@@ -18,7 +18,7 @@ from lightning_kfac.cli.options import (
     open_factors,
     open_model,
 )
-from lightning_kfac.console import console, show
+from lightning_kfac.console import console, show, visible
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
@@ -122,6 +122,11 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) ->
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
 
 
+def _folder_name(label: str) -> str:
+    """A label, which may hold names of domains, as the name of one folder."""
+    return visible(label).replace("/", "_")
+
+
 def _to_tensorboard(edits: list[dict[str, Any]], figure: Figure, board: Path) -> None:
     """The figure, and one run for each kind of edit, so that TensorBoard draws them in one chart."""
     shutil.rmtree(board, ignore_errors=True)  # all of it is written again each time
@@ -131,12 +136,12 @@ def _to_tensorboard(edits: list[dict[str, Any]], figure: Figure, board: Path) ->
     for row in sorted(edits, key=lambda row: row["edit"]["rho"]):
         kinds.setdefault(f"{edit_label(row['edit'])}, {edit_place(row['edit'])}", []).append(row)
     for label, rows in kinds.items():
-        with SummaryWriter(str(board / label)) as writer:
+        with SummaryWriter(str(board / _folder_name(label))) as writer:
             for row in rows:
                 for key in DRAWN:
                     if row.get(key) is not None:
                         writer.add_scalar(f"{key} by 1000 rho", row[key], round(1000 * row["edit"]["rho"]))
                 settings = {key: row["edit"][key] for key in ("formula", "rho", "mode", "fraction_kept")}
-                settings |= {"where": edit_place(row["edit"]), "kind": label}
+                settings |= {"where": edit_place(row["edit"]), "kind": visible(label)}
                 figures = {f"hp/{key}": row[key] for key in DRAWN if row.get(key) is not None}
                 writer.add_hparams(settings, figures, run_name=f"rho {row['edit']['rho']:g}", global_step=0)

@@ -7,6 +7,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from lightning_kfac.math.bands import Bands
+from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import colour, marker, new_figure
 
 
@@ -23,7 +24,7 @@ def bands_figure(name: str, shares: Mapping[str, Bands], ratios: Mapping[str, Ba
                 place,
                 bands.value,
                 errors,
-                label=text,
+                label=as_label(text),
                 color=colour(index),
                 marker=marker(index),
                 markersize=4,
@@ -35,10 +36,10 @@ def bands_figure(name: str, shares: Mapping[str, Bands], ratios: Mapping[str, Ba
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     left.set_ylabel("share of the output, ||W_b x|| / ||W x|| (RMS)")
-    left.set_title(f"{name}: which curvature each text uses", fontsize=10)
+    left.set_title(f"{as_label(name)}: which curvature each text uses", fontsize=10)
     right.axhline(1, color="grey", linewidth=0.8, linestyle="--")
-    right.set_ylabel(f"||W_b x|| over that of {against} (RMS)")
-    right.set_title(f"{name}: against {against}", fontsize=10)
+    right.set_ylabel(f"||W_b x|| over that of {as_label(against)} (RMS)")
+    right.set_title(f"{as_label(name)}: against {as_label(against)}", fontsize=10)
     return figure
 
 
@@ -54,8 +55,8 @@ def ratios_figure(text: str, against: str, layers: Mapping[str, Bands]) -> Figur
         ink = "white" if abs(value - 1) > 0.65 * spread else "black"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
     axes.set_xticks(range(values.shape[1]), [str(band) for band in range(1, values.shape[1] + 1)])
-    axes.set_yticks(range(len(layers)), list(layers), fontsize=8)
+    axes.set_yticks(range(len(layers)), [as_label(name) for name in layers], fontsize=8)
     axes.set_xlabel("band of curvature (1: highest)")
-    axes.set_title(f"RMS output on {text} over that on {against}, by band", fontsize=10)
+    axes.set_title(f"RMS output on {as_label(text)} over that on {as_label(against)}, by band", fontsize=10)
     figure.colorbar(mesh)
     return figure

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_kfac.metrics.registry import LABELS
+from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import COLOURS, colour, marker, new_figure
 
 RATES = [name for name, label in LABELS.items() if label.panel == "rates"]
@@ -69,7 +70,7 @@ def _points(axes: Axes, keys: Sequence[str], records: Mapping[str, Mapping[str, 
             values,
             place,
             xerr=np.abs(np.array(bounds).T - values),
-            label=stage,
+            label=as_label(stage),
             color=colour(number),
             marker=marker(number),
             linestyle="",
@@ -89,4 +90,4 @@ def _bounds(interval: Sequence[float | None] | None, value: float) -> tuple[floa
 
 def _rate_name(key: str) -> str:
     prefix, _, name = key.rpartition("/")
-    return f"{prefix or 'memorized'}: {LABELS[name].title}"
+    return f"{as_label(prefix) or 'memorized'}: {LABELS[name].title}"

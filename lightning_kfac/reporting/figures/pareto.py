@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.editing.sweep import pareto_front
+from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import colour, marker, new_figure
 
 
@@ -35,7 +36,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("strict accuracy: share of the memorized sequences recited word for word")
     axes.set_ylabel("perplexity on held-out text (log scale)")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(as_label(title), fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -58,7 +59,7 @@ def _draw_kinds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(
             x,
             y,
-            label=label,
+            label=as_label(label),
             color=colour(number),
             marker=marker(number),
             linewidth=1,

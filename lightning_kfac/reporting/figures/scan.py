@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import new_figure
 
 
@@ -39,5 +40,5 @@ def scan_figure(
         axes.set_title(name, fontsize=9)
         figure.colorbar(mesh)
     panels[1].set_xlabel("block")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(as_label(title), fontsize=11)
     return figure

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_kfac.factors.spectra import Cut, LayerSpectrum
+from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import COLOURS, depth_colours, name_blocks, new_figure
 
 POINTS = 200
@@ -23,7 +24,7 @@ def spectra_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) 
             axes.loglog(ranks + 1, values[ranks], color=colour, label=_block(block), linewidth=1.2)
         axes.set_xlabel("rank of the eigenvalue")
         axes.set_ylabel("eigenvalue")
-        axes.set_title(f"{projection}: eigenvalues of {name}", fontsize=10)
+        axes.set_title(f"{as_label(projection)}: eigenvalues of {name}", fontsize=10)
         axes.grid(alpha=0.25)
     name_blocks(right, len(layers))
     return figure
@@ -44,7 +45,7 @@ def mass_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> 
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("components kept, most important first (% of all, log scale)")
     axes.set_ylabel("share of the curvature mass (%)")
-    axes.set_title(f"{projection}: how few components hold the curvature", fontsize=10)
+    axes.set_title(f"{as_label(projection)}: how few components hold the curvature", fontsize=10)
     axes.grid(alpha=0.25)
     name_blocks(axes, len(layers) + len(rhos))
     return figure
@@ -74,7 +75,7 @@ def kept_figure(name: str, layer: LayerSpectrum, cut: Cut) -> Figure:
     axes.step(x, y, where="mid", color=COLOURS[4], linewidth=1.4, label=label)
     axes.set_xlabel("rank in the spectrum of A")
     axes.set_ylabel("rank in the spectrum of G")
-    axes.set_title(f"{name}: importance, and what an edit keeps (left above the line)", fontsize=9)
+    axes.set_title(f"{as_label(name)}: importance, and what an edit keeps (left above the line)", fontsize=9)
     axes.legend(fontsize=8, loc="upper left")
     return figure
 
