@@ -1,5 +1,14 @@
 """The metrics as pure functions; the classes in ``lightning_kfac.metrics`` only accumulate them."""
 
+from lightning_kfac.metrics.functional.extraction import (
+    Decoding,
+    expected_share,
+    extracted_in,
+    extraction_rates,
+    log_probabilities,
+    reaches,
+    tries_needed,
+)
 from lightning_kfac.metrics.functional.memorization import LOOSE_SIMILARITY, Recitation, cut_after_end, recitation
 from lightning_kfac.metrics.functional.ndcg import ndcg, top_tokens
 from lightning_kfac.metrics.functional.perplexity import token_losses
@@ -7,11 +16,18 @@ from lightning_kfac.metrics.functional.stress import stress_length
 
 __all__ = [
     "LOOSE_SIMILARITY",
+    "Decoding",
     "Recitation",
     "cut_after_end",
+    "expected_share",
+    "extracted_in",
+    "extraction_rates",
+    "log_probabilities",
     "ndcg",
+    "reaches",
     "recitation",
     "stress_length",
     "token_losses",
     "top_tokens",
+    "tries_needed",
 ]
