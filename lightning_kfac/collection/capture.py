@@ -132,6 +132,9 @@ class CurvatureCapture:
         """
         a = self.layers[name].inputs(a)
         g = self.layers[name].outputs(g)
+        if self._valid is not None and len(self._valid) == 1 and a.shape[:-1] == self._valid.T.shape:
+            a = a.transpose(0, 1)  # XLNet has positions first, which for one row cannot be mistaken
+            g = g.transpose(0, 1)
         valid = self._of_positions(name, a, where)
         if valid is not None:
             dropped = ~valid[..., None]
