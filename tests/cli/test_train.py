@@ -403,7 +403,7 @@ def fails(capfd, args):
     assert exit_.value.code == 2
     error = capfd.readouterr().err
     progress, _, message = error.rpartition("error: ")
-    assert message and all(line.startswith("plan: ") for line in progress.splitlines()), error
+    assert message and all(line.startswith("plan: ") or "documents" in line for line in progress.splitlines()), error
     return message
 
 
