@@ -11,6 +11,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli.commands import command_names, load_command, summary
+from lightning_kfac.cli.foreign_code import announce_code
 from lightning_kfac.cli.parsers import InputErrors, usage
 from lightning_kfac.cli.quiet import quiet
 from lightning_kfac.cli.shipped import with_config_paths
@@ -53,6 +54,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         words = with_config_paths(_with_underscores(typed))
         check_config_files(words)
+        announce_code(words)
         settings = make_parser([name for name in words[:1] if name in command_names()] or None).parse_args(words)
         name = settings.subcommand
         _run(name, settings[name], typed)

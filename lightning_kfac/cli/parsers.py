@@ -1,11 +1,18 @@
-"""Parsers that print what is wrong in one line."""
+"""Parsers that print what is wrong in one line, and read every file through one door."""
 
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, Path, get_loader, set_loader, set_parsing_settings
 
 from lightning_kfac.console import columns, command_line, filled, say_error
 from lightning_kfac.errors import InputError
+from lightning_kfac.storage.yaml_files import MOST_FILES, check_text, read_config
+
+MOST_READINGS = 10 * MOST_FILES  # a parser reads some files several times
 
 
 def usage(command: str, *words: str) -> str:
@@ -14,13 +21,80 @@ def usage(command: str, *words: str) -> str:
     return filled(line, "usage: ").removeprefix("usage: ")
 
 
+class _Refused(BaseException):
+    """Carries an ``InputError`` past a parser, which would try the next of several types on any ``Exception``."""
+
+
+@contextmanager
+def one_door() -> Iterator[None]:
+    """While it is open, a parser reads local files only, and all that it takes for YAML is looked at first.
+
+    It does not matter who names the file: an option in any spelling, another file, a variable of the environment.
+
+    Raises:
+        InputError: A file or a text is refused.
+    """
+    load = get_loader("yaml")
+    if load.__module__ == __name__:  # a parser within a parser
+        yield
+        return
+    door = _Door(load)
+    read = Path.read_text
+    set_parsing_settings(config_read_mode_urls_enabled=False, config_read_mode_fsspec_enabled=False)
+    set_loader("yaml", door.load, (yaml.YAMLError,))
+    Path.read_text = lambda path: door.read(path)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    except _Refused as refused:
+        raise refused.args[0] from None
+    finally:
+        Path.read_text = read  # type: ignore[method-assign]
+        set_loader("yaml", load, (yaml.YAMLError,))
+
+
+class _Door:
+    """What stands in for the parser's own functions."""
+
+    def __init__(self, load: Callable[[str], Any]):
+        self._load = load
+        self._count = 0
+
+    def load(self, text: str) -> Any:
+        """What the parser makes of a text."""
+        with _refusing():
+            check_text(text, f"{text[:40]!r}...")
+        return self._load(text)
+
+    def read(self, path: Path) -> str:
+        """What the parser reads of a file."""
+        self._count += 1
+        with _refusing():
+            if self._count > MOST_READINGS:
+                raise InputError(f"{path}: one of too many files that configs name, or it names itself; join them")
+            if str(path) == "-":
+                raise InputError("-: a config comes from a file, not from the standard input")
+            file = pathlib.Path(path)
+            text = read_config(file)
+            check_text(text, str(file))
+            return text
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise _Refused(error) from None
+
+
 class InputErrors(ArgumentParser):
     """Prints what is wrong, without fifty lines of usage before it."""
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Also reports what the parser itself does not expect."""
         try:
-            return super().parse_args(*args, **kwargs)
+            with one_door():
+                return super().parse_args(*args, **kwargs)
         except InputError:
             raise
         except Exception as error:  # what PyYAML makes of numbers, dates and tags that are none has many types

@@ -16,6 +16,7 @@ from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import CurvatureCollector, RankWatch, RunProgress, RunReport
 from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.cli.assembly import callbacks_for, default_folder, state_to_resume, trainer_parts
+from lightning_kfac.cli.foreign_code import announce_code
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import announce, check_fit, check_model, check_search, inputs, make_room_for_mining
@@ -116,6 +117,9 @@ class TrainCLI(LightningCLI):
         """Defaults that depend on other settings, and the state of an interrupted run to go on from."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = config.trainer.default_root_dir or default_folder(config)
+        folder = str(config.trainer.default_root_dir)
+        if "://" in folder:
+            raise InputError(f"trainer.default_root_dir {folder}: an address; a run writes into a local folder")
         if config.data.tokenizer is None:
             config.data.tokenizer = _model_name(config.model)
         self.state = None  # of an interrupted collection, to go on from
@@ -247,6 +251,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         words = with_config_paths(typed)
         check_config_files(words)
+        announce_code(words)
         TrainCLI(words, typed)
     except ValueError as error:
         own = input_error_behind(error)

@@ -8,7 +8,6 @@ under ``include_bias``. Its other methods use the same files: ``config.yaml`` sa
 from pathlib import Path
 
 import torch
-import yaml
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.foreign.checks import (
@@ -20,7 +19,7 @@ from lightning_kfac.factors.foreign.checks import (
     read_tensor,
     without_bias,
 )
-from lightning_kfac.storage.yaml_files import check_yaml
+from lightning_kfac.storage.yaml_files import read_yaml
 
 NOTE = (
     "sums divided by the number of real positions but the last of each row; loss_reduction mean would "
@@ -57,13 +56,11 @@ def notes(path: Path) -> str:
     """What the run's own settings say; refuses matrices of another method, which look the same."""
     file = path / "config.yaml"
     try:
-        text = file.read_text("utf-8") if file.exists() else "steps: []"
-        check_yaml(text, str(file))
-        steps = yaml.safe_load(text)["steps"]
+        steps = read_yaml(file)["steps"] if file.exists() else []
         commands = [c for step in steps for c in step.values() if isinstance(c, dict) and "hessian_cfg" in c]
         parts = [c.get(part) or {} for c in commands[-1:] for part in ("index_cfg", "hessian_cfg")]
         known = {key: value for part in parts for key, value in part.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{file}: cannot be read; repair it or move it away") from None
     if known.get("method", "kfac") != "kfac":
         raise InputError(f"{file}: method {known['method']} gives no K-FAC factors; run bergson with method kfac")
