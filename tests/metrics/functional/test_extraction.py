@@ -127,7 +127,15 @@ def test_low_temperatures_draw_greedily():
 
 # -- many tries -----------------------------------------------------------------------------------------
 
-P = [Fraction(1), Fraction(9, 10), Fraction(1, 2), Fraction(1, 10), Fraction(1, 10**4), Fraction(1, 10**20), Fraction(0)]
+P = [
+    Fraction(1),
+    Fraction(9, 10),
+    Fraction(1, 2),
+    Fraction(1, 10),
+    Fraction(1, 10**4),
+    Fraction(1, 10**20),
+    Fraction(0),
+]
 LOG_P = torch.tensor([math.log(p) if p else -math.inf for p in P], dtype=torch.float64)
 
 
