@@ -1,5 +1,9 @@
-"""Does a model recite a suffix? One teacher-forced forward decides; only what diverges is decoded."""
+"""Does a model recite a suffix, and how likely is it drawn? One teacher-forced forward tells both.
 
+Only what diverges is decoded.
+"""
+
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -8,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.decoding import continue_greedily, greedy_continuations
-from lightning_kfac.metrics.functional import cut_after_end
+from lightning_kfac.metrics.functional import Decoding, cut_after_end, log_probabilities
 from lightning_kfac.models.cached_rows import ReadRows, bears_gaps, read_rows
 from lightning_kfac.models.tokens import left_padded, right_padded
 
@@ -28,12 +32,14 @@ class Recital(NamedTuple):
         continuation: The greedy continuation; None where it was not asked for.
         near_tie: ``strict`` hangs on two logits that are equal within the model's precision: with another batch
             size, or decoded token by token, the verdict may be another.
+        log_p: Natural logarithm of the probability that the gold is drawn; None where no decoding scheme was given.
     """
 
     matched: int
     strict: bool
     continuation: list[int] | None
     near_tie: bool
+    log_p: float | None = None
 
     @property
     def decoded(self) -> list[int]:
@@ -50,6 +56,7 @@ def recite(
     golds: Sequence[Sequence[int]],
     end_of_text: Collection[int] = frozenset(),
     decode: bool = True,
+    decoding: Decoding | None = None,
 ) -> list[Recital]:
     """Compares the greedy continuation of each prefix with its gold suffix.
 
@@ -62,6 +69,7 @@ def recite(
         golds: B non-empty lists; each is cut after its first end-of-text token.
         end_of_text: Ids at which a continuation ends.
         decode: Also give the continuations. Without them sequences that diverge early cost their prefix only.
+        decoding: Also tell how likely each gold is drawn so. What diverges is read on while it still can be drawn.
 
     Returns:
         B recitals.
@@ -69,7 +77,7 @@ def recite(
     if not prefixes:
         return []
     wanted = [list(cut_after_end(gold, end_of_text)) for gold in golds]
-    reading = _Reading(model, prefixes, wanted)
+    reading = _Reading(model, prefixes, wanted, decoding=decoding)
     diverged = (reading.matched < reading.lengths).tolist()
     tails: dict[int, list[int]] = {}
     if decode:
@@ -77,8 +85,11 @@ def recite(
             tails |= reading.tails(numbers[(reading.matched < reading.lengths)[numbers]], numbers, rows, end_of_text)
     matched = reading.matched.tolist()
     near = reading.near_ties.tolist()
+    log_p = reading.log_p
     return [
-        Recital(matched[i], not diverged[i], gold[: matched[i]] + tails.get(i, []) if decode else None, near[i])
+        Recital(
+            matched[i], not diverged[i], gold[: matched[i]] + tails.get(i, []) if decode else None, near[i], log_p[i]
+        )
         for i, gold in enumerate(wanted)
     ]
 
@@ -100,6 +111,7 @@ class _Reading:
         lengths: int64 [B], of the golds.
         predicted: int64 [B, L], the argmax before each gold token that was read.
         hits: bool [B, L], where it is the gold token.
+        log_q: float64 [B, L], logarithm of the probability that a gold token is drawn; 0 where none was read or asked.
         matched: int64 [B], leading hits.
         groups: Numbers of rows, and the cache that has read them.
     """
@@ -111,10 +123,12 @@ class _Reading:
         prefixes: Sequence[Sequence[int]],
         golds: Sequence[Sequence[int]],
         first: int | None = FIRST,
+        decoding: Decoding | None = None,
     ):
         self.model = model
         self.prefixes = prefixes
         self.golds = golds
+        self.decoding = decoding
         longest = max(len(prefix) + len(gold) for prefix, gold in zip(prefixes, golds, strict=True))
         self.rows = read_rows(model, len(prefixes), longest)
         device = self.rows.attend.device
@@ -122,13 +136,15 @@ class _Reading:
         self.lengths = self.real.sum(1)
         self.predicted = torch.full_like(self.gold, -1)
         self.close = torch.zeros_like(self.real)
+        self.log_q = torch.zeros_like(self.gold, dtype=torch.float64)
         self.plain = bears_gaps(self.rows)
         last = self.gold.shape[1] - 1
         first = last if first is None or not self.plain else min(first, last)
         everyone = torch.arange(len(golds), device=device)
         self._read(self.rows, everyone, 0, first)
         self.groups = [(everyone, self.rows)]
-        more = (self.matched > first) & (self.lengths > first + 1)
+        undecided = self.matched > first if decoding is None else self.log_q.isfinite().all(1)
+        more = undecided & (self.lengths > first + 1)
         if more.any():
             rest = self.rows if more.all() else self.rows.take(everyone[more])
             self.groups = [(everyone[more], rest)]
@@ -143,6 +159,13 @@ class _Reading:
     @property
     def matched(self) -> Tensor:
         return self.hits.cumprod(1).sum(1)
+
+    @property
+    def log_p(self) -> list[float] | list[None]:
+        """Of each row, rounded once, so that neither batch nor padding changes a bit of the sum."""
+        if self.decoding is None:
+            return [None] * len(self.golds)
+        return [math.fsum(row) for row in self.log_q.tolist()]
 
     @property
     def near_ties(self) -> Tensor:
@@ -197,3 +220,6 @@ class _Reading:
             self.predicted[numbers[part], start : stop + 1] = token
             close = (of_gold - of_others).abs() <= NEAR_TIE * epsilon * best.abs()
             self.close[numbers[part], start : stop + 1] = close
+            if self.decoding is not None:
+                log_q = log_probabilities(wide, wanted.squeeze(-1), self.decoding)
+                self.log_q[numbers[part], start : stop + 1] = log_q.masked_fill(~real[part, start : stop + 1], 0)
