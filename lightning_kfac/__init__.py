@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from lightning_kfac.editing.sweep import compare_formulas
     from lightning_kfac.errors import InputError
     from lightning_kfac.evaluation.functions import (
+        ExtractionScore,
         MemorizationScore,
         exact_accuracy,
+        extraction,
         memorization_score,
         ndcg,
         perplexity,
@@ -35,8 +37,10 @@ else:
             "lightning_kfac.editing.sweep": ["compare_formulas"],
             "lightning_kfac.errors": ["InputError"],
             "lightning_kfac.evaluation.functions": [
+                "ExtractionScore",
                 "MemorizationScore",
                 "exact_accuracy",
+                "extraction",
                 "memorization_score",
                 "ndcg",
                 "perplexity",
@@ -51,6 +55,7 @@ else:
 __all__ = [
     "EditConfig",
     "EditReport",
+    "ExtractionScore",
     "InputError",
     "KFACEditor",
     "KroneckerFactors",
@@ -59,6 +64,7 @@ __all__ = [
     "collect_moments",
     "compare_formulas",
     "exact_accuracy",
+    "extraction",
     "load_factors",
     "memorization_score",
     "ndcg",

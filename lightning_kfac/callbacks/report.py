@@ -15,10 +15,11 @@ from lightning_kfac.console import say, show, visible
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.editing.edited_model import edit_details
+from lightning_kfac.metrics.extraction import CURVE
 from lightning_kfac.metrics.loss_change import EDGES
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import text_data
-from lightning_kfac.reporting.figures.comparison import loss_change_figure, metrics_figure
+from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.labels import METRICS
 from lightning_kfac.reporting.tables import Example, comparison_table, examples_markdown, examples_table
 from lightning_kfac.storage.files import new_file
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 COMPARISON = "comparison.json"
+EXTRACTION = "extraction.json"
 
 
 class RunReport(Callback):
@@ -47,6 +49,7 @@ class RunReport(Callback):
         self.resumed = resumed
         self.evaluations: dict[str, dict[str, Any]] = {}
         self.continuations: dict[str, dict[int, list[int]]] = {}
+        self.curves: dict[str, dict[str, list[float]]] = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,12 +67,24 @@ class RunReport(Callback):
         name, _, rank = stage.partition(" ")  # `lowrank 4`
         if not rank:  # ranks have a table of their own
             self.evaluations[stage] = module.record
+            for set_name, curve in module.latest.curves.items():
+                self.curves.setdefault(set_name, {})[stage] = curve
         self.continuations[stage] = module.latest.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
             row = {"stage": name, **({"rank": int(rank)} if rank else {}), **module.record}
             row |= {"edit": _edit_row(trainer, module), "measured": _measured(trainer, module)}
             made_by = {"tokenizer_fingerprint": text_data(trainer).tokenizer_fingerprint}
             self.folder.add_result(row | origin(module.evaluated) | made_by)
+
+    def show_extraction(self, trainer: Trainer) -> None:
+        """The share that samples extract over their number: in TensorBoard, and for a report in ``extraction.json``."""
+        if not self.curves:
+            return
+        with new_file(self.folder.path / EXTRACTION) as partial:
+            partial.write_text(json.dumps({"tries": CURVE, "curves": self.curves}) + "\n", "utf-8")
+        if isinstance(trainer.logger, TensorBoardLogger):
+            drawn = extraction_figure(CURVE, self.curves, self.evaluations)
+            trainer.logger.experiment.add_figure("comparison/extraction by sampling", drawn)
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""
@@ -91,6 +106,7 @@ class RunReport(Callback):
             examples = self._examples(trainer)
             show(examples_table(examples))
         self._show_change(trainer, module, examples)
+        self.show_extraction(trainer)
         self._log_hyperparameters(trainer, module)
 
     def _show_change(self, trainer: Trainer, module: "CausalLM", examples: list[Example]) -> None:

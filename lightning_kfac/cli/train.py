@@ -203,6 +203,7 @@ class TrainCLI(LightningCLI):
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
             self.report.show_comparison()
+            self.report.show_extraction(self.trainer)
             self.folder.note(self.typed)
 
     def _check_reference(self, reference: ModelSource, details: dict[str, Any]) -> None:

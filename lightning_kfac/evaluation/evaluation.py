@@ -36,6 +36,7 @@ class Evaluation:
         change_counts: After ``results``: histogram of token losses against the baseline's, as ``LossChange`` counts.
         figures: After ``results``: every figure with the values behind it.
         numbers: After ``results``: the numbers of the sequences or documents behind each figure.
+        settings: After ``results``: what figures depend on, by the names of ``results.jsonl``.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Evaluation:
         self.text: Text = Text(setting, log, "self" if baseline == "self" else unedited, rows)
         self.figures: dict[str, Figure] = {}
         self.numbers: dict[str, torch.Tensor] = {}
+        self.settings: dict[str, float | None] = {}
         self.change_counts: list[int] | None = None
 
     @property
@@ -79,6 +81,11 @@ class Evaluation:
     def recited(self) -> dict[str, set[int]]:
         """Per set, the numbers of the sequences that are recited (of this rank)."""
         return {name: instrument.recited for name, instrument in self.sets.items()}
+
+    @property
+    def curves(self) -> dict[str, list[float]]:
+        """Per set where extraction was measured, after ``results``: expected shares extracted in ``CURVE`` tries."""
+        return {name: instrument.curve for name, instrument in self.sets.items() if instrument.curve}
 
     @property
     def losses(self) -> StoredBatches:
@@ -118,6 +125,7 @@ class Evaluation:
             results |= instrument.results()
             self.figures |= instrument.figures
             self.numbers |= instrument.numbers
+            self.settings |= instrument.settings
         if len(self.text.rankings):
             if not self.is_ranked:
                 results["ndcg@10"] = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from lightning_kfac.console import say
@@ -23,7 +24,7 @@ from lightning_kfac.evaluation.scoring import next_token_scores
 from lightning_kfac.math.statistics import interval
 from lightning_kfac.metrics import NDCG, Memorization
 from lightning_kfac.metrics.described import Measures, Setting
-from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding, expected_share, reaches
 from lightning_kfac.metrics.perplexity import LossPerplexity
 from lightning_kfac.models.language import language_model, most_positions, vocabulary_size
 from lightning_kfac.models.loading import end_of_text_ids
@@ -88,17 +89,10 @@ def memorization_score(
         >>> memorization_score(model, tokenizer, ["Return the"], [" answer of life"]).strict_accuracy
         0.0
     """
-    if isinstance(prefixes, str) or isinstance(suffixes, str):
-        raise InputError("give lists of prefixes and suffixes, not one text")
     if batch_size < 1 or not 0 <= loose_similarity <= 1:
         raise InputError(f"batch_size is {batch_size}, loose_similarity {loose_similarity}: at least 1, and 0 to 1")
-    if len(prefixes) != len(suffixes) or not len(prefixes):
-        raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
     model = language_model(model)
-    vocabulary = vocabulary_size(model)
-    starts, golds = _pairs(prefixes, suffixes, tokenizer, vocabulary)
-    longest = max(len(p) + len(g) for p, g in zip(starts, golds, strict=True))
-    _check_length(model, longest, "a sequence")
+    starts, golds = _pairs(prefixes, suffixes, tokenizer, model)
     end_of_text = end_of_text_ids(model)
     metric = Memorization(end_of_text, loose_similarity)
     continuations: list[list[int]] = []
@@ -118,6 +112,90 @@ def memorization_score(
         continuations,
         int(figures["n_near_ties"]),
     )
+
+
+@dataclass(frozen=True)
+class ExtractionScore:
+    """How likely some suffixes are drawn word for word.
+
+    Example:
+        >>> import math, torch
+        >>> score = ExtractionScore(torch.tensor([math.log(0.5), -math.inf], dtype=torch.float64))
+        >>> score.expected_at(2), score.share(0.1)
+        (0.375, 0.5)
+
+    Attributes:
+        log_p: float64 [n], natural logarithm of the probability that one sample holds the suffix; -inf where none can.
+    """
+
+    log_p: Tensor
+
+    def expected_at(self, n: float) -> float:
+        """Expected share of the suffixes that n samples of each extract: mean(1 - (1 - p)^n).
+
+        Raises:
+            ValueError: n is below 1.
+        """
+        return expected_share(self.log_p, n)
+
+    def share(self, p: float) -> float:
+        """Share of the suffixes that one sample holds with this probability or more.
+
+        Raises:
+            ValueError: p lies outside (0, 1).
+        """
+        return reaches(self.log_p, p).double().mean().item()
+
+
+def extraction(
+    model: nn.Module,
+    tokenizer: Tokenize | None,
+    prefixes: Texts,
+    suffixes: Texts,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = 40,
+    top_p: float = 1.0,
+    batch_size: int = 64,
+) -> ExtractionScore:
+    """Measures how likely a model's samples continue prefixes with their suffixes, word for word (arXiv 2410.19482).
+
+    Nothing is sampled: one forward gives the probability that ``generate(do_sample=True)`` has with the same settings.
+
+    Args:
+        model: A causal language model of transformers, also in a wrapper of peft.
+        tokenizer: Needed where texts are given; prefix and suffix are tokenized together, as in a memorized set.
+        prefixes, suffixes: As many texts, or lists (or int64 tensors) of token ids; suffixes may differ in length, and
+            end with their first end of text.
+        temperature: Logits are divided by it.
+        top_k: So many of the likeliest tokens can be drawn; None takes all.
+        top_p: Of these, the likeliest until their mass reaches it.
+        batch_size: Sequences at once.
+
+    Raises:
+        ValueError: A setting is out of range; not as many prefixes as suffixes, none at all, an empty one, or ids
+            outside the vocabulary.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model, load_tokenizer
+        >>> model, tokenizer = load_model("demo"), load_tokenizer("demo")
+        >>> score = extraction(model, tokenizer, ["Return the"], [" value"], top_k=None)
+        >>> score.expected_at(1) < score.expected_at(1000) <= 1
+        True
+    """
+    decoding = Decoding(temperature, top_k, top_p)
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: at least 1")
+    model = language_model(model)
+    starts, golds = _pairs(prefixes, suffixes, tokenizer, model)
+    end_of_text = end_of_text_ids(model)
+    log_p: list[float | None] = []
+    with _in_eval(model):
+        for i in range(0, len(starts), batch_size):
+            part = slice(i, i + batch_size)
+            recitals = recite(model, starts[part], golds[part], end_of_text, decode=False, decoding=decoding)
+            log_p += [recital.log_p for recital in recitals]
+    return ExtractionScore(torch.tensor(log_p, dtype=torch.float64))
 
 
 def perplexity(
@@ -217,9 +295,14 @@ def exact_accuracy(
 
 
 def _pairs(
-    prefixes: Texts, suffixes: Texts, tokenizer: Tokenize | None, vocabulary: int
+    prefixes: Texts, suffixes: Texts, tokenizer: Tokenize | None, model: nn.Module
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of prefixes and of the suffixes that follow them."""
+    """Ids of prefixes and of the suffixes that follow them, which the model can take."""
+    if isinstance(prefixes, str) or isinstance(suffixes, str):
+        raise InputError("give lists of prefixes and suffixes, not one text")
+    if len(prefixes) != len(suffixes) or not len(prefixes):
+        raise InputError(f"{len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both, at least one")
+    vocabulary = vocabulary_size(model)
     together = list(suffixes)
     straddling = 0
     for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
@@ -234,7 +317,10 @@ def _pairs(
             f"in {straddling:,} of {len(together):,} sequences a token straddles the end of the prefix, so the suffix "
             "was tokenized by itself"
         )
-    return _ids(prefixes, tokenizer, vocabulary, "prefix"), _ids(together, tokenizer, vocabulary, "suffix")
+    starts = _ids(prefixes, tokenizer, vocabulary, "prefix")
+    golds = _ids(together, tokenizer, vocabulary, "suffix")
+    _check_length(model, max(len(p) + len(g) for p, g in zip(starts, golds, strict=True)), "a sequence")
+    return starts, golds
 
 
 def _ids(texts: Texts, tokenizer: Tokenize | None, vocabulary: int, kind: str) -> list[list[int]]:

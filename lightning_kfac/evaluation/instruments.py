@@ -1,6 +1,7 @@
 """Instruments: each runs a model over one kind of batch and feeds every metric that has something to say of it."""
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lightning_kfac.evaluation.recitation import Recital, recite
 from lightning_kfac.evaluation.scoring import next_token_scores, position_stress
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import AnswersSeen, Described, SequencesSeen, Setting, TextSeen
+from lightning_kfac.metrics.extraction import Extraction
 from lightning_kfac.metrics.functional import cut_after_end
 from lightning_kfac.metrics.per_sequence import PerSequence
 from lightning_kfac.metrics.registry import MEASURED
@@ -37,6 +39,7 @@ class Instrument:
         figures: After ``results``: every figure with the values behind it.
         numbers: After ``results``: int64 [n], the numbers of the sequences or documents behind each figure.
         others: After ``results``: what metrics without a figure give.
+        settings: After ``results``: what figures depend on, by the names of ``results.jsonl``.
     """
 
     def __init__(self, kind: type[object], setting: Setting, log: EvaluationLog, prefix: str = ""):
@@ -48,6 +51,7 @@ class Instrument:
         self.figures: dict[str, Figure] = {}
         self.numbers: dict[str, torch.Tensor] = {}
         self.others: dict[type[Metric], torch.Tensor] = {}
+        self.settings: dict[str, float | None] = {}
 
     def results(self) -> dict[str, float | int | None]:
         """All figures under the names of ``results.jsonl``; gathers over ranks, so every rank calls it."""
@@ -72,7 +76,8 @@ class Instrument:
             self.numbers |= dict.fromkeys(found, metric.numbers)
             if metric.quiet and not len(metric.numbers):
                 return {}
-        return {f"{prefix}{name}": value.item() for name, value in values.items()}
+        self.settings |= {f"{prefix}{name}": value for name, value in metric.settings.items()}
+        return {f"{prefix}{name}": _plain(value.item()) for name, value in values.items()}
 
     def _observe(self, seen: object) -> None:
         for metric in self.metrics:
@@ -89,6 +94,7 @@ class Sequences(Instrument):
     Attributes:
         continuations: Sequence number -> continuation (of this rank).
         recited: Numbers of the sequences that are recited (of this rank).
+        curve: After ``results``: expected share extracted in each number of tries of ``CURVE``; empty if not measured.
     """
 
     def __init__(self, name: str, setting: Setting, log: EvaluationLog, prefix: str, before: "Sequences | None"):
@@ -98,14 +104,22 @@ class Sequences(Instrument):
         self.continuations: dict[int, list[int]] = {}
         self.recited: set[int] = set()
 
+    @property
+    def curve(self) -> list[float]:
+        """See the attributes."""
+        return next((metric.curve for metric in self.metrics if isinstance(metric, Extraction)), [])
+
     def add(self, model: nn.Module, batch: Mapping[str, list[Any]]) -> None:
         """Scores one batch; decodes only what is not recited."""
         index = batch["index"]
         prefixes = batch["prefix"]
         golds = batch["suffix"]
         end_of_text = self.setting.end_of_text
-        found = self.log.once(f"recited {self.name} {index}", lambda: recite(model, prefixes, golds, end_of_text))
+        found = self.log.once(f"recited {self.name} {index}", lambda: self._recite(model, prefixes, golds))
         recitals = [Recital(*recital) for recital in found]
+        log_p = None
+        if self.setting.measures.extraction is not None:
+            log_p = [recital.log_p for recital in recitals if recital.log_p is not None]
         self.continuations |= {i: recital.decoded for i, recital in zip(index, recitals, strict=True)}
         self.recited |= {i for i, recital in zip(index, recitals, strict=True) if recital.strict}
         before: dict[int, list[int]] = {}
@@ -121,8 +135,13 @@ class Sequences(Instrument):
                 before,
                 self._stress(model, index, prefixes, stressed),
                 stressed,
+                log_p,
             )
         )
+
+    def _recite(self, model: nn.Module, prefixes: list[list[int]], golds: list[list[int]]) -> list[Recital]:
+        measures = self.setting.measures
+        return recite(model, prefixes, golds, self.setting.end_of_text, decoding=measures.extraction)
 
     def _stress(
         self, model: nn.Module, index: list[int], prefixes: list[list[int]], golds: list[list[int]]
@@ -204,6 +223,11 @@ class Text(Instrument):
         self._observe(TextSeen(batch.sample_index, batch.valid, losses, ranking, reference, before, documents))
         self.rankings.append(ranking)
         self.losses.append(losses)
+
+
+def _plain(value: float) -> float | None:
+    """As JSON has it: a logarithm of nothing is null."""
+    return None if value == -math.inf else value
 
 
 def _decoded(ids: list[int], decode: Callable[[list[int]], str], end_of_text: Collection[int]) -> str:

@@ -7,6 +7,7 @@ of 20 91 to 92 % (tests/math/test_statistics.py). Rows of the same document are 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,23 +23,27 @@ PERCENTILES_95 = (2.5, 97.5)
 class Figure(NamedTuple):
     """A figure as a ratio of sums over sequences, which is what resampling needs.
 
-    Rates and means have weight 1; perplexity is exp(sum of losses / sum of tokens).
+    Rates and means have weight 1; perplexity is exp(sum of losses / sum of tokens). Or the median of values.
 
     Attributes:
         sums: float64 [n], one a sequence.
         weights: float64 [n].
         rate: Every sum is 0 or 1 and every weight 1.
         exponential: The figure is exp of the ratio.
+        median: The figure is the median of the sums, which may be infinite.
     """
 
     sums: Tensor
     weights: Tensor
     rate: bool = False
     exponential: bool = False
+    median: bool = False
 
     @property
     def value(self) -> float:
         """NaN without sequences."""
+        if self.median:
+            return float(_medians(self.sums.cpu().numpy())) if len(self.sums) else math.nan
         return float(self.of(self.sums.sum().item(), self.weights.sum().item()))
 
     def of(self, total: float | np.ndarray, weight: float | np.ndarray) -> np.ndarray:
@@ -74,6 +79,9 @@ def interval(figure: Figure) -> tuple[float, float]:
         return wilson(round(figure.sums.sum().item()), len(figure.sums))
     if len(figure.sums) < 2:
         return math.nan, math.nan
+    if figure.median:
+        estimate = Estimate.of(figure.value, resampled_medians(figure.sums.cpu().numpy()[:, None])[:, 0])
+        return estimate.low, estimate.high
     sums = resampled_sums(np.stack([figure.sums.cpu().numpy(), figure.weights.cpu().numpy()], 1))
     return middle_95(figure.of(sums[:, 0], sums[:, 1]))
 
@@ -89,6 +97,11 @@ def paired_difference(before: Figure, after: Figure) -> tuple[float, float, floa
     """
     if len(before.sums) != len(after.sums):
         raise ValueError(f"{len(before.sums)} sequences before, {len(after.sums)} after: they are not the same ones")
+    if after.median:
+        values = resampled_medians(np.stack([before.sums.cpu().numpy(), after.sums.cpu().numpy()], 1))
+        with np.errstate(invalid="ignore"):  # between two infinite ones there is no difference
+            change = Estimate.of(after.value - before.value, values[:, 1] - values[:, 0])
+        return change.value, change.low, change.high
     columns = [c.cpu().numpy() for c in (before.sums, before.weights, after.sums, after.weights)]
     sums = resampled_sums(np.stack(columns, 1))
     low, high = middle_95(after.of(sums[:, 2], sums[:, 3]) - before.of(sums[:, 0], sums[:, 1]))
@@ -100,13 +113,30 @@ def resampled_sums(values: np.ndarray) -> np.ndarray:
 
     NaN for fewer than two rows.
     """
+    return _resampled(values, lambda drawn: drawn.sum(1))
+
+
+def resampled_medians(values: np.ndarray) -> np.ndarray:
+    """The medians of the same draws. [n, k] -> [RESAMPLES, k]."""
+    return _resampled(values, lambda drawn: _medians(drawn, 1))
+
+
+def _resampled(values: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What ``of`` makes of draws [count, n, k]."""
     n = len(values)
     if n < 2:
         return np.full((RESAMPLES, values.shape[1]), np.nan)
     rng = np.random.default_rng(0)
     at_once = max(1, RESAMPLED_VALUES_AT_ONCE // n)
     counts = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
-    return np.concatenate([values[rng.integers(0, n, (count, n))].sum(1) for count in counts])
+    return np.concatenate([of(values[rng.integers(0, n, (count, n))]) for count in counts])
+
+
+def _medians(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Of an even number of values the mean of the middle two, which is -inf where the lower one is."""
+    ordered = np.sort(values, axis)
+    n = values.shape[axis]
+    return (ordered.take((n - 1) // 2, axis) + ordered.take(n // 2, axis)) / 2
 
 
 def middle_95(values: np.ndarray) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from lightning_kfac.lazy import lazy
 if TYPE_CHECKING:
     from lightning_kfac.metrics.continuation_shift import ContinuationShift
     from lightning_kfac.metrics.exact_answer import ExactAnswer
+    from lightning_kfac.metrics.extraction import Extraction
     from lightning_kfac.metrics.loss_change import LossChange
     from lightning_kfac.metrics.memorization import Memorization
     from lightning_kfac.metrics.ndcg import NDCG
@@ -18,6 +19,7 @@ else:
         {
             "lightning_kfac.metrics.continuation_shift": ["ContinuationShift"],
             "lightning_kfac.metrics.exact_answer": ["ExactAnswer"],
+            "lightning_kfac.metrics.extraction": ["Extraction"],
             "lightning_kfac.metrics.loss_change": ["LossChange"],
             "lightning_kfac.metrics.memorization": ["Memorization"],
             "lightning_kfac.metrics.ndcg": ["NDCG"],
@@ -32,6 +34,7 @@ __all__ = [
     "BatchMeanPerplexity",
     "ContinuationShift",
     "ExactAnswer",
+    "Extraction",
     "LossChange",
     "Memorization",
     "Perplexity",

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from typing_extensions import Self
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.metrics.functional import LOOSE_SIMILARITY
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding
 
 Group = Literal["set", "stress", "general", "questions"]
 
@@ -28,6 +28,7 @@ class Label(NamedTuple):
         short: Title of its column in a sweep; None leaves it out there.
         counter: The result that says of how many sequences the figure is, where few of them tell nothing.
         panel: Where figures that compare stages draw it: with the other ``rates``, which lie in [0, 1], or by itself.
+        aside: Not among the rows of tables; a section of its own has it.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Label(NamedTuple):
     short: str | None = None
     counter: str | None = None
     panel: Literal["rates", "own"] | None = None
+    aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class Measures:
         position_stress: The t of the position stress of the set ``memorized`` (the paper's is 20); 0 leaves it out.
         include_unperturbed: Let the prefix itself count among the prompts of the position stress.
         batch_mean_perplexity: Also average exp(batch loss) as the original script does; depends on the batch size.
+        extraction: How the tokens are drawn of which it is told how likely they give a set; null leaves it out.
     """
 
     loose_similarity: float = LOOSE_SIMILARITY
     position_stress: int = 0
     include_unperturbed: bool = False
     batch_mean_perplexity: bool = False
+    extraction: Decoding | None = Decoding()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         if not 0 <= self.loose_similarity <= 1:
@@ -90,6 +94,7 @@ class SequencesSeen:
         before: The unedited model's continuations of the sequences that it does not recite, by number.
         stress: Recited lengths without and with perturbed prompts, where that was measured.
         stressed: The golds of that, up to their end of text.
+        log_p: How likely the golds are drawn, where that was measured: natural logarithms.
     """
 
     index: Sequence[int]
@@ -99,6 +104,7 @@ class SequencesSeen:
     before: Mapping[int, Sequence[int]]
     stress: Sequence[tuple[int, int]] | None
     stressed: Sequence[Sequence[int]]
+    log_p: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,11 @@ class Described(Metric):
     def asked(cls, setting: Setting) -> Self | None:
         """One for an evaluation, or None where it has nothing to say there."""
         return cls()
+
+    @property
+    def settings(self) -> Mapping[str, float | None]:
+        """What its figures depend on, to stand beside them in ``results.jsonl``."""
+        return {}
 
     def observe(self, seen: Any) -> None:
         """Takes of a batch what it needs."""

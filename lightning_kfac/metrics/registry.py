@@ -3,6 +3,7 @@
 from lightning_kfac.metrics.continuation_shift import ContinuationShift
 from lightning_kfac.metrics.described import Described, Group, Label
 from lightning_kfac.metrics.exact_answer import ExactAnswer
+from lightning_kfac.metrics.extraction import Extraction
 from lightning_kfac.metrics.loss_change import LossChange
 from lightning_kfac.metrics.memorization import Memorization
 from lightning_kfac.metrics.ndcg import NDCG
@@ -11,6 +12,7 @@ from lightning_kfac.metrics.position_stress import PositionStress
 
 MEASURED: tuple[type[Described], ...] = (
     Memorization,
+    Extraction,
     ContinuationShift,
     PositionStress,
     LossPerplexity,
@@ -23,5 +25,6 @@ LABELS: dict[str, Label] = {name: label for metric in MEASURED for name, label i
 
 
 def names_of(group: Group) -> list[str]:
-    """The figures under one heading."""
-    return [name for metric in MEASURED if metric.group == group for name in metric.labels]
+    """The rows of tables under one heading."""
+    labels = [metric.labels for metric in MEASURED if metric.group == group]
+    return [name for some in labels for name, label in some.items() if not label.aside]

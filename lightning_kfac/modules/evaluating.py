@@ -148,7 +148,8 @@ class EvaluatedLM(LightningModule):
         self.results = self.latest.results()
         intervals = self.latest.intervals()
         differences = self.latest.differences()
-        self.record = {**self.results, "intervals": intervals, "differences": differences}
+        settings = self.latest.settings
+        self.record = {**self.results, **settings, "intervals": intervals, "differences": differences}
         if self.stage == "baseline":
             self.baseline = self.evaluation
             self.baseline_name = None if self.evaluated is None else str(self.evaluated)

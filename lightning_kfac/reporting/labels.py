@@ -12,6 +12,7 @@ OF_GENERAL = names_of("general")
 OF_QUESTIONS = names_of("questions")
 # Of a sweep, with shorter names.
 SWEEP_COLUMNS = {name: (label.short, label.style) for name, label in LABELS.items() if label.short is not None}
+OF_EXTRACTION = [name for name in LABELS if name.startswith("extraction.")]
 DRAWN = [name for name, label in LABELS.items() if label.panel is not None]
 FEWEST_SHOWN = 10
 

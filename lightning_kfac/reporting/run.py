@@ -22,6 +22,7 @@ class Run:
         results: Rows of ``results.jsonl``, of each edit the latest.
         edit: ``edit.json`` of the edited model.
         comparison: ``comparison.json``: examples, changes of token losses.
+        extraction: ``extraction.json``: expected share extracted over the number of tries, by set and stage.
         findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, ``bands.json``, if they are there.
         factors: The collected factors, if any.
     """
@@ -32,6 +33,7 @@ class Run:
     results: list[dict[str, Any]]
     edit: dict[str, Any]
     comparison: dict[str, Any]
+    extraction: dict[str, Any]
     findings: dict[str, dict[str, Any]]
     factors: FactorFolder | None
 
@@ -76,6 +78,7 @@ def read_run(path: Path) -> Run:
         list({row.get("point", number): row for number, row in enumerate(results)}.values()),
         next(filter(None, edits), {}),
         _json(path / "comparison.json"),
+        _json(path / "extraction.json"),
         findings,
         factors,
     )

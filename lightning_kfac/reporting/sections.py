@@ -1,6 +1,6 @@
 """The sections of a report, each from what the run folder holds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lightning_kfac.console import command_line
@@ -11,9 +11,9 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
 from lightning_kfac.models.targets import layer_label
 from lightning_kfac.reporting.escape import as_html
-from lightning_kfac.reporting.figures.comparison import loss_change_figure, metrics_figure
+from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
-from lightning_kfac.reporting.labels import METRICS, SWEEP_COLUMNS, is_telling
+from lightning_kfac.reporting.labels import METRICS, OF_EXTRACTION, SWEEP_COLUMNS, is_telling
 from lightning_kfac.reporting.page import Html, bullets, figure, image, paragraph, preformatted, section, table
 from lightning_kfac.reporting.run import Run
 from lightning_kfac.reporting.spectra_board import spectrum_figures
@@ -61,9 +61,36 @@ def comparison(run: Run) -> str:
     stages = {} if run.is_grid else run.stages
     if not stages:
         return ""
-    keys = [
-        key for key in dict.fromkeys(k for row in stages.values() for k in row) if key.rpartition("/")[2] in METRICS
+    rows = [name for name, label in METRICS.items() if not label.aside]
+    parts = [_stages_table(stages, rows)]
+    if len(stages) > 1:
+        parts.append(paragraph("Rates: Wilson; other figures: bootstrap; changes: paired bootstrap.", note=True))
+        parts.append(figure(metrics_figure(stages), "figures of every stage with their intervals"))
+    if counts := run.comparison.get("loss_change"):
+        parts.append(figure(loss_change_figure(run.comparison["edges"], counts), "changes of token losses"))
+    return section("Before and after" if len(stages) > 1 else "Results", *parts)
+
+
+def extraction(run: Run) -> str:
+    """What somebody gets out who samples, over the number of tries."""
+    stages = {} if run.is_grid else run.stages
+    if not any(key.rpartition("/")[2] in OF_EXTRACTION for row in stages.values() for key in row):
+        return ""
+    row = list(stages.values())[-1]
+    scheme = ", ".join(f"{name} {row.get(f'extraction.{name}')}" for name in ("temperature", "top_k", "top_p"))
+    parts = [
+        paragraph(f"Sampling: {scheme}. p: the probability that one sample holds a sequence word for word."),
+        _stages_table(stages, OF_EXTRACTION),
     ]
+    if curves := run.extraction.get("curves"):
+        drawn = extraction_figure(run.extraction["tries"], curves, stages)
+        parts.insert(1, figure(drawn, "expected share extracted over the number of samples"))
+    return section("Extraction by sampling", *parts)
+
+
+def _stages_table(stages: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> str:
+    """Figures of these names in every stage, and how they changed."""
+    keys = [key for key in dict.fromkeys(k for row in stages.values() for k in row) if key.rpartition("/")[2] in names]
     rows = [[_name(key), *(_figure(row, key) for row in stages.values())] for key in keys]
     changes = [stage for stage, row in stages.items() if row.get("differences")]
     header = ["with 95 % intervals", *stages]
@@ -71,13 +98,7 @@ def comparison(run: Run) -> str:
         header += [f"change, {stage}" if len(changes) > 1 else "change" for stage in changes]
         for key, row in zip(keys, rows, strict=True):
             row += [_change(stages[stage], key) for stage in changes]
-    parts = [table(header, rows)]
-    if len(stages) > 1:
-        parts.append(paragraph("Rates: Wilson; other figures: bootstrap; changes: paired bootstrap.", note=True))
-        parts.append(figure(metrics_figure(stages), "figures of every stage with their intervals"))
-    if counts := run.comparison.get("loss_change"):
-        parts.append(figure(loss_change_figure(run.comparison["edges"], counts), "changes of token losses"))
-    return section("Before and after" if len(stages) > 1 else "Results", *parts)
+    return table(header, rows)
 
 
 def edit(run: Run) -> str:
@@ -231,9 +252,11 @@ def not_measured(run: Run) -> str:
         (any(key.endswith("unchanged") for row in rows for key in row), "Text that the model does not recite."),
     ]
     texts = [text for measured, text in missing if not measured] if rows else []
+    sampled = any(key.rpartition("/")[2] in OF_EXTRACTION for row in rows for key in row)
+    means = "other prompts, fine-tuning, paraphrase" if sampled else "sampling, fine-tuning, paraphrase"
     texts += [
-        "Whether the text can be extracted by other means (sampling, fine-tuning, paraphrase): not measured. The edit "
-        "disrupts greedy recall of these sequences; it is no proof of deletion.",
+        f"Whether the text can be extracted by other means ({means}): not measured. The edit "
+        "disrupts recall of these sequences; it is no proof of deletion.",
         "Other seeds, other texts and other models: one run.",
     ]
     near = sum(row.get(key) or 0 for row in rows for key in row if key.endswith("n_near_ties"))
@@ -297,6 +320,7 @@ def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> st
 ORDER = (
     summary,
     comparison,
+    extraction,
     findings,
     grid,
     examples,

@@ -1,26 +1,33 @@
-"""results.jsonl: one JSON object an evaluation, appended."""
+"""results.jsonl: one JSON object an evaluation, appended.
+
+In the file ``extraction`` is an object with objects in it; in memory its figures are keys like all others
+(``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
+"""
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lightning_kfac.storage.files import new_file, timestamp, writing
 
+OBJECT = "extraction"
+
 
 def append_result(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """Appends one evaluation and returns what was written; NaN, which JSON lacks, becomes null."""
     row = _complete(row)
+    line = _line(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), open(path, "ab+") as file:
         if file.tell():  # a run that was killed may have left half a line
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
+        file.write(line.encode())
     return row
 
 
@@ -31,9 +38,43 @@ def replace_result(path: Path, row: Mapping[str, Any], same: Sequence[str]) -> d
     if place is None:
         return append_result(path, row)
     rows[place] = _complete(row)
-    with new_file(path) as partial:
-        partial.write_text("".join(json.dumps(old) + "\n" for old in rows), "utf-8")
+    write_results(path, rows)
     return rows[place]
+
+
+def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Puts rows that were read in the place of all that a file holds."""
+    with new_file(path) as partial:
+        partial.write_text("".join(map(_line, rows)), "utf-8")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """One row as the file holds it."""
+    nested: dict[str, Any] = {}
+    for key, value in row.items():
+        prefix, slash, name = key.rpartition("/")
+        if not name.startswith(f"{OBJECT}."):
+            nested[key] = value
+            continue
+        _, group, *inner = name.split(".", 2)
+        place = nested.setdefault(f"{prefix}{slash}{OBJECT}", {})
+        if inner:
+            place = place.setdefault(group, {})
+        place[inner[0] if inner else group] = value
+    return json.dumps(nested) + "\n"
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``_line`` made a line of; objects of any other form stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if key.rpartition("/")[2] != OBJECT or not isinstance(value, dict):
+            flat[key] = value
+            continue
+        for group, inner in value.items():
+            parts = {f".{name}": one for name, one in inner.items()} if isinstance(inner, dict) else {"": inner}
+            flat |= {f"{key}.{group}{name}": one for name, one in parts.items()}
+    return flat
 
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,5 +91,5 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("point"), str | None):
-            rows.append(row)
+            rows.append(_flat(row))
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.files import PARTIAL, new_file, remove, timestamp
 from lightning_kfac.storage.locks import FolderLock
-from lightning_kfac.storage.results import append_result, read_results, replace_result
+from lightning_kfac.storage.results import append_result, read_results, replace_result, write_results
 
 STATUS = "run.json"
 # What was done to an edited model, beside its weights.
@@ -29,6 +29,7 @@ OUTPUTS = (
     "crystallization.json",
     EVENTS,
     "comparison.json",
+    "extraction.json",
     "results.jsonl",
     "config.yaml",
     STATUS,
@@ -127,8 +128,7 @@ class RunFolder:
             remove(self.path / name)
         if results.exists():
             kept = [row for row in read_results(results) if row.get("stage") == "baseline"]
-            with new_file(results) as partial:
-                partial.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+            write_results(results, kept)
         resumed = [*status.get("resumed", []), timestamp()]
         self._open(status | {"command": command, "resumed": resumed}, config)
 

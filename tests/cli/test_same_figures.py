@@ -1,13 +1,15 @@
 """The notebook's functions and the command line measure the same files alike, to the last digit."""
 
 import json
+import math
+import statistics
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lightning_kfac import exact_accuracy, memorization_score, ndcg, perplexity
+from lightning_kfac import exact_accuracy, extraction, memorization_score, ndcg, perplexity
 from lightning_kfac.assets import DEMO, DEMO_ARITHMETIC
 from lightning_kfac.cli.train import main as train
 from lightning_kfac.loading import load_model, load_tokenizer
@@ -101,5 +103,11 @@ def compare(folder, before, after, files):
     assert row["loose_acc"] == score.loose_accuracy
     assert row["avg_levenshtein_norm"] == score.avg_levenshtein_norm
     assert row["intervals"]["avg_levenshtein_norm"] == list(score.intervals["avg_levenshtein_norm"])
+    drawn = extraction(model, tokenizer, [p["prefix"] for p in pairs], [p["suffix"] for p in pairs])
+    assert row["extraction"]["expected_at"] == {str(n): drawn.expected_at(n) for n in (1, 10, 1000)}
+    assert row["extraction"]["share_p"] == {p: drawn.share(float(p)) for p in ("0.001", "0.01", "0.1", "0.5")}
+    median = statistics.median(drawn.log_p.tolist()) / math.log(10)
+    found = row["extraction"]["median_log10_p"]
+    assert found is None if math.isinf(median) else found == pytest.approx(median, rel=1e-15)
     assert row["sums/exact_acc"] == exact_accuracy(model, tokenizer, str(files["questions.sums"]))
     return row

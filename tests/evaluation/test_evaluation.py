@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.evaluation import Evaluation, Measures
+from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.math.statistics import wilson
 from lightning_kfac.models.tokens import TokenBatch
 from tests.common import VOCAB, build_model, generator, sequences
@@ -62,12 +64,13 @@ def one():
 
 
 def assert_same(found, expected, but=()):
-    """Rates, counts, lengths and their intervals exactly; perplexity of a float64 model to 1e-9."""
+    """Rates, counts, lengths and their intervals exactly; what is real-valued of a float64 model to 1e-9."""
     for figures, others in zip(found, expected, strict=True):
         assert figures.keys() == others.keys()
         for name, value in figures.items():
             if name not in but:
-                exact = name.split("/")[-1] not in ("perplexity", "perplexity_batch_mean", "ndcg@10")
+                kind = name.split("/")[-1]
+                exact = kind not in ("perplexity", "perplexity_batch_mean", "ndcg@10") and "extraction" not in kind
                 assert value == (others[name] if exact else pytest.approx(others[name], rel=1e-9)), name
 
 
@@ -144,6 +147,41 @@ def test_loss_change_is_a_histogram_by_hand(one):
     found = torch.tensor(one.change_counts)
     assert found.sum() == one.figures["perplexity"].weights.sum()
     assert (torch.tensor(counts) - found).abs().sum() <= padding + 4  # and a value or two on an edge
+
+
+@pytest.mark.parametrize("name", ["memorized", "unseen"])
+def test_extraction_is_that_of_each_sequence_alone(one, name):
+    prefix = "" if name == "memorized" else "unseen/"
+    decoding = one.sets[name].setting.measures.extraction
+    changes = []
+    for evaluation, model in zip((one.baseline, one), one.models, strict=True):
+        found = {key.removeprefix(prefix): value for key, value in evaluation.values[0].items()}
+        rows = [recite(model, [row.prefix], [row.suffix], {0}, False, decoding)[0] for row in material()[1]]
+        chances = [math.exp(row.log_p) for row in rows]
+        for n in (1, 10, 1000):
+            expected = sum(1 - (1 - p) ** n for p in chances) / COUNT
+            assert found[f"extraction.expected_at.{n}"] == pytest.approx(expected, rel=1e-9)
+        for p in ("0.001", "0.01", "0.1", "0.5"):
+            assert found[f"extraction.share_p.{p}"] == sum(chance >= float(p) for chance in chances) / COUNT
+        median = statistics.median(row.log_p for row in rows) / math.log(10)
+        expected = None if math.isinf(median) else pytest.approx(median, rel=1e-9)
+        assert found["extraction.median_log10_p"] == expected
+        curve = evaluation.curves[name]
+        assert curve == sorted(curve) and curve[0] == pytest.approx(found["extraction.expected_at.1"], rel=1e-12)
+        assert evaluation.settings[f"{prefix}extraction.top_k"] == 40
+        changes.append(found["extraction.expected_at.10"])
+    change, low, high = one.values[2][f"{prefix}extraction.expected_at.10"]
+    assert change == pytest.approx(changes[1] - changes[0], abs=1e-12) and low <= change <= high
+
+
+def test_extraction_is_left_out_where_it_is_not_wanted(one):
+    (model, _), rows, _ = material()
+    evaluation = Evaluation(["memorized"], [], {0}, None, Measures(extraction=None))
+    for batch in sequence_loader(rows, 5, 0, 1):
+        evaluation.add_sequences("memorized", model, batch)
+    found = evaluation.results()
+    assert evaluation.curves == evaluation.settings == {} and not any("extraction" in name for name in found)
+    assert {name: one.baseline.values[0][name] for name in found} == found
 
 
 def test_wrong_measures():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_kfac import memorization_score, ndcg, perplexity
+from lightning_kfac import extraction, memorization_score, ndcg, perplexity
 from tests.common import VOCAB, build_model, generated, sequences
 from tests.oracle import edit_distance
 
@@ -124,3 +124,54 @@ def test_wrong_rows(model):
         memorization_score(short, None, [[1] * 60], [[2] * 10])
     with pytest.raises(ValueError, match="seq_len is 1"):
         perplexity(model, None, [[1, 2]], seq_len=1)
+
+
+@torch.no_grad()
+def test_extraction_is_a_loop_over_tokens(model):
+    """The model's end-of-text token is 0; a suffix ends with it, as the text of ``generate`` does."""
+    prefixes, golds = sequences(model, count=11)
+    golds[3] = [golds[3][0], 0, 5, 6]
+    expected = []
+    for prefix, gold in zip(prefixes, golds, strict=True):
+        gold = gold[: gold.index(0) + 1] if 0 in gold else gold
+        logits = model(torch.tensor([prefix + gold])).logits[0, len(prefix) - 1 : -1] / 1.5
+        total = 0.0
+        for row, token in zip(logits.tolist(), gold, strict=True):
+            kept = sorted(row)[-50:]
+            total += row[token] - math.log(math.fsum(map(math.exp, kept))) if row[token] in kept else -math.inf
+        expected.append(total)
+    model.train()  # it measures in eval mode and puts things back
+    for size in (1, 3, 64):
+        found = extraction(model, None, prefixes, golds, temperature=1.5, top_k=50, batch_size=size)
+        assert found.log_p.dtype == torch.float64 and found.log_p.tolist() == pytest.approx(expected, abs=1e-9)
+    assert model.training
+    model.eval()
+    assert 4 < sum(map(math.isfinite, expected)) < 11
+    chances = list(map(math.exp, expected))
+    assert found.expected_at(10) == pytest.approx(sum(1 - (1 - p) ** 10 for p in chances) / 11, rel=1e-6)
+    assert found.share(1e-9) == sum(p >= 1e-9 for p in chances) / 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0; it must be greater than 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be greater than 0"),
+        ({"top_p": 1.01}, "top_p is 1.01"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"suffixes": [[5], []]}, "suffix 1 is empty"),
+        ({"suffixes": [[5]]}, "2 prefixes and 1 suffixes"),
+        ({"suffixes": [[5], [VOCAB]]}, "suffix 1 has ids outside the model's vocabulary"),
+        ({"suffixes": "text"}, "give lists of prefixes and suffixes, not one text"),
+    ],
+)
+def test_extraction_of_what_makes_no_sense(model, arguments, message):
+    given = {"prefixes": [[1, 2], [3]], "suffixes": [[4], [5]]} | arguments
+    with pytest.raises(ValueError, match=message):
+        extraction(model, None, **given)
+    score = extraction(model, None, [[1, 2], [3]], [[4], [5]])
+    for wrong in (lambda: score.share(0.0), lambda: score.share(1.0), lambda: score.expected_at(0)):
+        with pytest.raises(ValueError, match="must"):
+            wrong()

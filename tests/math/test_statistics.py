@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 
 import numpy as np
 import pytest
@@ -65,6 +66,41 @@ def test_bootstrap_of_perplexity_is_a_resampling_loop():
     found = interval(figure)
     width = high - low  # two random samplings of the same distribution: their quantiles agree to a few percent
     assert found == (pytest.approx(low, abs=0.06 * width), pytest.approx(high, abs=0.06 * width))
+
+
+def test_medians_are_those_of_resampling_loops():
+    """Of values of which some are -inf, as of sequences that are never drawn."""
+    before, after = (losses(41, seed).sums for seed in (0, 1))
+    before[:6] = -math.inf
+    lists = before.tolist(), after.tolist()
+    figures = [Figure(x, torch.ones_like(x), median=True) for x in (before, after)]
+    assert [f.value for f in figures] == list(map(statistics.median, lists))
+    assert Figure(before[:8], torch.ones(8), median=True).value == -math.inf
+    assert Figure(after[:8], torch.ones(8), median=True).value == statistics.median(lists[1][:8])
+    assert math.isnan(Figure(after[:0], after[:0], median=True).value)
+
+    # How likely the median of a resample is at most the k-th value: that 21 of 41 draws are among the first k.
+    n, ordered = 41, sorted(lists[1])
+    below = [
+        sum(math.comb(n, i) * (k / n) ** i * (1 - k / n) ** (n - i) for i in range(n // 2 + 1, n + 1))
+        for k in range(n + 1)
+    ]
+    error = 4 * math.sqrt(0.025 * 0.975 / RESAMPLES)
+    for bound, share in zip(interval(figures[1]), (0.025, 0.975), strict=True):
+        k = ordered.index(bound)
+        assert below[k] <= share + error and below[k + 1] >= share - error
+
+    def medians(rows):
+        return [statistics.median(column[i] for i in rows) for column in lists]
+
+    value, low, high = paired_difference(*figures)
+    draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n)).tolist()
+    changes = sorted(b - a for a, b in map(medians, draws))
+    assert value == medians(range(n))[1] - medians(range(n))[0]
+    assert changes.index(low) <= 0.025 * RESAMPLES <= RESAMPLES - changes[::-1].index(low)
+    assert changes.index(high) <= 0.975 * RESAMPLES <= RESAMPLES - changes[::-1].index(high)
+    never = Figure(torch.full((9,), -math.inf), torch.ones(9), median=True)
+    assert interval(never) == (-math.inf, -math.inf) and all(map(math.isnan, paired_difference(never, never)))
 
 
 def test_paired_difference_is_a_resampling_loop_over_the_same_rows():

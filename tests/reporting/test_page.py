@@ -36,7 +36,31 @@ def test_report_of_a_comparison(tmp_path):
     assert "one <mark>three</mark>" in text
     assert '0.020 <span class="interval">[0.010, 0.100]</span>' in text
     assert '-0.960 <span class="interval">[-1.000, -0.900]</span>' in text
+    assert "(sampling, fine-tuning, paraphrase): not measured" in text and "Extraction by sampling" not in text
     assert "Position stress: other prompts" in text and "nDCG@10: no unedited" not in text
+
+
+def test_report_of_extraction(tmp_path):
+    """Before and after with the curve; few of the figures are in the table of all metrics."""
+    names = ("extraction.expected_at.10", "extraction.share_p.0.01", "quotes/extraction.expected_at.10")
+    scheme = {"extraction.temperature": 1.0, "extraction.top_k": None, "extraction.top_p": 0.9}
+    for stage, value in (("baseline", 0.75), ("edited", 0.125)):
+        row = RATES | scheme | dict.fromkeys(names, value) | {"extraction.median_log10_p": None}
+        row["intervals"] = {names[0]: [value - 0.1, value + 0.1]}
+        row["differences"] = {names[0]: [-0.625, -0.7, -0.5]} if stage == "edited" else {}
+        append_result(tmp_path / "results.jsonl", {"stage": stage, **row})
+    curves = {name: {"baseline": [0.5, 0.75], "edited": [0.0, 0.125]} for name in ("memorized", "quotes")}
+    (tmp_path / "extraction.json").write_text(json.dumps({"tries": [1, 10], "curves": curves}))
+    text = report(tmp_path)
+    table, own = text.split("Extraction by sampling")
+    for part in (table, own):
+        assert '0.125 <span class="interval">[0.025, 0.225]</span>' in part
+        assert '-0.625 <span class="interval">[-0.700, -0.500]</span>' in part
+        assert "quotes: extracted in 10 samples" in part
+    assert "probability 1 % or more" in own and "probability 1 % or more" not in table
+    assert "median of log10 p</td><td>n/a" in own and "temperature 1.0, top_k None, top_p 0.9" in own
+    assert "expected share extracted over the number of samples" in own
+    assert "(other prompts, fine-tuning, paraphrase): not measured" in own
 
 
 def test_report_of_a_sweep(tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_kfac.data.names import MEMORIZED
+from lightning_kfac.metrics.extraction import TRIES
 from lightning_kfac.metrics.registry import LABELS
 from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import COLOURS, colour, marker, new_figure
@@ -57,6 +59,36 @@ def loss_change_figure(edges: Sequence[float], counts: Sequence[int]) -> Figure:
         f"Held-out tokens: the loss of {worse:.0%} rises, of {better:.0%} falls by more than 0.1 nats", fontsize=10
     )
     axes.grid(alpha=0.25)
+    return figure
+
+
+def extraction_figure(
+    tries: Sequence[int], curves: Mapping[str, Mapping[str, Sequence[float]]], records: Mapping[str, Mapping[str, Any]]
+) -> Figure:
+    """What somebody gets who samples so often: the expected share of each set, a line a stage.
+
+    Args:
+        tries: Numbers of samples of each sequence.
+        curves: Set to stage to expected shares.
+        records: Stage to record, whose 95 % intervals are drawn where there are any.
+    """
+    figure = new_figure(max(5.0, 4.4 * len(curves)), 3.8)
+    panels = figure.subplots(1, max(1, len(curves)), squeeze=False, sharey=True)[0]
+    for axes, (name, stages) in zip(panels, curves.items(), strict=False):
+        for number, (stage, shares) in enumerate(stages.items()):
+            axes.plot(tries, shares, color=colour(number), label=stage)
+            prefix = "" if name == MEMORIZED else f"{name}/"
+            for n in TRIES:
+                bounds = records.get(stage, {}).get("intervals", {}).get(f"{prefix}extraction.expected_at.{n}")
+                if bounds and None not in bounds:
+                    axes.plot([n, n], bounds, color=colour(number), marker="_", markersize=9)
+        axes.set_xscale("log")
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("samples of each sequence")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("expected share extracted")
+    panels[0].legend(fontsize=8)
     return figure
 
 

@@ -1,0 +1,62 @@
+"""results.jsonl: extraction is an object in the file and flat keys in memory; older files have none."""
+
+import json
+
+from lightning_kfac.storage.results import append_result, read_results, replace_result, write_results
+
+ROW = {
+    "stage": "baseline",
+    "strict_acc": 1.0,
+    "extraction.temperature": 1.0,
+    "extraction.top_k": None,
+    "extraction.median_log10_p": -2.5,
+    "extraction.share_p.0.001": 0.75,
+    "extraction.share_p.0.5": 0.25,
+    "extraction.expected_at.10": 0.5,
+    "my.set/extraction.median_log10_p": None,
+    "my.set/extraction.expected_at.1": 0.125,
+    "my.set/strict_acc": 0.5,
+    "intervals": {"extraction.expected_at.10": [0.25, 0.75]},
+    "measured": {"extraction": {"top_k": 40}},
+}
+
+
+def plain(row):
+    return {key: value for key, value in row.items() if key not in ("timestamp", "version")}
+
+
+def test_extraction_is_an_object_in_the_file(tmp_path):
+    path = tmp_path / "results.jsonl"
+    assert plain(append_result(path, ROW)) == ROW
+    line = json.loads(path.read_text())
+    assert line["extraction"] == {
+        "temperature": 1.0,
+        "top_k": None,
+        "median_log10_p": -2.5,
+        "share_p": {"0.001": 0.75, "0.5": 0.25},
+        "expected_at": {"10": 0.5},
+    }
+    assert line["my.set/extraction"] == {"median_log10_p": None, "expected_at": {"1": 0.125}}
+    assert line["measured"] == ROW["measured"] and line["intervals"] == ROW["intervals"]
+    assert not any("extraction." in key for key in line)
+    assert [plain(row) for row in read_results(path)] == [ROW]
+
+
+def test_rows_that_are_written_again_stay_as_they_are(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_result(path, ROW)
+    first = path.read_text()
+    replace_result(path, {"stage": "edited", "strict_acc": 0.0}, ("stage",))
+    assert path.read_text().startswith(first)
+    replace_result(path, {"stage": "edited", "extraction.expected_at.1": 0.0}, ("stage",))
+    assert path.read_text().startswith(first)
+    assert json.loads(path.read_text().splitlines()[1])["extraction"] == {"expected_at": {"1": 0.0}}
+    write_results(path, read_results(path)[:1])
+    assert path.read_text() == first
+
+
+def test_older_rows_are_read_as_they_are(tmp_path):
+    path = tmp_path / "results.jsonl"
+    old = {"stage": "baseline", "strict_acc": 0.5, "extraction": None}
+    path.write_text(json.dumps(old) + "\n")
+    assert read_results(path) == [old]
