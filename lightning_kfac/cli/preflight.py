@@ -18,8 +18,7 @@ from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.windows import check_window
 from lightning_kfac.models.layer import Layer
-from lightning_kfac.models.loading import skeleton
-from lightning_kfac.models.stored import check_shapes, stored_tensors
+from lightning_kfac.models.loading import check_stored, skeleton
 from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
@@ -61,9 +60,9 @@ def _on_paper(model: CausalLM) -> "PreTrainedModel":
 
 
 def check_model(model: CausalLM) -> None:
-    """Raises ``InputError`` where the checkpoint's tensors have other shapes than its config says."""
-    if model.source is not None and (tensors := stored_tensors(model.source)):
-        check_shapes(model.source, _on_paper(model), tensors)
+    """Raises ``InputError`` where the checkpoint's weights are not what its config says."""
+    if model.source is not None:
+        check_stored(model.source, model.config)
 
 
 def announce(folder: Path, trainer: Trainer, model: CausalLM, data: TextData, n_layers: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning_kfac.errors import InputError, cause
+from lightning_kfac.models.model_folder import check_model_folder
 from lightning_kfac.models.stored import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def check_adapter(adapter: str) -> None:
     """Raises ``InputError`` where an adapter cannot be merged: peft is not installed, or the folder holds none."""
     if find_spec("peft") is None:
         raise InputError(f"model.adapter {adapter}: merging needs peft: pip install 'lightning-kfac[peft]'")
+    if Path(adapter).is_dir():
+        check_model_folder(Path(adapter))
     if Path(adapter).exists() and not (Path(adapter) / ADAPTER_CONFIG).is_file():
         raise InputError(f"model.adapter {adapter}: not an adapter: it has no {ADAPTER_CONFIG}")
 

@@ -19,13 +19,17 @@ from lightning_kfac.errors import InputError, cause, first_line
 from lightning_kfac.models.adapters import adapter_advice, check_adapter, merge_adapter
 from lightning_kfac.models.dtypes import Dtype, mark_stored_dtype
 from lightning_kfac.models.language import language_model
+from lightning_kfac.models.model_folder import check_model_folder, inside
+from lightning_kfac.models.sizes import check_sizes
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.stored import (
+    check_amount,
     check_shapes,
     check_unpacked,
     declared_dtype,
     has_tokenizer,
     headers,
+    stored_folder,
     stored_tensors,
     weight_files,
 )
@@ -62,6 +66,7 @@ def load_config(
 
 def _described_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
     settings = dict(architecture)
+    check_sizes(settings, "model.architecture")
     try:
         return AutoConfig.for_model(settings.pop("model_type", "missing"), **settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -78,6 +83,7 @@ def _stored_config(source: ModelSource) -> PretrainedConfig:
         raise InputError(f"{source}: no such folder")
     with _one_sentence(f"model {source}"):
         try:
+            check_sizes(_written_config(source), f"model {source}")
             config = AutoConfig.from_pretrained(**_where(source))
         except OSError as error:
             raise InputError(f"model {source}: {_adapter_on_hub(source) or first_line(error)}") from error
@@ -87,11 +93,18 @@ def _stored_config(source: ModelSource) -> PretrainedConfig:
     return config
 
 
+def _written_config(source: ModelSource) -> dict[str, Any]:
+    """The config as it is written, before a class makes more of it."""
+    where = {key: value for key, value in _where(source).items() if key != "trust_remote_code"}
+    return PretrainedConfig.get_config_dict(**where)[0]
+
+
 def _check_folder(source: ModelSource) -> Any:
     """What a local folder's weights are, if it holds a model."""
     path = source.path
+    check_model_folder(path)
     if source.gguf_file is not None:
-        if not (path / source.gguf_file).is_file():
+        if not inside(path, source.gguf_file).is_file():
             raise InputError(f"model.gguf_file {source.gguf_file}: no such file in {path}")
         return {}
     if advice := adapter_advice(path, source.name):
@@ -169,11 +182,14 @@ def load_model(
     """
     if model_name is None:
         config = load_config(None, architecture)
+        _check_room(config)
         return AutoModelForCausalLM.from_config(
             config, dtype=config.dtype if dtype == "auto" else getattr(torch, dtype)
         ).eval()
     source = ModelSource.named(model_name, revision, gguf_file, adapter, trust_remote_code)
     config = load_config(source, architecture)
+    if not trust_remote_code:
+        check_stored(source, config)
     declared = None if source.gguf_file else declared_dtype(config, stored_tensors(source))
     stored = declared if dtype == "auto" else getattr(torch, dtype)
     model = _read(source, torch.float32 if stored == torch.float16 else stored)
@@ -229,9 +245,36 @@ def _dequantized(source: ModelSource, dtype: torch.dtype | None) -> "PreTrainedM
     return model
 
 
+def check_stored(source: ModelSource, config: PretrainedConfig) -> None:
+    """Compares stored weights with their config, before memory is taken for what it describes.
+
+    Raises:
+        InputError: A tensor has another shape, or the config describes far more than the files hold.
+    """
+    folder = stored_folder(source)
+    if folder is not None and source.gguf_file is None:
+        model = skeleton(config, source.trust_remote_code)
+        check_shapes(source, model, stored_tensors(source))
+        check_amount(source, model, folder)
+
+
+def _check_room(config: PretrainedConfig) -> None:
+    """Raises ``InputError`` where a model without stored weights is larger than this machine's memory."""
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in skeleton(config).parameters())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"model.architecture: its weights take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB"
+        )
+
+
 def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The model's modules without memory for weights (meta device): names and shapes only."""
-    with torch.device("meta"):
+    """The model's modules without memory for weights (meta device): names and shapes only.
+
+    Raises:
+        InputError: No model can be built from the config.
+    """
+    with _one_sentence(f"model {config.name_or_path or config.model_type}"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
@@ -259,6 +302,8 @@ def load_tokenizer(
     source = ModelSource.named(name, revision, gguf_file, None, trust_remote_code)
     try:
         with _one_sentence(f"tokenizer {source}"):
+            if source.path.is_dir():
+                check_model_folder(source.path)
             if source.gguf_file is None and source.path.is_dir() and not has_tokenizer(source.path):
                 raise InputError(f"tokenizer {source}: the folder has none")
             tokenizer = AutoTokenizer.from_pretrained(**_where(source))

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from lightning_kfac.errors import InputError, first_line
 from lightning_kfac.models.source import ModelSource
+from lightning_kfac.storage.json_files import file_name
 
 SAFETENSORS = "model.safetensors"
 BIN = "pytorch_model.bin"
@@ -22,6 +23,8 @@ INDEX = ".index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "special_tokens_map.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Parameters that any machine has room for; of a model of so many transformers says which weights are missing.
+FEW = 1 << 28
 # Names of packed weights: GPTQ and AWQ, compressed-tensors, MXFP4; a plain weight is packed if it is no FLOAT.
 PACKED = (".qweight", "_packed", "_blocks", ".weight")
 
@@ -59,10 +62,10 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         contents = json.loads(index.read_text("utf-8"))
-        names = sorted(set(contents["weight_map"].values()))
+        names = sorted({file_name(name) for name in contents["weight_map"].values()})
         if not names or "metadata" not in contents:
             raise ValueError("it names no files, or has no metadata")
-        files = [index.parent / Path(name).name for name in names]
+        files = [index.parent / name for name in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index}: damaged or incomplete: {first_line(error)}; fetch the model again") from None
     if missing := [file.name for file in files if not file.is_file()]:
@@ -184,3 +187,21 @@ def check_shapes(source: object, model: nn.Module, tensors: Mapping[str, StoredT
             raise InputError(
                 f"model {source}: {name} is {list(found.shape)} in its file, {list(expected.shape)} by config.json"
             )
+
+
+def check_amount(source: object, model: nn.Module, folder: Path) -> None:
+    """Raises ``InputError`` where a model has more parameters than its files have bytes: they are not its files.
+
+    Args:
+        model: Built from the config, without memory for weights.
+        folder: Of the files.
+    """
+    try:
+        n_bytes = sum(file.stat().st_size for file in weight_files(folder))
+    except InputError:  # of a hub model the weights may not be fetched yet
+        return
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > max(n_bytes, FEW):
+        raise InputError(
+            f"model {source}: config.json describes {count:,} parameters, its files of weights have {n_bytes:,} bytes"
+        )
