@@ -24,7 +24,7 @@ MOST_FILES = 100  # that a config and the files in it name
 SUFFIXES = (".yaml", ".yml")
 ADDRESS = re.compile(r"(?!file:)[A-Za-z][\w+.-]*://")
 # Options for which the parser takes the name of any file with their fields in it.
-GROUPS = ("model", "data", "collect", "edit", "crystallize", "trainer", "training", "measures", "mining")
+GROUPS = ("model", "data", "collect", "edit", "crystallize", "trainer", "training", "measures", "extraction", "mining")
 
 
 class _Place(NamedTuple):

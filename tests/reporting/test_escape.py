@@ -12,6 +12,7 @@ from lightning_kfac.factors.spectra import layer_spectrum
 from lightning_kfac.math.bands import Bands
 from lightning_kfac.reporting.escape import as_html, as_label, as_markdown
 from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure
+from lightning_kfac.reporting.figures.comparison import extraction_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.page import bullets, page, paragraph, preformatted, section, table
 from lightning_kfac.reporting.spectra_board import spectra_markdown
@@ -76,6 +77,8 @@ def test_no_name_in_a_figure_is_mathematics(name):
     edit = {"formula": "original", "mode": "suppress", "alpha": {name: 0.5}, "mix": "scores", "basis": "general"}
     rows = [{"edit": {**edit, "blocks": [1], "projections": ["up"], "rho": 0.5}, "strict_acc": 0.1, "perplexity": 9.0}]
     figures = bands_figure(name, bands, bands, name), ratios_figure(name, name, bands), pareto_figure(rows, name)
+    curve = {name: {name: [0.1, 0.2]}}
+    figures = *figures, extraction_figure([1, 10], curve, {name: {}})
     expected = as_label(name).replace("\\$", "$").strip()
     for figure in figures:
         with warnings.catch_warnings():

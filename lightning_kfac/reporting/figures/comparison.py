@@ -76,7 +76,7 @@ def extraction_figure(
     panels = figure.subplots(1, max(1, len(curves)), squeeze=False, sharey=True)[0]
     for axes, (name, stages) in zip(panels, curves.items(), strict=False):
         for number, (stage, shares) in enumerate(stages.items()):
-            axes.plot(tries, shares, color=colour(number), label=stage)
+            axes.plot(tries, shares, color=colour(number), label=as_label(stage))
             prefix = "" if name == MEMORIZED else f"{name}/"
             for n in TRIES:
                 bounds = records.get(stage, {}).get("intervals", {}).get(f"{prefix}extraction.expected_at.{n}")
@@ -84,7 +84,7 @@ def extraction_figure(
                     axes.plot([n, n], bounds, color=colour(number), marker="_", markersize=9)
         axes.set_xscale("log")
         axes.set_ylim(-0.03, 1.03)
-        axes.set_title(name, fontsize=10)
+        axes.set_title(as_label(name), fontsize=10)
         axes.set_xlabel("samples of each sequence")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("expected share extracted")
