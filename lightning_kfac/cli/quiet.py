@@ -2,7 +2,10 @@
 
 import logging
 import os
+import threading
 import warnings
+
+from lightning_kfac.storage.files import trouble_of
 
 
 def quiet() -> None:
@@ -23,7 +26,14 @@ def quiet() -> None:
         ".*returned a view tensor.*",  # of a sharded GPT-2, on which nothing is done in place
     ):
         warnings.filterwarnings("ignore", message)
+    threading.excepthook = _of_threads
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning
+
+
+def _of_threads(failed: threading.ExceptHookArgs) -> None:
+    """A full disk under TensorBoard's thread is raised again where it is flushed, and ends in one line there."""
+    if failed.exc_value is None or trouble_of(failed.exc_value) is None:
+        threading.__excepthook__(failed)
 
 
 def without_loading_bar() -> None:
