@@ -27,6 +27,7 @@ from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.perplexity import LossPerplexity
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.text_data import TextData, text_data
+from lightning_kfac.storage.files import new_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +151,8 @@ class CrystallizationStudy(Callback):
         self.study = Study(compare(losses, counts, ranks), self._spectra, self._recited)
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / STUDY
-            path.write_text(json.dumps(self.study.to_dict(), indent=2), "utf-8")
+            with new_file(path) as partial:
+                partial.write_text(json.dumps(self.study.to_dict(), indent=2), "utf-8")
 
 
 def _by_number(numbers: Tensor, figure: Figure) -> dict[int, tuple[float, int]]:

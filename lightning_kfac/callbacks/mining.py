@@ -1,7 +1,6 @@
 """MiningWriter: keeps the windows that a model recites, as a memorized set."""
 
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +17,15 @@ from lightning_kfac.mining.search import Found, Searched
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import TextData, text_data
-from lightning_kfac.storage.files import timestamp
+from lightning_kfac.storage.files import new_file, timestamp
+from lightning_kfac.storage.manifest import remove_ours
 
+# What `predict` writes.
 MINED = "memorized.jsonl"
 REPETITIONS = "repetitions.jsonl"
 SUMMARY = "mining.json"
 LOG = "mining"
+SEARCHED = (MINED, REPETITIONS, SUMMARY, LOG)
 
 
 class MiningWriter(Callback):
@@ -90,23 +92,20 @@ class MiningWriter(Callback):
             "kept": len(kept),
             "timestamp": timestamp(),
         }
-        partial = folder / f"{SUMMARY}.part"
-        partial.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-        partial.replace(folder / SUMMARY)
+        with new_file(folder / SUMMARY) as partial:
+            partial.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
         _write(folder / MINED, (telling[f] for f in kept), data)  # last: it says that the search has finished
-        shutil.rmtree(folder / LOG, ignore_errors=True)
+        remove_ours(folder / LOG)
         _tell(summary, folder)
 
 
 def _write(path: Path, rows: Iterable[Found], data: TextData) -> None:
     made_by = {"tokenizer_fingerprint": data.tokenizer_fingerprint}
-    partial = path.with_suffix(".part")
-    with open(partial, "w", encoding="utf-8") as file:
+    with new_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
         for f in rows:
             text = {"prefix": data.decode(f.prefix_ids), "suffix": data.decode(f.suffix_ids)}
             entropy = {"entropy_bits": round(entropy_bits(f.suffix_ids), 3)}
             file.write(json.dumps({**f._asdict(), **entropy, **text, **made_by}, ensure_ascii=False) + "\n")
-    partial.replace(path)
 
 
 def _tell(summary: dict[str, Any], folder: Path) -> None:

@@ -18,16 +18,27 @@ from lightning_kfac.callbacks import (
     SpectrumLogger,
 )
 from lightning_kfac.callbacks.collection.state_writer import checkpoint_in, latest_checkpoint, step_of
+from lightning_kfac.callbacks.mining import SEARCHED
 from lightning_kfac.distributed.strategies import ShardedStrategy, strategy_for
 from lightning_kfac.errors import InputError
-from lightning_kfac.storage.run_folder import EVENTS, RunFolder
+from lightning_kfac.storage.run_folder import EVENTS, OUTPUTS, RESULTS, STATUS, RunFolder
 
 
-def default_folder(config: Namespace) -> str:
-    """``runs/NAME``, after the last config file or the model."""
-    if config.config:
-        return str(Path("runs") / Path(str(config.config[-1])).stem)
-    return str(Path("runs") / Path(config.model.model_name or "model").name)
+def default_folder(command: str, config: Namespace) -> str:
+    """``runs/NAME``, after the last config file or the model; an evaluation's, ``runs/NAME-validate``, is its own."""
+    name = Path(str(config.config[-1])).stem if config.config else Path(config.model.model_name or "model").name
+    return str(Path("runs") / (f"{name}-{command}" if command == "validate" else name))
+
+
+def kind_and_outputs(command: str, config: Namespace, model: LightningModule) -> tuple[str, tuple[str, ...]]:
+    """What kind of run this is, and what it writes: two of different kinds never share a folder."""
+    if command == "predict":
+        return command, (*SEARCHED, EVENTS)
+    if command == "validate":
+        return command, (RESULTS, EVENTS, STATUS)
+    if config.get("crystallize") is not None:
+        return "crystallize", OUTPUTS
+    return "collection" if model.frozen else "training", OUTPUTS
 
 
 def state_to_resume(config: Namespace) -> Path | None:

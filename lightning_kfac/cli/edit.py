@@ -1,6 +1,5 @@
 """What the commands in ``commands/`` share: they need saved factors or less, and no collection."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from lightning_kfac.cli.quiet import quiet
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import command_line, console, format_seconds, say_error
 from lightning_kfac.errors import InputError
-from lightning_kfac.storage.files import timestamp
-from lightning_kfac.storage.locks import FolderLock
+from lightning_kfac.storage.files import disk_error, new_file, timestamp
+from lightning_kfac.storage.json_files import write_json
+from lightning_kfac.storage.run_folder import CONFIG, STATUS, RunFolder
 from lightning_kfac.storage.yaml_files import check_config_files
 
 
@@ -61,6 +61,11 @@ def main(args: list[str] | None = None) -> None:
     except InputError as error:
         say_error(f"error: {error.with_options()}")
         raise SystemExit(2) from None
+    except OSError as error:
+        if (said := disk_error(error)) is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         say_error("stopped; what was measured or written is kept")
         raise SystemExit(130) from None
@@ -70,8 +75,8 @@ def main(args: list[str] | None = None) -> None:
 
 def _run(name: str, options: Namespace, typed: Sequence[str]) -> None:
     command = load_command(name)
-    resumes = getattr(command, "RESUMES", False)
-    with FolderLock(options.output, "choose another --output") if resumes else nullcontext():
+    outputs = getattr(command, "OUTPUTS", None)
+    with RunFolder(options.output, name, outputs, "output").opened() if outputs else nullcontext():
         command.run(options)
         if getattr(command, "NOTED", False):
             _note(name, options, typed)
@@ -80,10 +85,10 @@ def _run(name: str, options: Namespace, typed: Sequence[str]) -> None:
 def _note(name: str, options: Namespace, typed: Sequence[str]) -> None:
     """Beside the results: the command, and all options as a config file."""
     folder = Path(options.output)
-    (folder / "config.yaml").write_text(_own_parser(name).dump(options, skip_validation=True), "utf-8")
+    with new_file(folder / CONFIG) as file:
+        file.write_text(_own_parser(name).dump(options, skip_validation=True), "utf-8")
     about = {"status": "finished", "command": command_line(*typed), "finished": timestamp()}
-    about["version"] = version("lightning-kfac")
-    (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    write_json(folder / STATUS, about | {"version": version("lightning-kfac")}, checksum=False)
 
 
 def _with_underscores(args: Sequence[str]) -> list[str]:

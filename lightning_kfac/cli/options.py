@@ -1,7 +1,7 @@
 """What several commands share."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.models.loading import Dtype, load_model, load_tokenizer
 from lightning_kfac.models.source import ModelSource
+from lightning_kfac.storage.output_folder import OutputFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,23 +110,19 @@ def model_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase | None":
         return None
 
 
-def check_output(path: str | None, overwrite: bool, is_ours: Callable[[Path], bool]) -> Path:
-    """The folder to write; refuses one that is not ours to replace.
+def output_folder(options: Namespace, kind: str) -> OutputFolder:
+    """The folder to write: entering it refuses one that is not ours to replace.
 
     Args:
-        is_ours: Tells an earlier output of the same command.
+        kind: The command.
     """
+    path = options.output
     if not path:
         raise InputError("--output is missing: the folder to write")
     folder = Path(path)
     if not folder.name or folder.name == "..":
         raise InputError(f"--output {path}: name a folder of its own")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        ours = folder.is_dir() and is_ours(folder)
-        if not (ours and overwrite):
-            hint = "add --overwrite to replace it, or " if ours else ""
-            raise InputError(f"{folder} is already there; {hint}choose another --output")
-    return folder
+    return OutputFolder(folder, kind, options.overwrite)
 
 
 def check_not_within(path: Path, inputs: Mapping[str, str | Path | ModelSource | None]) -> None:

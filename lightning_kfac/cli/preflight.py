@@ -1,6 +1,5 @@
 """Before anything expensive: all input is checked, and ``fit`` says what it will do."""
 
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from lightning import Trainer
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.callbacks import CrystallizationStudy, CurvatureCollector, EditCallback
-from lightning_kfac.callbacks.mining import LOG, MINED, REPETITIONS, SUMMARY
+from lightning_kfac.callbacks.mining import MINED, SEARCHED
 from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.console import console
 from lightning_kfac.distributed.strategies import ShardedStrategy
@@ -22,6 +21,7 @@ from lightning_kfac.models.loading import check_stored, skeleton
 from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
+from lightning_kfac.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,16 +104,9 @@ def check_search(data: TextData) -> None:
     check_window(data.seq_len, sum(data.window))
 
 
-def make_room_for_mining(folder: Path, overwrite: bool, writes: bool) -> None:
-    """A finished search is replaced only if asked for; an unfinished one goes on.
-
-    Args:
-        writes: This rank removes the old one.
-    """
-    found = folder / MINED
-    if found.exists() and not overwrite:
-        raise InputError(f"{found} is already there; add --overwrite to replace it")
-    if overwrite and writes:
-        for name in (MINED, REPETITIONS, SUMMARY):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / LOG, ignore_errors=True)
+def make_room_for_mining(folder: RunFolder, overwrite: bool) -> None:
+    """A finished search is replaced only if asked for; an unfinished one goes on."""
+    folder.check(overwrite, replaces=SEARCHED if overwrite else (MINED,))
+    if overwrite:
+        folder.replace(*SEARCHED)
+    folder.claim()

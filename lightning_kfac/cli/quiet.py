@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import TextIO
 from typing_extensions import override
 
 from lightning_kfac.console import visible
+from lightning_kfac.storage.files import trouble_of
 
 
 def quiet() -> None:
@@ -31,6 +33,7 @@ def quiet() -> None:
         ".*returned a view tensor.*",  # of a sharded GPT-2, on which nothing is done in place
     ):
         warnings.filterwarnings("ignore", message)
+    threading.excepthook = _of_threads
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the parser's use by Lightning
     logging.setLogRecordFactory(_VisibleRecord)
     warnings.showwarning = _show_warning
@@ -61,6 +64,12 @@ def _show_warning(
 def _show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The same for what nobody expected."""
     print(visible("".join(traceback.format_exception(kind, error, trace)), keep="\n\t"), end="", file=sys.stderr)
+
+
+def _of_threads(failed: threading.ExceptHookArgs) -> None:
+    """A full disk under TensorBoard's thread is raised again where it is flushed, and ends in one line there."""
+    if failed.exc_value is None or trouble_of(failed.exc_value) is None:
+        threading.__excepthook__(failed)
 
 
 def without_loading_bar() -> None:

@@ -15,7 +15,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import CurvatureCollector, RankWatch, RunProgress, RunReport
 from lightning_kfac.callbacks.typed import find_callback
-from lightning_kfac.cli.assembly import callbacks_for, default_folder, state_to_resume, trainer_parts
+from lightning_kfac.cli.assembly import (
+    callbacks_for,
+    default_folder,
+    kind_and_outputs,
+    state_to_resume,
+    trainer_parts,
+)
 from lightning_kfac.cli.foreign_code import announce_code
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
@@ -30,6 +36,7 @@ from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
+from lightning_kfac.storage.files import disk_error
 from lightning_kfac.storage.run_folder import STATE, RunFolder
 from lightning_kfac.storage.yaml_files import check_config_files
 
@@ -46,7 +53,8 @@ TRAINER_DEFAULTS = {
 SHOWN_TRAINER_OPTIONS = ("accelerator", "default_root_dir", "devices", "num_nodes", "precision", "strategy")
 HELP = {
     "trainer.strategy": "Several devices: ddp, or fsdp for a model larger than one device. (default: auto)",
-    "trainer.default_root_dir": "Folder of the run. (default: runs/NAME, after the config file or the model)",
+    "trainer.default_root_dir": "Folder of the run. (default: runs/NAME, after the config file or the model; "
+    "validate has runs/NAME-validate)",
     "ckpt_path": "Go on from this state of the run's folder (state/step-N, or last) instead of the newest one.",
     "weights_only": argparse.SUPPRESS,
 }
@@ -116,7 +124,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Defaults that depend on other settings, and the state of an interrupted run to go on from."""
         config = self.config[self.subcommand]
-        config.trainer.default_root_dir = config.trainer.default_root_dir or default_folder(config)
+        config.trainer.default_root_dir = config.trainer.default_root_dir or default_folder(self._command, config)
         folder = str(config.trainer.default_root_dir)
         if "://" in folder:
             raise InputError(f"trainer.default_root_dir {folder}: an address; a run writes into a local folder")
@@ -134,7 +142,8 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the package's logger, strategy and callbacks to the user's own."""
         settings = self._get(self.config_init, "trainer")
-        self.folder = RunFolder(settings["default_root_dir"])
+        kind, outputs = kind_and_outputs(self._command, self.config_init[self._command], self.model)
+        self.folder = RunFolder(settings["default_root_dir"], kind, outputs)
         kwargs |= trainer_parts(settings, self.state)
         own = settings["callbacks"] or []
         # Collection before edit, edit before report: the order of the callbacks is the order of work.
@@ -164,6 +173,8 @@ class TrainCLI(LightningCLI):
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
         if self.trainer.global_rank == 0:
             self.folder.lock()
+            self.folder.check(overwrite=True, replaces=())  # results are added to those that are there
+            self.folder.claim()
 
     def before_predict(self) -> None:
         """Checks all input."""
@@ -171,9 +182,7 @@ class TrainCLI(LightningCLI):
         self._check_data()
         if self.trainer.global_rank == 0:
             self.folder.lock()
-        make_room_for_mining(
-            self.folder.path, self._get(self.config, "overwrite"), writes=self.trainer.global_rank == 0
-        )
+            make_room_for_mining(self.folder, self._get(self.config, "overwrite"))
 
     def _check_data(self) -> None:
         check_model(self.model)
@@ -259,6 +268,11 @@ def main(args: list[str] | None = None) -> None:
         if own is None:
             raise
         say_error(f"{_rank()}error: {own.with_options()}")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if (said := disk_error(error)) is None:
+            raise
+        print(f"{_rank()}error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
     except SIGTERMException:
         say_error(f"{_rank()}stopped by SIGTERM; what was done is kept, the same command goes on from there")

@@ -6,11 +6,12 @@ from pathlib import Path
 import huggingface_hub
 
 from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.storage.manifest import MANIFEST
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Bases can be computed again and are large; half-written files belong to nobody else.
-NOT_PUSHED = ["*.part*", "bases/*"]
+NOT_PUSHED = ["*.part*", MANIFEST, "bases/*"]
 
 
 def local_folder(name: str | Path) -> Path:
@@ -52,7 +53,7 @@ def push_folder(path: str | Path, repository: str, private: bool = True) -> str:
         raise InputError(f"{path}: neither a factor folder nor a patch")
     if not REPOSITORY.fullmatch(repository):
         raise InputError(f"{repository!r} is not a repository name such as user/name")
-    skipped = NOT_PUSHED[:1] if (path / "moments").is_dir() else NOT_PUSHED  # moments need the very bases
+    skipped = NOT_PUSHED[:2] if (path / "moments").is_dir() else NOT_PUSHED  # moments need the very bases
     api = huggingface_hub.HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)

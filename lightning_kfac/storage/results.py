@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_kfac.storage.files import new_file, timestamp, writing
+from lightning_kfac.storage.manifest import announce
 
 OBJECT = "extraction"
 
@@ -21,14 +22,20 @@ def append_result(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """Appends one evaluation and returns what was written; NaN, which JSON lacks, becomes null."""
     row = _complete(row)
     line = _line(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), open(path, "ab+") as file:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        announce(path)
+        _append(path, line)
+    return row
+
+
+def _append(path: Path, line: str) -> None:
+    with open(path, "ab+") as file:
         if file.tell():  # a run that was killed may have left half a line
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")
         file.write(line.encode())
-    return row
 
 
 def replace_result(path: Path, row: Mapping[str, Any], same: Sequence[str]) -> dict[str, Any]:

@@ -72,7 +72,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     checksum = tensors_checksum(tensors)
     with new_file(path) as partial:
         save_file(tensors, partial, metadata={**(metadata or {}), CHECKSUM: checksum})
-        partial.chmod(0o644)  # safetensors keeps new files to their owner; others may read ours
     return checksum
 
 

@@ -17,6 +17,7 @@ from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.factors.moments import load_moments, save_moments
 from lightning_kfac.factors.sharded import save_sharded
 from lightning_kfac.storage.files import new_folder
+from lightning_kfac.storage.manifest import Manifest
 from lightning_kfac.storage.run_folder import FACTORS, PREVIOUS
 from lightning_kfac.storage.tensor_files import load_tensors, save_tensors
 
@@ -176,7 +177,11 @@ class Collected:
         folder = self.folder(CORPUS)
         aside = self.root / PREVIOUS / folder.name
         if self.factors and self.writes and not folder.exists() and aside.exists():
-            aside.rename(folder)
+            manifest = Manifest(self.root)
+            if manifest.kind is None:
+                aside.rename(folder)
+            else:
+                manifest.move(f"{PREVIOUS}/{folder.name}", folder.name)
 
 
 def _all_on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFactors]:

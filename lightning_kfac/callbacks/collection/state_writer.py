@@ -1,6 +1,5 @@
 """When the state of a collection is written, and where: ``state/step-N/`` in the run's folder, the last two kept."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning_kfac.console import say
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.json_files import read_json, write_json
+from lightning_kfac.storage.manifest import remove_ours
 from lightning_kfac.storage.run_folder import STATE
 from lightning_kfac.storage.tensor_files import save_tensors
 
@@ -78,13 +78,13 @@ class StateWriter:
         going_on = None if resumed is None else Path(resumed).parent
         for path in self.folder.glob("step-*"):
             if path.suffix == ".part" or going_on is None or path.name > going_on.name:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_ours(path)
         for path in self.folder.glob("pass-*") if resumed is None else ():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_ours(path)
 
     def remove(self) -> None:
         """Removes all of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_ours(self.folder)
 
     def due(self, trainer: Trainer, is_next_to_last: bool) -> bool:
         """Whether any rank finds it is time; every rank must ask."""
@@ -103,7 +103,7 @@ class StateWriter:
         name = f"step-{trainer.global_step:010d}"
         partial = self.folder / f"{name}.part"
         if trainer.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_ours(partial)
         trainer.strategy.barrier("state")
         why = None
         try:
@@ -116,10 +116,10 @@ class StateWriter:
             trainer.save_checkpoint(partial / CHECKPOINT)
             troubles = trainer.strategy.broadcast(_missing(partial, trainer.world_size))
         if troubles:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_ours(partial)
             say(f"note: the state of the collection could not be saved ({troubles[0]})")
         elif trainer.is_global_zero:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            remove_ours(self.folder / name)
             partial.rename(self.folder / name)
             self._prune()
         trainer.strategy.barrier("state written")
@@ -132,7 +132,7 @@ class StateWriter:
 
     def _prune(self) -> None:
         for old in steps(self.folder.parent)[:-STEPS_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_ours(old)
 
 
 def _missing(step: Path, ranks: int) -> list[str]:

@@ -4,7 +4,8 @@ A module has a docstring, whose first line is its help, and two functions: ``add
 Three facts can be stated in it:
 
 - ``NOTED = True``: the command and its settings are written beside its results in ``--output``.
-- ``RESUMES = True``: it goes on in ``--output`` with what an earlier call began, and nobody else may write there.
+- ``OUTPUTS = (...)``: names of what it writes into ``--output``, where it goes on with what an earlier call began; the
+  folder is a run's (``storage/run_folder.py``). Other outputs are written as a whole (``options.output_folder``).
 - ``PRINTS = True``: what it prints goes into a file or a pipe, so nothing is added to it.
 """
 

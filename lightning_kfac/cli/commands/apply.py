@@ -10,7 +10,6 @@ from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
     check_not_within,
-    check_output,
     editor_options,
     free_space_for,
     model_tokenizer,
@@ -18,6 +17,7 @@ from lightning_kfac.cli.options import (
     note_other_tokenizer,
     open_factors,
     open_model,
+    output_folder,
 )
 from lightning_kfac.console import command_line, console, show
 from lightning_kfac.editing.config import EditConfig
@@ -30,6 +30,7 @@ from lightning_kfac.models.dtypes import stored_dtype
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.edit_table import report_table
+from lightning_kfac.storage.output_folder import OutputFolder
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
 
@@ -50,16 +51,24 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Edits and writes."""
     writes = options.save != "none" and not options.dry_run
-    output = check_output(options.output, options.overwrite, _is_edit) if writes else None
-    if options.patch:
-        _apply_patch(options, output)
+    apply = _apply_patch if options.patch else _apply_edit
+    if not writes:
+        apply(options, None)
         return
+    with output_folder(options, "apply") as output:
+        name = apply(options, output)
+    _say_what_next(output.path, options.save, name)
+
+
+def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
+    """Edits with factors; returns the model's name."""
     factors = open_factors(options)
     model_source = named_model(options, factors.metadata, factors.path)
     name = str(model_source)
     config = _config(options)
     if output:
-        check_not_within(output, {"the model": model_source, "the factors": factors.path, **(options.domains or {})})
+        read = {"the model": model_source, "the factors": factors.path, **(options.domains or {})}
+        check_not_within(output.path, read)
     rule = "a rho for each layer" if config.layers else f"formula {config.formula}, rho {config.rho:g}"
     console.print(f"edit {name} with the factors in {factors.path} ({rule})")
     tokenizer = model_tokenizer(model_source) if output else None
@@ -68,22 +77,21 @@ def run(options: Namespace) -> None:
     model = open_model(model_source, options)
     editor = KFACEditor(model, factors, config, **editor_options(options))
     if output and options.save == "full":
-        free_space_for(output, sum(p.numel() for p in model.parameters()) * stored_dtype(model).itemsize)
+        free_space_for(output.place, sum(p.numel() for p in model.parameters()) * stored_dtype(model).itemsize)
     before = weights_fingerprint(model, editor.layers)
     report = editor.apply(dry_run=options.dry_run)
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
     if report.forced:
         console.print("The factors belong to other weights or tokens; the edit was forced, and edit.json says so.")
-    if output is None:
-        return
-    metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
-    save_edited(
-        model, tokenizer, output, report, source=model_source, factors=metadata, fingerprint=before, save=options.save
-    )
-    _say_what_next(output, options.save, name)
+    if output is not None:
+        metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
+        about: dict[str, Any] = {"source": model_source, "factors": metadata, "fingerprint": before}
+        save_edited(model, tokenizer, output.new, report, **about, save=options.save)
+    return name
 
 
-def _apply_patch(options: Namespace, output: Path | None) -> None:
+def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
+    """Applies a patch; returns the model's name."""
     if options.factors:
         raise InputError("give either --factors or --patch")
     if options.save == "patch":
@@ -93,7 +101,7 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
     model_source = named_model(options, patch_source(options.patch), options.patch)
     name = str(model_source)
     if output:
-        check_not_within(output, {"the model": model_source, "the patch": options.patch})
+        check_not_within(output.path, {"the model": model_source, "the patch": options.patch})
     console.print(f"apply the patch {options.patch} to {name}")
     tokenizer = model_tokenizer(model_source) if output else None
     model = open_model(model_source, options)
@@ -102,12 +110,8 @@ def _apply_patch(options: Namespace, output: Path | None) -> None:
     if output:
         extra = {EDIT_FILE: json.dumps(details, indent=2)}
         changed = [layer["name"] for layer in details.get("layers", [])]
-        save_checkpoint(model, tokenizer, output, extra=extra, source=model_source, changed=changed)
-        _say_what_next(output, "full", name)
-
-
-def _is_edit(folder: Path) -> bool:
-    return (folder / EDIT_FILE).is_file()
+        save_checkpoint(model, tokenizer, output.new, extra=extra, source=model_source, changed=changed)
+    return name
 
 
 def _say_what_next(output: Path, save: Save, name: str) -> None:

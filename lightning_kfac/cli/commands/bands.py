@@ -20,11 +20,11 @@ from lightning_kfac.cli.options import (
     add_model_options,
     add_precision_option,
     check_not_within,
-    check_output,
     named_model,
     note_other_tokenizer,
     open_factors,
     open_model,
+    output_folder,
 )
 from lightning_kfac.console import console, show, track_count, visible
 from lightning_kfac.data.corpus import Corpus
@@ -37,8 +37,10 @@ from lightning_kfac.data.tokenized import tokenized_text
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.excitation import Excitation, excitation, layer_forms
 from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.math.bands import Bands, band_ratios, band_shares
 from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.targets import layer_labels
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure
@@ -85,8 +87,23 @@ def run(options: Namespace) -> None:
         raise InputError(f"--against {against}: no such text; there are {', '.join(texts)}")
     if options.shards < FEWEST_SHARDS or options.bands < 2:
         raise InputError(f"--shards must be at least {FEWEST_SHARDS} and --bands at least 2")
-    output = check_output(options.output, options.overwrite, lambda folder: (folder / RESULT).is_file())
-    check_not_within(output, {"the factors": factors.path, "the model": model_source})
+    check_not_within(Path(options.output), {"the factors": factors.path, "the model": model_source})
+    with output_folder(options, "bands") as output:
+        _measure(options, factors, model_source, texts, against, output.new)
+    console.print(
+        f"{RESULT}, figures and tensorboard/ are in {output.path}/. "
+        "Root mean squares; the paper averages norms instead."
+    )
+
+
+def _measure(
+    options: Namespace,
+    factors: FactorFolder,
+    model_source: ModelSource,
+    texts: dict[str, str],
+    against: str,
+    output: Path,
+) -> None:
     model = open_model(model_source, options)
     tokenizer = load_tokenizer(model_source, own_tokenizer=options.data.own_tokenizer)
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -112,9 +129,6 @@ def run(options: Namespace) -> None:
         _write(
             partial, found, against, {**model_source.about(), **made_by, "texts": texts, "factors": str(factors.path)}
         )
-    console.print(
-        f"{RESULT}, figures and tensorboard/ are in {output}/. Root mean squares; the paper averages norms instead."
-    )
 
 
 def _rows(

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_kfac.cli.options import check_not_within, check_output
+from lightning_kfac.cli.options import check_not_within, output_folder
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
-from lightning_kfac.factors.folder import load_factors, save_factors
+from lightning_kfac.factors.folder import save_factors
 from lightning_kfac.factors.foreign.read import Kind, read_foreign
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.models.layers import find_layers
@@ -35,23 +35,16 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Reads, checks and writes."""
-    output = check_output(options.output, options.overwrite, _is_import)
-    check_not_within(output, {"the source": options.source})
-    console.print(f"convert {options.source} to {output}")
-    factors, metadata = read_foreign(options.source, options.kind, options.n_tokens, options.layer_pattern)
-    if options.model:
-        _check_layers(options.model, options.revision, factors)
-        metadata = metadata | ModelSource.named(options.model, options.revision).about()
-    save_factors(factors, output, metadata)
-    console.print(f"{len(factors)} layers from {metadata['imported_from']} -> {output}/")
+    check_not_within(Path(options.output), {"the source": options.source})
+    with output_folder(options, "import") as output:
+        console.print(f"convert {options.source} to {output.path}")
+        factors, metadata = read_foreign(options.source, options.kind, options.n_tokens, options.layer_pattern)
+        if options.model:
+            _check_layers(options.model, options.revision, factors)
+            metadata = metadata | ModelSource.named(options.model, options.revision).about()
+        save_factors(factors, output.new, metadata)
+    console.print(f"{len(factors)} layers from {metadata['imported_from']} -> {output.path}/")
     console.print(f"note: {metadata['notes']}")
-
-
-def _is_import(folder: Path) -> bool:
-    try:
-        return "imported_from" in load_factors(folder).metadata
-    except InputError:
-        return False
 
 
 def _check_layers(model: str, revision: str | None, factors: Mapping[str, KroneckerFactors]) -> None:

@@ -1,12 +1,14 @@
 """Show what is in a factor folder: layers, tokens, spectra, and how much each rho would keep."""
 
+from pathlib import Path
+
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_kfac.cli.options import add_precision_option, check_not_within, check_output, open_factors
+from lightning_kfac.cli.options import add_precision_option, check_not_within, open_factors, output_folder
 from lightning_kfac.console import console, show, track_count
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
@@ -51,12 +53,23 @@ def run(options: Namespace) -> None:
     for rho in options.rhos:
         check_rho(rho)
     factors = open_factors(options)
-    ours = lambda folder: (folder / "spectra.json").is_file()  # noqa: E731
-    output = check_output(options.output, options.overwrite, ours) if options.output else None
-    if output is not None:
-        check_not_within(output, {"the factors": factors.path})
-        if not options.rhos:
-            raise InputError("--rhos is empty: figures show the last rho of the list")
+    if options.output is None:
+        _show(options, factors)
+        return
+    if not options.rhos:
+        raise InputError("--rhos is empty: figures show the last rho of the list")
+    check_not_within(Path(options.output), {"the factors": factors.path})
+    with output_folder(options, "inspect") as output:
+        spectra = _show(options, factors)
+        with new_folder(output.new) as partial:
+            save_spectra(partial, spectra)
+            with SummaryWriter(str(partial / "tensorboard")) as writer:
+                write_spectra(writer, spectra)
+    console.print(f"figures, spectra.json and tensorboard/ are in {output.path}/")
+
+
+def _show(options: Namespace, factors: FactorFolder) -> dict[str, LayerSpectrum]:
+    """Prints what there is; returns the spectra."""
     told = [f"{key} {factors.metadata[key]}" for key in TOLD if factors.metadata.get(key) is not None]
     console.print(f"{factors.path}: {len(factors)} layers; " + ", ".join(told))
     if "notes" in factors.metadata:
@@ -64,12 +77,7 @@ def run(options: Namespace) -> None:
     spectra = _spectra(factors, getattr(torch, options.precision), options.rhos[-1] if options.rhos else None)
     show(_table(factors, spectra, options.rhos))
     console.print(*EXPLANATION, sep="\n")
-    if output is not None:
-        with new_folder(output) as partial:
-            save_spectra(partial, spectra)
-            with SummaryWriter(str(partial / "tensorboard")) as writer:
-                write_spectra(writer, spectra)
-        console.print(f"figures, spectra.json and tensorboard/ are in {output}/")
+    return spectra
 
 
 def _table(factors: FactorFolder, spectra: dict[str, LayerSpectrum], rhos: list[float]) -> Table:

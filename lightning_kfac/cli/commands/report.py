@@ -6,6 +6,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
+from lightning_kfac.storage.earlier import adopt_run
+from lightning_kfac.storage.files import new_file, writing
+from lightning_kfac.storage.locks import FileLock
+from lightning_kfac.storage.manifest import Entry, manifest_above
+
+TITLE = "lightning_kfac report:"
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -25,9 +31,25 @@ def run(options: Namespace) -> None:
     path = Path(options.output) if options.output else folder.path / "report.html"
     if path.is_dir():
         raise InputError(f"--output {path} is a folder; name the HTML file")
-    text = page(f"lightning_kfac report: {folder.path.resolve().name}", (make(folder) for make in ORDER))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        adopt_run(folder.path)
+    _check_older(path)
+    # The file is begun first: a disk that takes nothing shows before the work.
+    with FileLock(path, "name another --output"), new_file(path) as partial:
+        text = page(f"{TITLE} {folder.path.resolve().name}", (make(folder) for make in ORDER))
+        partial.write_text(text, "utf-8")
     console.print(f"{path} ({len(text) / 1e6:.1f} MB, self-contained)")
+
+
+def _check_older(path: Path) -> None:
+    """Only an earlier report is replaced, and none that somebody has changed."""
+    if not path.exists():
+        return
+    manifest = manifest_above(path)
+    with open(path, "rb") as file:
+        ours = f"<title>{TITLE}".encode() in file.read(2000)
+    if not ours or (manifest is not None and manifest.changed(path)):
+        raise InputError(f"{path} is there already, and not as a report of this program was; name another --output")
+    if manifest is not None and not manifest.owns(path):
+        manifest.add({manifest.name(path): Entry()})

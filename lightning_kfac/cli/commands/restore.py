@@ -1,11 +1,12 @@
 """Give the edited layers of a checkpoint their original weights back."""
 
 import json
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.cli.options import add_model_options, check_not_within, check_output, open_model
+from lightning_kfac.cli.options import add_model_options, check_not_within, open_model, output_folder
 from lightning_kfac.console import console
 from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.errors import InputError
@@ -29,7 +30,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Restores and writes."""
-    output = check_output(options.output, options.overwrite, lambda folder: (folder / RESTORED).is_file())
     trusted = options.trust_remote_code
     path = resolve_path(options.model) / EDIT_FILE
     try:
@@ -43,14 +43,20 @@ def run(options: Namespace) -> None:
         source = ModelSource.named(options.original, trust_remote_code=trusted)
     if source is None:
         raise InputError(f"{path}: does not name the original model; name it with --original")
-    check_not_within(output, {"the model": edited, "the original": source})
+    check_not_within(Path(options.output), {"the model": edited, "the original": source})
+    with output_folder(options, "restore") as output:
+        _restore(options, layers, edited, source, details.get("fingerprint"), output.new)
+    console.print(f"restored -> {output.path}/")
+
+
+def _restore(
+    options: Namespace, layers: list[str], edited: ModelSource, source: ModelSource, known: str | None, output: Path
+) -> None:
     console.print(f"give {len(layers)} layers of {options.model} the weights of {source}")
     model = open_model(edited, options)
     original = open_model(source, options)
-    known = details.get("fingerprint")
     if known and weights_fingerprint(original, layers) != known:
         raise InputError(f"{source}: these are not the weights that were edited; name the right model with --original")
     restore_layers(model, original.to(next(model.parameters()).dtype), layers)
     extra = {RESTORED: json.dumps({"model": options.model, "original": str(source), "layers": layers}, indent=2)}
     save_checkpoint(model, None, output, extra=extra, source=edited, changed=layers, like=source)
-    console.print(f"restored -> {output}/")

@@ -32,9 +32,12 @@ from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.scan import scan_figure
 from lightning_kfac.reporting.tables import comparison_table, sweep_table
+from lightning_kfac.storage.files import new_file, writing
+from lightning_kfac.storage.json_files import write_json
+from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATUS
 
 NOTED = True
-RESUMES = True
+OUTPUTS = (RESULTS, "reported.jsonl", "recommended.json", "halves", "scan.png", EVENTS, CONFIG, STATUS)
 Result = dict[str, Any]
 RESULT = "recommended.json"
 ALL = "all"
@@ -127,7 +130,8 @@ def _halves(memorized: MemorizedSet, folder: Path) -> list[dict[str, Any]]:
     place.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("choose.jsonl", "report.jsonl")):
         paths.append(place / name)
-        paths[-1].write_text("".join(json.dumps(row, default=str) + "\n" for row in rows[number::2]), "utf-8")
+        with new_file(paths[-1]) as partial:
+            partial.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows[number::2]), "utf-8")
     return [asdict(replace(memorized, source=str(path))) for path in paths]
 
 
@@ -147,17 +151,17 @@ def _show_scan(
     order = [ALL, *dict.fromkeys(p for projections in layers.values() for p in projections if (len(projections) > 1))]
     title = f"{name}: one place edited alone, rho {rho:g} (unedited: strict {before['strict_acc']:.2f})"
     figure = scan_figure(list(layers), order, strict, cost, title)
-    figure.savefig(folder / "scan.png", dpi=120)
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with new_file(folder / "scan.png") as partial:
+        figure.savefig(partial, format="png", dpi=120)
+    with writing(folder / EVENTS), SummaryWriter(str(folder / EVENTS)) as writer:
         writer.add_figure("scan/blocks and projections", figure)
 
 
 def _show_recommendation(chosen: Result, reported: list[Result], folder: Path, target: float) -> None:
     edit = chosen["edit"]
     setting = {"blocks": edit["blocks"], "projections": edit["projections"], "rho": edit["rho"]}
-    (folder / RESULT).write_text(
-        json.dumps({**setting, "target": target, "choosing": chosen, "reporting": reported}, indent=2) + "\n", "utf-8"
-    )
+    found = {**setting, "target": target, "choosing": chosen, "reporting": reported}
+    write_json(folder / RESULT, found, checksum=False)
     options = f"--blocks '{edit['blocks']}' --projections '[{', '.join(edit['projections'])}]' --rho {edit['rho']:g}"
     console.print(
         f"Recommended: {options}, the cheapest setting tried that brings strict accuracy to {target:g} or less "

@@ -1,6 +1,5 @@
 """Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,12 @@ from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.labels import DRAWN
 from lightning_kfac.reporting.tables import sweep_table
+from lightning_kfac.storage.files import new_file, writing
+from lightning_kfac.storage.manifest import remove_ours
+from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATUS
 
 NOTED = True
-RESUMES = True
+OUTPUTS = (RESULTS, "pareto.png", EVENTS, CONFIG, STATUS)
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
 NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
@@ -92,7 +94,7 @@ def run(options: Namespace) -> None:
     editor = KFACEditor(model, factors, base, repeated=True, **keywords)
     for config in configs:
         editor.check(config)
-    points = MeasuredPoints(editor, evaluator, folder / "results.jsonl", factors, keywords["domains"], options)
+    points = MeasuredPoints(editor, evaluator, folder / RESULTS, factors, keywords["domains"], options)
     keys = [points.key(config) for config in configs]
     done = sum(key in points.rows for key in keys)
     console.print(
@@ -117,8 +119,10 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) ->
         title = f"Of each kind the weakest edit with strict accuracy {target:g} or less, by perplexity"
         show(sweep_table([*merged[:1], *reached], title) if reached else f"No edit reaches strict {target:g}.")
     figure = pareto_figure(merged, f"{name}: what each edit costs, and what it suppresses")
-    figure.savefig(folder / "pareto.png", dpi=150)
-    _to_tensorboard(edits, figure, folder / "tensorboard")
+    with new_file(folder / "pareto.png") as partial:
+        figure.savefig(partial, format="png", dpi=150)
+    with writing(folder / EVENTS):
+        _to_tensorboard(edits, figure, folder / EVENTS)
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
 
 
@@ -129,7 +133,7 @@ def _folder_name(label: str) -> str:
 
 def _to_tensorboard(edits: list[dict[str, Any]], figure: Figure, board: Path) -> None:
     """The figure, and one run for each kind of edit, so that TensorBoard draws them in one chart."""
-    shutil.rmtree(board, ignore_errors=True)  # all of it is written again each time
+    remove_ours(board)  # all of it is written again each time
     with SummaryWriter(str(board)) as writer:
         writer.add_figure("sweep/pareto", figure)
     kinds: dict[str, list[dict[str, Any]]] = {}
