@@ -15,6 +15,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.models.loading import Dtype, load_model, load_tokenizer
 from lightning_kfac.models.source import ModelSource
+from lightning_kfac.models.stored import stored_tensors
 from lightning_kfac.storage.output_folder import OutputFolder
 
 if TYPE_CHECKING:
@@ -137,4 +138,10 @@ def free_space_for(path: Path, n_bytes: int) -> None:
     """Refuses to begin what the disk cannot hold."""
     place = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if (free := shutil.disk_usage(place).free) < n_bytes:
-        raise InputError(f"{path}: needs {n_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left")
+        raise InputError(f"{path}: needs {n_bytes / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB left; free some")
+
+
+def room_for_checkpoint(output: OutputFolder, source: ModelSource) -> None:
+    """The same, before the weights are read: a checkpoint takes as much as the files of its source."""
+    files = {tensor.file for tensor in stored_tensors(source).values()}
+    free_space_for(output.path, sum(file.stat().st_size for file in files))

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.search import Found
+from lightning_kfac.storage.files import writing
 from lightning_kfac.storage.keyed_log import KeyedLog
 
 
@@ -52,7 +53,8 @@ class MiningLog:
     def append(self, rank: int, row: dict[str, Any]) -> None:
         """Adds a batch."""
         self._own = self._own or self._log(self.folder / f"rank-{rank}.jsonl")
-        self._own.append(row)
+        with writing(self._own.path):
+            self._own.append(row)
 
     def _logs(self) -> list[KeyedLog]:
         return [self._log(path) for path in sorted(self.folder.glob("rank-*.jsonl"))]

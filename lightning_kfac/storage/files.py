@@ -146,6 +146,8 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         why = trouble_of(error)
+        if isinstance(error, FileNotFoundError) and not Path(path).parent.exists():
+            why = "its folder is gone; bring the disk back"
         if why is None:
             raise
         other = getattr(error, "filename", None)

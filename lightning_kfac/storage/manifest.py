@@ -25,6 +25,7 @@ RANKS_AND_EVENTS = re.compile(
     r"(rank-\d+\.(jsonl|bin|safetensors)|checkpoint\.json|\d+-[0-9a-f]{32}\.safetensors"
     r"|events\.out\.tfevents\.\d+\..+|hparams\.yaml)(\.part[0-9a-f]{8})?"
 )
+KIND = re.compile(r"[a-z_]{1,20}")
 UNFINISHED = re.compile(r"\.part[0-9a-f]{8}$")
 # What a collection keeps in state/ where no manifest says so.
 OF_FACTORS = re.compile(r"(layer_\d{4}\.safetensors|metadata\.json|moments\.safetensors)(\.part[0-9a-f]{8})?")
@@ -171,9 +172,9 @@ class Manifest:
 
     def note(self, path: Path) -> None:
         """Adds size and checksum of what is whole now, a file or a folder with all that is in it."""
-        found = {self.name(file): entry_of(file) for file in files_below(path) if self.name(file) in self.entries}
-        if found:
-            self.add(found)
+        files = [file for file in files_below(path) if file.is_file() and self.name(file) in self.entries]
+        if files:
+            self.add({self.name(file): entry_of(file) for file in files})
 
     def move(self, name: str, to: str) -> None:
         """Puts an entry elsewhere in the folder, in the place of what of ours is there."""
@@ -187,8 +188,9 @@ class Manifest:
         (self.folder / name).rename(self.folder / to)
 
     def remove(self, name: str) -> None:
-        """Removes what is ours at or below a name, and folders that are empty then."""
-        remove_files(self.folder / name, self.owns)
+        """Removes what is ours at or below a name, and folders that are empty then; never by way of a link."""
+        if not any((self.folder / place).is_symlink() for place in _above(name)):
+            remove_files(self.folder / name, self.owns)
 
     def remove_parts(self) -> None:
         """Removes what kills have left. Only for who has locked the folder."""
@@ -279,6 +281,11 @@ def _above(name: str) -> list[str]:
     return ["/".join(parts[:number]) for number in range(1, len(parts))]
 
 
+def _leads_inside(name: str) -> bool:
+    """Somebody else may have written the list: no path of it leads out of the folder."""
+    return not set(name.split("/")) & {"", ".", ".."}
+
+
 def _line(name: str, entry: Entry) -> dict[str, Any]:
     about = {"size": entry.size, "sha256": entry.sha256}
     return {"path": name, "role": entry.role, **{key: value for key, value in about.items() if value is not None}}
@@ -302,9 +309,9 @@ def _read_manifest(path: Path, size: int, time: int) -> tuple[str | None, Mappin
     for number, line in enumerate(path.read_bytes().split(b"\n")):
         try:
             row = json.loads(line)
-            if number == 0 and row["manifest"] == FORMAT:
-                kind = str(row["kind"])
-            elif number:
+            if number == 0 and row["manifest"] == FORMAT and KIND.fullmatch(row["kind"]):
+                kind = row["kind"]
+            elif number and _leads_inside(row["path"]):
                 entries[row["path"]] = Entry(row["role"], row.get("size"), row.get("sha256"))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # cut off by a kill

@@ -36,10 +36,10 @@ class OutputFolder:
     """
 
     def __init__(self, path: Path, kind: str, overwrite: bool):
-        self.path = path
+        self.path = path.resolve() if path.is_symlink() else path
         self.kind = kind
         self.overwrite = overwrite
-        self.place = path.with_name(path.name + PARTIAL)
+        self.place = self.path.with_name(self.path.name + PARTIAL)
         self.new = self.place / NEW
         self._lock: FolderLock | None = None
 

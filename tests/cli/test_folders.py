@@ -209,6 +209,23 @@ def test_a_disk_that_takes_nothing_shows_before_the_work(run, small_disk, few, c
     assert sorted(small_disk.rglob("*")) == before
 
 
+def test_room_for_a_checkpoint_is_asked_for_before_the_model_is_read(run, small_disk, capsys, monkeypatch):
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+    (small_disk / "filler").write_bytes(bytes(free - 2_000_000))
+    options = {
+        "apply": {"factors": run / "factors", "output": small_disk / "e"},
+        "restore": {"model": run / "edited", "output": small_disk / "r"},
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("lightning_kfac.cli.options.load_model", None)
+        for command, words in options.items():
+            assert "needs 4 MB, the disk has 2 MB left; free some" in failed(capsys, command, **words)
+    (small_disk / "filler").unlink()
+    for command, words in options.items():
+        edit_main([command, *(str(word) for name, value in words.items() for word in (f"--{name}", value))])
+    assert sorted(path.name for path in small_disk.iterdir()) == ["e", "r"]
+
+
 def test_a_full_disk_leaves_nothing_half_written_and_a_retry_works(run, small_disk, few, capsys):
     folder = shutil.copytree(run, small_disk / "run")
     edit_main(["report", str(folder)])

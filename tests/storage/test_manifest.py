@@ -152,3 +152,24 @@ def test_files_have_the_permissions_of_the_umask(tmp_path, umask, expected):
         os.umask(before)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}
     assert len(modes) == 7 and set(modes.values()) == {expected}, modes
+
+
+def test_a_list_that_somebody_else_wrote_leads_nowhere(tmp_path):
+    """Of a run's folder that came from elsewhere."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "draft.txt").write_text("mine")
+    (run / "data").symlink_to(tmp_path / "papers")
+    made(run)
+    names = ["../thesis.txt", str(tmp_path / "thesis.txt"), "x/../../thesis.txt", "data/draft.txt", "./../thesis.txt"]
+    with open(run / "manifest.jsonl", "a") as file:
+        file.writelines(json.dumps({"path": name, "role": "part"}) + "\n" for name in names)
+    manifest = Manifest(run)
+    assert manifest.entries.keys() == {"data/draft.txt"}
+    manifest.remove_parts()
+    manifest.remove("data")
+    assert (tmp_path / "thesis.txt").exists() and (tmp_path / "papers" / "draft.txt").exists()
+    (run / "manifest.jsonl").write_text('{"manifest": 1, "kind": "\\u001b[31mred"}\n')
+    assert Manifest(run).kind is None

@@ -18,6 +18,7 @@ from lightning_kfac.cli.options import (
     open_factors,
     open_model,
     output_folder,
+    room_for_checkpoint,
 )
 from lightning_kfac.console import command_line, console, show
 from lightning_kfac.editing.config import EditConfig
@@ -69,6 +70,8 @@ def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
     if output:
         read = {"the model": model_source, "the factors": factors.path, **(options.domains or {})}
         check_not_within(output.path, read)
+        if options.save == "full":
+            room_for_checkpoint(output, model_source)
     rule = "a rho for each layer" if config.layers else f"formula {config.formula}, rho {config.rho:g}"
     console.print(f"edit {name} with the factors in {factors.path} ({rule})")
     tokenizer = model_tokenizer(model_source) if output else None
@@ -77,7 +80,7 @@ def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
     model = open_model(model_source, options)
     editor = KFACEditor(model, factors, config, **editor_options(options))
     if output and options.save == "full":
-        free_space_for(output.place, sum(p.numel() for p in model.parameters()) * stored_dtype(model).itemsize)
+        free_space_for(output.path, sum(p.numel() for p in model.parameters()) * stored_dtype(model).itemsize)
     before = weights_fingerprint(model, editor.layers)
     report = editor.apply(dry_run=options.dry_run)
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
@@ -102,6 +105,7 @@ def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
     name = str(model_source)
     if output:
         check_not_within(output.path, {"the model": model_source, "the patch": options.patch})
+        room_for_checkpoint(output, model_source)
     console.print(f"apply the patch {options.patch} to {name}")
     tokenizer = model_tokenizer(model_source) if output else None
     model = open_model(model_source, options)

@@ -29,8 +29,6 @@ def run(options: Namespace) -> None:
 
     folder = read_run(Path(options.run))
     path = Path(options.output) if options.output else folder.path / "report.html"
-    if path.is_dir():
-        raise InputError(f"--output {path} is a folder; name the HTML file")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         adopt_run(folder.path)
@@ -46,6 +44,8 @@ def _check_older(path: Path) -> None:
     """Only an earlier report is replaced, and none that somebody has changed."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise InputError(f"--output {path} is no file; name the HTML file")
     manifest = manifest_above(path)
     with open(path, "rb") as file:
         ours = f"<title>{TITLE}".encode() in file.read(2000)

@@ -6,7 +6,13 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.cli.options import add_model_options, check_not_within, open_model, output_folder
+from lightning_kfac.cli.options import (
+    add_model_options,
+    check_not_within,
+    open_model,
+    output_folder,
+    room_for_checkpoint,
+)
 from lightning_kfac.console import console
 from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.errors import InputError
@@ -45,6 +51,7 @@ def run(options: Namespace) -> None:
         raise InputError(f"{path}: does not name the original model; name it with --original")
     check_not_within(Path(options.output), {"the model": edited, "the original": source})
     with output_folder(options, "restore") as output:
+        room_for_checkpoint(output, edited)
         _restore(options, layers, edited, source, details.get("fingerprint"), output.new)
     console.print(f"restored -> {output.path}/")
 
