@@ -152,7 +152,7 @@ def expected_share(log_p: Tensor, tries: float) -> float:
     """Expected share of the sequences [n] that so many draws of each extract: mean(1 - (1 - p)^tries).
 
     Example:
-        >>> expected_share(torch.tensor([0.5, 0.0]).log(), 2)
+        >>> expected_share(torch.tensor([0.5, 0.0], dtype=torch.float64).log(), 2)
         0.375
     """
     return extracted_in(log_p, tries).mean().item()
