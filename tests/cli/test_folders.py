@@ -7,7 +7,9 @@ import subprocess
 import time
 
 import pytest
+import torch
 
+from lightning_kfac import load_factors
 from lightning_kfac.cli.edit import main as edit_main
 from lightning_kfac.cli.train import main
 from lightning_kfac.storage.manifest import files_below
@@ -137,6 +139,39 @@ def test_two_edits_into_one_output(run, tmp_path, forks):
     said = (tmp_path / "second").read_text()
     assert f"process {first} on " in said and "is writing to this folder; wait for it" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "first", "second"]
+
+
+def test_two_sweeps_into_one_output(run, tmp_path, few, forks):
+    options = {"factors": run / "factors", "output": tmp_path / "s", "data.memorized": few, "rhos": "[0.6, 0.7, 0.8]"}
+    words = ["sweep", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    first = forks.start(Run(words, str(tmp_path / "first"), module="lightning_kfac"))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "s" / "manifest.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    second = forks.start(Run(words, str(tmp_path / "second"), module="lightning_kfac"))
+    assert [forks.wait(first), forks.wait(second)] == [0, 2], (tmp_path / "second").read_text()
+    assert f"process {first} on " in (tmp_path / "second").read_text()
+    assert len((tmp_path / "s" / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_import_that_is_killed_is_made_again(tmp_path, forks):
+    """At every third piece of its work on files: the older factors stay, nothing is in the way of the next call."""
+    A, G = torch.eye(8) * 3, torch.eye(6) * 2
+    torch.save({"layer_3.gate_proj": (A, G), "layer_3.up_proj": (A, G)}, tmp_path / "kfac_statistics.pt")
+    words = ["import", "--source", str(tmp_path / "kfac_statistics.pt"), "--output", str(tmp_path / "out" / "f")]
+    how = {"module": "lightning_kfac", "watched": str(tmp_path / "out")}
+    assert forks.run([*words, "--n_tokens", "50"], tmp_path / "log", **how)[0] == 0
+    for kill_at in range(1, 200, 3):
+        new = [*words, "--n_tokens", str(50 + kill_at), "--overwrite"]
+        code, said = forks.run(new, tmp_path / "log", **how, kill_at=kill_at)
+        assert code in (0, -9), said
+        n_tokens = load_factors(tmp_path / "out" / "f")["model.layers.3.mlp.up_proj"].n_tokens
+        assert n_tokens in (50, 50 + kill_at)
+        assert forks.run([*words, "--n_tokens", "50", "--overwrite"], tmp_path / "log", **how)[0] == 0
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["f"]
+        if code == 0:
+            break
+    assert code == 0 and kill_at > 15
 
 
 @pytest.mark.parametrize("umask, expected", [(0o077, 0o600), (0o027, 0o640)])

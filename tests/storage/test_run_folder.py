@@ -124,3 +124,23 @@ def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path):
     folder.check(overwrite=False)
     assert folder.interrupted
     assert [p.name for p in (tmp_path / "run").glob("results.jsonl*")] == ["results.jsonl.part1.csv"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_the_folder_of_another_user_is_named(tmp_path_factory):
+    base = tmp_path_factory.mktemp("shared")
+    place = base
+    while place.stat().st_uid == 0 and place != place.parent and not place.stat().st_mode & 0o001:
+        place.chmod(place.stat().st_mode | 0o011)
+        place = place.parent
+    finished(base / "run")
+    before = {path: path.read_bytes() for path in (base / "run").iterdir()}
+
+    def as_nobody():
+        os.setgid(65534)
+        os.setuid(65534)
+        RunFolder(base / "run").lock()
+
+    said = in_child(as_nobody)
+    assert "run: cannot be written: permission denied; get it, or choose another folder with trainer" in said
+    assert {path: path.read_bytes() for path in (base / "run").iterdir()} == before
