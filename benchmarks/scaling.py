@@ -23,6 +23,7 @@ from lightning_kfac.collection.engine import CurvatureEngine
 from lightning_kfac.collection.fisher import FisherLoss
 from lightning_kfac.math.spectrum import eigenbasis
 from lightning_kfac.models.loading import load_model, skeleton
+from lightning_kfac.models.manner import manner_of
 from lightning_kfac.models.targets import resolve_targets
 from lightning_kfac.planning import cost
 from lightning_kfac.planning.architecture import SHAPES, published_config, read_architecture
@@ -125,6 +126,7 @@ def run_batches(model: torch.nn.Module, layers: dict, rows: int, seq_len: int, b
 
 def counted_flops(model: torch.nn.Module, layers: dict, rows: int, seq_len: int) -> tuple[int, int]:
     """FLOPs of a token by torch's own counter: of matrix products, and of attention's forward (the whole square)."""
+    manner_of(model)  # its trial is not part of the collection
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flops})
     with counter:
         run_batches(model, layers, rows, seq_len)

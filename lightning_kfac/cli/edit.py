@@ -64,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
     except OSError as error:
         if (said := disk_error(error)) is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        say_error(f"error: {said}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         say_error("stopped; what was measured or written is kept")

@@ -272,7 +272,7 @@ def main(args: list[str] | None = None) -> None:
     except OSError as error:
         if (said := disk_error(error)) is None:
             raise
-        print(f"{_rank()}error: {said}", file=sys.stderr)
+        say_error(f"{_rank()}error: {said}")
         raise SystemExit(2) from None
     except SIGTERMException:
         say_error(f"{_rank()}stopped by SIGTERM; what was done is kept, the same command goes on from there")

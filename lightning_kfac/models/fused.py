@@ -31,7 +31,7 @@ class Rows:
         >>> import torch
         >>> z = torch.arange(12)  # two heads of [q q k k v v]
         >>> Rows((2, 3, 2), (slice(None), 1)).take(z, 0).flatten()
-        tensor([ 2,  3,  8,  9])
+        tensor([2, 3, 8, 9])
     """
 
     dims: tuple[int, ...]
