@@ -69,7 +69,7 @@ def board(quickstart):
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("scalars", ["change/edited", "avg_levenshtein_norm", "loose_acc"]),
+        ("scalars", ["change/edited", "avg_levenshtein_norm", "extraction.expected_at.10"]),
         ("images", ["comparison/metrics", "comparison/lossofheld-outtokens"]),
         ("hparams", ["edit/rho", "edit/blocks", "embedded:train", "[3,4]"]),
     ],
