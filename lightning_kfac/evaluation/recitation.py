@@ -81,8 +81,8 @@ def recite(
     diverged = (reading.matched < reading.lengths).tolist()
     tails: dict[int, list[int]] = {}
     if decode:
-        for numbers, rows in reading.groups:
-            tails |= reading.tails(numbers[(reading.matched < reading.lengths)[numbers]], numbers, rows, end_of_text)
+        for some, numbers, rows in reading.groups:
+            tails |= reading.tails(some[(reading.matched < reading.lengths)[some]], numbers, rows, end_of_text)
     matched = reading.matched.tolist()
     near = reading.near_ties.tolist()
     log_p = reading.log_p
@@ -113,7 +113,7 @@ class _Reading:
         hits: bool [B, L], where it is the gold token.
         log_q: float64 [B, L], logarithm of the probability that a gold token is drawn; 0 where none was read or asked.
         matched: int64 [B], leading hits.
-        groups: Numbers of rows, and the cache that has read them.
+        groups: Numbers of rows, and where they were read last: numbers of all rows of a cache, and the cache.
     """
 
     @torch.no_grad()
@@ -142,14 +142,12 @@ class _Reading:
         first = last if first is None or not self.plain else min(first, last)
         everyone = torch.arange(len(golds), device=device)
         self._read(self.rows, everyone, 0, first)
-        self.groups = [(everyone, self.rows)]
+        self.groups = [(everyone, everyone, self.rows)]
         undecided = self.matched > first if decoding is None else self.log_q.isfinite().all(1)
         more = undecided & (self.lengths > first + 1)
         if more.any():
             rest = self.rows if more.all() else self.rows.take(everyone[more])
-            self.groups = [(everyone[more], rest)]
-            if not more.all():
-                self.groups.append((everyone[~more], self.rows.take(everyone[~more])))
+            self.groups = [(everyone[more], everyone[more], rest), (everyone[~more], everyone, self.rows)]
             self._read(rest, everyone[more], first + 1, last)
 
     @property
