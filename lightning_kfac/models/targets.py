@@ -141,9 +141,11 @@ def _check_present(kind: str, wanted: Iterable[Place], found: Iterable[Place | N
 def count_blocks(model: nn.Module) -> int:
     """Number of transformer blocks that read text: those of a vision tower do not count."""
     find = getattr(model, "get_decoder", None)
-    decoder = find() if callable(find) else model
-    blocks = [b for part in (decoder, model) for name, _ in part.named_modules() if (b := block_of(name)) is not None]
-    return 1 + max(blocks, default=-1)
+    return (_blocks_in(find()) if callable(find) else 0) or _blocks_in(model)
+
+
+def _blocks_in(module: nn.Module) -> int:
+    return 1 + max((b for name, _ in module.named_modules() if (b := block_of(name)) is not None), default=-1)
 
 
 def block_modules(model: nn.Module) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from lightning_kfac import InputError
 from lightning_kfac.models.loading import skeleton
-from lightning_kfac.models.targets import block_of, projection_of, resolve_targets
+from lightning_kfac.models.targets import block_of, count_blocks, projection_of, resolve_targets
 from tests.common import build_model
 from tests.families import build_any
 from tests.forks import ROOT
@@ -194,3 +194,15 @@ def test_wrong_packed_weights():
 def test_wrong_model_without_blocks():
     with pytest.raises(InputError, match="no numbered blocks"):
         resolve_targets(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_blocks_of_a_vision_tower_do_not_count():
+    """A negative block is counted from the end of the text's own."""
+    model = nn.ModuleDict({name: nn.ModuleDict({"layers": nn.ModuleList()}) for name in ("vision", "text")})
+    model["vision"]["layers"].extend(nn.Sequential(nn.Linear(2, 2)) for _ in range(5))
+    model["text"]["layers"].extend(nn.Sequential(nn.Linear(2, 2)) for _ in range(3))
+    assert count_blocks(model) == 5
+    model.get_decoder = lambda: model["text"]
+    assert count_blocks(model) == 3
+    model.get_decoder = lambda: nn.Linear(2, 2)  # one that has no blocks says nothing
+    assert count_blocks(model) == 5
