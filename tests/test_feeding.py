@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lightning_kfac import collect_factors
 from lightning_kfac.evaluation.functions import memorization_score, ndcg, perplexity
-from lightning_kfac.evaluation.scoring import row_losses
+from lightning_kfac.evaluation.scoring import target_losses
 from lightning_kfac.metrics.functional import top_tokens
 from lightning_kfac.models.cached_rows import has_cache, has_plain_cache
 from lightning_kfac.models.manner import manner_of
@@ -113,9 +113,8 @@ def test_losses_and_rankings_are_those_of_the_rows_alone(family):
         assert ndcg(changed, model, None, rows(), batch_size=size) == pytest.approx(sum(gains) / len(gains), abs=1e-6)
         for side in ("left", "right"):
             batches = [TokenBatch.from_dict(b, i * size) for i, b in enumerate(batched(rows(), size, side))]
-            found = row_losses(model, batches)
-            for number, loss in enumerate(losses):
-                assert found[number][0] == pytest.approx(loss.item(), rel=1e-5)
+            found = [loss for batch in batches for loss in target_losses(model, batch).sum(1).tolist()]
+            assert found == pytest.approx([loss.item() for loss in losses], rel=1e-5)
 
 
 # Not RoBERTa: ``generate`` of transformers 5.23 counts its positions from 0, its forward from padding id + 1.
