@@ -20,13 +20,14 @@ def log(tmp_path):
 
 def test_no_flipped_bit_is_believed(log):
     contents = log.path.read_bytes()
+    head = contents.index(b"\n")
     unchanged = 0
     for place in range(len(contents)):
         for bit in range(8):
             log.path.write_bytes(contents[:place] + bytes([contents[place] ^ 1 << bit]) + contents[place + 1 :])
-            found = list(KeyedLog(log.path, "search", "0f3a").rows())
-            assert all(row in ROWS for row in found), (place, bit)
-            unchanged += found == ROWS
+            again = KeyedLog(log.path, "search", "0f3a")
+            assert all(row in ROWS for row in again.rows()), (place, bit)
+            unchanged += place > head and list(again.rows()) == ROWS
     assert unchanged < 20  # white space, and the case of an escaped letter
 
 
