@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from tests.tally import KILLED, tally
+
 ROOT = Path(__file__).parents[1]
 # What the interpreter reports of work on files; writes by safetensors (Rust) come between two of these.
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
@@ -78,7 +80,9 @@ class Forks:
         """The exit code of a run, negative for a signal; kills it where it takes too long."""
         self.server.stdin.write(json.dumps({"wait": pid, "timeout": timeout}) + "\n")
         self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
+        code = json.loads(self.server.stdout.readline())
+        tally(KILLED, code == -signal.SIGKILL)
+        return code
 
     def run(self, args: list[str], log: Path, **how) -> tuple[int, str]:
         """Runs train.py to its end: exit code, and what it printed."""

@@ -13,6 +13,7 @@ from lightning_kfac import InputError
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.tokenized import tokenized_text
 from tests.common import write_jsonl
+from tests.tally import DAMAGED, tally
 
 
 def test_tokenized_text_is_made_once(tmp_path, tokenizer):
@@ -156,6 +157,7 @@ def test_a_damaged_text_is_tokenized_again(tmp_path, tokenizer, which, harm, cap
         "empty": b"",
         "other": next((tmp_path / "elsewhere" / "t").glob(f"*.{which}")).read_bytes(),
     }
+    tally(DAMAGED)
     file.unlink()
     if harm != "gone":
         file.write_bytes(harmed[harm])

@@ -6,6 +6,7 @@ import pytest
 
 from lightning_kfac.storage.json_files import row_of_line, sealed_line
 from lightning_kfac.storage.keyed_log import KeyedLog
+from tests.tally import DAMAGED, tally
 
 ROWS = [{"batch": 3, "found": [[0.25, "é"]]}, {"batch": 4, "found": []}]
 
@@ -25,6 +26,7 @@ def test_no_flipped_bit_is_believed(log):
     for place in range(len(contents)):
         for bit in range(8):
             log.path.write_bytes(contents[:place] + bytes([contents[place] ^ 1 << bit]) + contents[place + 1 :])
+            tally(DAMAGED)
             again = KeyedLog(log.path, "search", "0f3a")
             assert all(row in ROWS for row in again.rows()), (place, bit)
             unchanged += place > head and list(again.rows()) == ROWS
@@ -35,6 +37,7 @@ def test_cut_anywhere(log):
     contents = log.path.read_bytes()
     for length in range(len(contents)):
         log.path.write_bytes(contents[:length])
+        tally(DAMAGED)
         again = KeyedLog(log.path, "search", "0f3a")
         kept = list(again.rows())
         assert kept == ROWS[: len(kept)]
