@@ -1,7 +1,7 @@
 """results.jsonl: one JSON object an evaluation, appended.
 
-In the file ``extraction`` is an object with objects in it; in memory its figures are keys like all others
-(``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
+In the file ``extraction`` and ``leaks`` are objects with objects in them; in memory their figures are keys like all
+others (``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from lightning_kfac.storage.files import new_file, timestamp, writing
 from lightning_kfac.storage.manifest import announce
 
-OBJECT = "extraction"
+OBJECTS = ("extraction", "leaks")
 
 
 def append_result(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,11 +60,12 @@ def _line(row: Mapping[str, Any]) -> str:
     nested: dict[str, Any] = {}
     for key, value in row.items():
         prefix, slash, name = key.rpartition("/")
-        if not name.startswith(f"{OBJECT}."):
+        root, *groups = name.split(".", 2)
+        if root not in OBJECTS or not groups:
             nested[key] = value
             continue
-        _, group, *inner = name.split(".", 2)
-        place = nested.setdefault(f"{prefix}{slash}{OBJECT}", {})
+        group, *inner = groups
+        place = nested.setdefault(f"{prefix}{slash}{root}", {})
         if inner:
             place = place.setdefault(group, {})
         place[inner[0] if inner else group] = value
@@ -75,7 +76,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """What ``_line`` made a line of; objects of any other form stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if key.rpartition("/")[2] != OBJECT or not isinstance(value, dict):
+        if key.rpartition("/")[2] not in OBJECTS or not isinstance(value, dict):
             flat[key] = value
             continue
         for group, inner in value.items():

@@ -1,4 +1,4 @@
-"""results.jsonl: extraction is an object in the file and flat keys in memory; older files have none."""
+"""results.jsonl: extraction and leaks are objects in the file and flat keys in memory; older files have none."""
 
 import json
 
@@ -60,3 +60,27 @@ def test_older_rows_are_read_as_they_are(tmp_path):
     old = {"stage": "baseline", "strict_acc": 0.5, "extraction": None}
     path.write_text(json.dumps(old) + "\n")
     assert read_results(path) == [old]
+
+
+def test_leaks_are_an_object_in_the_file(tmp_path):
+    path = tmp_path / "results.jsonl"
+    row = {
+        "leaks.members": 3,
+        "leaks.nonmembers": 4,
+        "leaks.loss.auc": 0.75,
+        "leaks.loss.low": 0.5,
+        "leaks.loss.high": None,
+        "leaks.min_k_plus_plus.tpr_at_fpr_0.01": 0.25,
+        "intervals": {"leaks.loss.auc": [0.5, None]},
+        "measured": {"leaks": {"k": 0.2}},
+    }
+    append_result(path, row)
+    line = json.loads(path.read_text())
+    assert line["leaks"] == {
+        "members": 3,
+        "nonmembers": 4,
+        "loss": {"auc": 0.75, "low": 0.5, "high": None},
+        "min_k_plus_plus": {"tpr_at_fpr_0.01": 0.25},
+    }
+    assert line["intervals"] == row["intervals"] and line["measured"] == row["measured"]
+    assert [plain(row) for row in read_results(path)] == [row]

@@ -10,6 +10,7 @@ from lightning_kfac.metrics.functional.extraction import (
     tries_needed,
 )
 from lightning_kfac.metrics.functional.leaks import (
+    Leaks,
     TokenStatistics,
     exact_match,
     extraction_strength,
@@ -28,6 +29,7 @@ from lightning_kfac.metrics.functional.stress import stress_length
 __all__ = [
     "LOOSE_SIMILARITY",
     "Decoding",
+    "Leaks",
     "Recitation",
     "TokenStatistics",
     "cut_after_end",

@@ -5,6 +5,7 @@ log-probabilities over the vocabulary there, and whether it was the likeliest.
 """
 
 import zlib
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,23 @@ from lightning_kfac.errors import InputError
 VALUES_AT_ONCE = 1 << 22
 # A share of tokens that is whole but for rounding is whole.
 SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """How members are told from non-members (``data.members``, ``data.nonmembers``).
+
+    Args:
+        k: Share of a text's tokens, the least likely, that Min-K and Min-K++ look at.
+        reference: Folder or hub name of a model with the same tokenizer that did not see the members; the losses of
+            both are compared. By default that is left out.
+    """
+
+    k: float = 0.2
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_share(self.k)
 
 
 class TokenStatistics(NamedTuple):
@@ -201,6 +219,10 @@ def _check(tokens: Tensor) -> None:
 
 def _count(length: int, k: float) -> int:
     """So many of ``length`` tokens are the share k of them."""
+    _check_share(k)
+    return max(1, int(length * k + SLACK))
+
+
+def _check_share(k: float) -> None:
     if not 0 < k <= 1:
         raise InputError(f"leaks.k is {k}; it must be greater than 0, and at most 1")
-    return max(1, int(length * k + SLACK))
