@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from typing_extensions import Self
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding, Leaks
 
 Group = Literal["set", "stress", "general", "questions"]
 
@@ -50,6 +50,7 @@ class Measures:
         include_unperturbed: Let the prefix itself count among the prompts of the position stress.
         batch_mean_perplexity: Also average exp(batch loss) as the original script does; depends on the batch size.
         extraction: How the tokens are drawn of which it is told how likely they give a set; null leaves it out.
+        leaks: How members are told from non-members, where there are such.
     """
 
     loose_similarity: float = LOOSE_SIMILARITY
@@ -57,6 +58,7 @@ class Measures:
     include_unperturbed: bool = False
     batch_mean_perplexity: bool = False
     extraction: Decoding | None = Decoding()  # noqa: RUF009 (frozen)
+    leaks: Leaks = Leaks()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         if not 0 <= self.loose_similarity <= 1:
@@ -139,6 +141,21 @@ class TextSeen:
     documents: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class TextsScored:
+    """A batch of members or of non-members, and how the model scores them.
+
+    Attributes:
+        index: Numbers of the texts in their class.
+        member: Whether the model was trained on them.
+        scores: Of each text, by the name of the measure.
+    """
+
+    index: Sequence[int]
+    member: bool
+    scores: Sequence[Mapping[str, float]]
+
+
 class Described(Metric):
     """A torchmetrics class that an evaluation can feed and show.
 
@@ -163,7 +180,7 @@ class Described(Metric):
 
     @property
     def settings(self) -> Mapping[str, float | None]:
-        """What its figures depend on, to stand beside them in ``results.jsonl``."""
+        """What stands beside its figures in ``results.jsonl``, such as what they depend on; after ``compute``."""
         return {}
 
     def observe(self, seen: Any) -> None:
