@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning_kfac.metrics.near_verbatim import NearVerbatim, PriorRatio
 from lightning_kfac.metrics.registry import LABELS, names_of
 
 METRICS = LABELS
@@ -13,6 +14,7 @@ OF_QUESTIONS = names_of("questions")
 # Of a sweep, with shorter names.
 SWEEP_COLUMNS = {name: (label.short, label.style) for name, label in LABELS.items() if label.short is not None}
 OF_EXTRACTION = [name for name in LABELS if name.startswith("extraction.")]
+OF_EXTRACTION_OPTIONS = [*NearVerbatim.labels, *PriorRatio.labels]
 DRAWN = [name for name, label in LABELS.items() if label.panel is not None]
 FEWEST_SHOWN = 10
 

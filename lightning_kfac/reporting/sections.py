@@ -13,7 +13,7 @@ from lightning_kfac.models.targets import layer_label
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
-from lightning_kfac.reporting.labels import METRICS, OF_EXTRACTION, SWEEP_COLUMNS, is_telling
+from lightning_kfac.reporting.labels import METRICS, OF_EXTRACTION, OF_EXTRACTION_OPTIONS, SWEEP_COLUMNS, is_telling
 from lightning_kfac.reporting.page import Html, bullets, figure, image, paragraph, preformatted, section, table
 from lightning_kfac.reporting.run import Run
 from lightning_kfac.reporting.spectra_board import spectrum_figures
@@ -80,7 +80,7 @@ def extraction(run: Run) -> str:
     scheme = ", ".join(f"{name} {row.get(f'extraction.{name}')}" for name in ("temperature", "top_k", "top_p"))
     parts = [
         paragraph(f"Sampling: {scheme}. p: the probability that one sample holds a sequence word for word."),
-        _stages_table(stages, OF_EXTRACTION),
+        _stages_table(stages, [*OF_EXTRACTION, *OF_EXTRACTION_OPTIONS]),
     ]
     if curves := run.extraction.get("curves"):
         drawn = extraction_figure(run.extraction["tries"], curves, stages)

@@ -6,11 +6,13 @@ from lightning_kfac.metrics.functional.extraction import (
     extracted_in,
     extraction_rates,
     log_probabilities,
+    prior_ratio,
     reaches,
     tries_needed,
 )
 from lightning_kfac.metrics.functional.memorization import LOOSE_SIMILARITY, Recitation, cut_after_end, recitation
 from lightning_kfac.metrics.functional.ndcg import ndcg, top_tokens
+from lightning_kfac.metrics.functional.near_verbatim import log_near_verbatim
 from lightning_kfac.metrics.functional.perplexity import token_losses
 from lightning_kfac.metrics.functional.stress import stress_length
 
@@ -22,8 +24,10 @@ __all__ = [
     "expected_share",
     "extracted_in",
     "extraction_rates",
+    "log_near_verbatim",
     "log_probabilities",
     "ndcg",
+    "prior_ratio",
     "reaches",
     "recitation",
     "stress_length",
