@@ -193,6 +193,8 @@ def findings(run: Run) -> str:
     parts = []
     if mined := run.findings.get("mining"):
         parts.append(table(["search", ""], [[key, str(value)] for key, value in mined.items()]))
+        if run.windows.is_file():
+            parts.append(image(run.windows.read_bytes(), "where documents come out, along their tokens"))
     if advised := run.findings.get("recommended"):
         setting = {key: advised[key] for key in ("blocks", "projections", "rho")}
         parts.append(paragraph(f"Recommended (chosen on one half of the sequences): {setting}. On the other half:"))

@@ -40,6 +40,22 @@ class KeyedLog:
         """The lines after the first."""
         yield from (row for row in _lines(self.path) if self.kind not in row)
 
+    def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The same, each with the place of its first byte, by which ``at`` finds it again."""
+        with open(self.path, "rb") as file:
+            place = 0
+            for line in file:
+                row = _row(line)
+                if row is not None and self.kind not in row:
+                    yield place, row
+                place += len(line)
+
+    def at(self, place: int) -> dict[str, Any]:
+        """The line that begins at a byte."""
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            return _row(file.readline()) or {}
+
     def append(self, row: dict[str, Any]) -> None:
         """Adds a line; what the file holds of other work is lost."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +70,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                yield row
+        yield from (row for row in map(_row, file) if row is not None)
+
+
+def _row(line: str | bytes) -> dict[str, Any] | None:
+    """A line's object; None where it is cut off, damaged, or something else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
