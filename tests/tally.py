@@ -1,4 +1,4 @@
-"""Counts of what the tests of docs/trust.md did: kills, damaged files, hostile inputs; ``make trust`` writes them there.
+"""Counts of what the tests of docs/trust.md did: kills, damage, hostile inputs; ``make trust`` writes them there.
 
 ``python -m tests.tally`` runs those tests in one process. Helpers that kill or damage something say so to ``tally``.
 """

@@ -122,14 +122,19 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
 
 
-def check_search(data: TextData) -> None:
-    """Raises ``InputError`` where no row of text holds a window, which shows before the text is read."""
+def check_search(model: CausalLM, data: TextData) -> None:
+    """Raises ``InputError`` where no row of text holds a window, or an earlier search is another, before work."""
     check_window(data.seq_len, sum(data.window))
+    data.check_before(model.measures.extraction)
 
 
-def make_room_for_mining(folder: RunFolder, overwrite: bool) -> None:
-    """A finished search is replaced only if asked for; an unfinished one goes on."""
-    folder.check(overwrite, replaces=SEARCHED if overwrite else (MINED,))
+def make_room_for_mining(folder: RunFolder, overwrite: bool, before: Path | None) -> None:
+    """A finished search is replaced only if asked for; an unfinished one goes on.
+
+    Args:
+        before: Windows of an earlier search that are read.
+    """
+    folder.check(overwrite, [before], replaces=SEARCHED if overwrite else (MINED,))
     if overwrite:
         folder.replace(*SEARCHED)
     folder.claim()

@@ -17,6 +17,7 @@ from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.labels import (
     METRICS,
     OF_EXTRACTION,
+    OF_EXTRACTION_OPTIONS,
     OF_LEAKS,
     SWEEP_COLUMNS,
     is_drawn,
@@ -92,7 +93,7 @@ def extraction(run: Run) -> str:
     scheme = ", ".join(f"{name} {row.get(f'extraction.{name}')}" for name in ("temperature", "top_k", "top_p"))
     parts = [
         paragraph(f"Sampling: {scheme}. p: the probability that one sample holds a sequence word for word."),
-        _stages_table(stages, OF_EXTRACTION),
+        _stages_table(stages, [*OF_EXTRACTION, *OF_EXTRACTION_OPTIONS]),
     ]
     if curves := run.extraction.get("curves"):
         drawn = extraction_figure(run.extraction["tries"], curves, stages)
@@ -221,6 +222,8 @@ def findings(run: Run) -> str:
     parts = []
     if mined := run.findings.get("mining"):
         parts.append(table(["search", ""], [[key, str(value)] for key, value in mined.items()]))
+        if run.windows.is_file():
+            parts.append(image(run.windows.read_bytes(), "where documents come out, along their tokens"))
     if advised := run.findings.get("recommended"):
         setting = {key: advised[key] for key in ("blocks", "projections", "rho")}
         parts.append(paragraph(f"Recommended (chosen on one half of the sequences): {setting}. On the other half:"))

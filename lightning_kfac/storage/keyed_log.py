@@ -39,10 +39,30 @@ class KeyedLog:
         known = next(_lines(self.path, sealed=False), {}).get(self.kind)
         return None if known is None else known == self.key
 
+    @property
+    def _sealed(self) -> bool:
+        return next(_lines(self.path, sealed=True), {}).get(self.kind) == self.key
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """The lines after the first."""
-        sealed = next(_lines(self.path, sealed=True), {}).get(self.kind) == self.key
-        yield from (row for row in _lines(self.path, sealed) if self.kind not in row)
+        yield from (row for row in _lines(self.path, self._sealed) if self.kind not in row)
+
+    def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The same, each with the place of its first byte, by which ``at`` finds it again."""
+        sealed = self._sealed
+        with open(self.path, "rb") as file:
+            place = 0
+            for line in file:
+                row = row_of_line(line, sealed)
+                if row is not None and self.kind not in row:
+                    yield place, row
+                place += len(line)
+
+    def at(self, place: int) -> dict[str, Any]:
+        """The line that begins at a byte."""
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            return row_of_line(file.readline(), sealed=False) or {}
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a line; what the file holds of other work is lost."""
