@@ -312,8 +312,10 @@ def _change(row: Mapping[str, Any], key: str) -> str:
 
 
 def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> str:
-    if not bounds or None in bounds or bounds[0] == bounds[1]:
+    if not bounds or bounds[0] == bounds[1] is not None:
         return text
+    if None in bounds:
+        return Html(f'{as_html(text)} <span class="interval">[n/a]</span>')
     low, high = (style.format(bound) for bound in bounds)
     return Html(f'{as_html(text)} <span class="interval">[{as_html(low)}, {as_html(high)}]</span>')
 
