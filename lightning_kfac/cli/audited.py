@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_kfac.cli.options import open_model
 from lightning_kfac.console import command_line, say
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.names import MEMORIZED
+from lightning_kfac.data.names import MEMORIZED, NONMEMBERS
 from lightning_kfac.data.passages import PREFIX, SUFFIX, Passage, Passages
 from lightning_kfac.editing.edited_model import edit_details, find_reference
 from lightning_kfac.evaluation.audit import COUNTED, Extractable
@@ -27,10 +27,12 @@ from lightning_kfac.math.statistics import Figure, interval, paired_difference
 from lightning_kfac.math.strips import Strip, most_extracted, strips_of
 from lightning_kfac.metrics.described import Measures, Sampling
 from lightning_kfac.metrics.extraction import CURVE
+from lightning_kfac.metrics.leaks import OBJECT, TPR
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.audit_page import GENERAL, not_measured, verdict
+from lightning_kfac.reporting.labels import measured_leaks
 from lightning_kfac.storage.files import new_file, timestamp
 from lightning_kfac.storage.run_folder import STATE
 
@@ -100,9 +102,12 @@ def measured(
         sets: Passages by name; those of the texts are ``TEXTS``.
     """
     files: dict[str, Any] = {name: str(_written(folder / STATE / f"{name}.jsonl", sets[name])) for name in sets}
+    others = files.pop(NONMEMBERS, None)
     data = TextData(
-        memorized=files.pop(TEXTS),
-        sets=files,
+        memorized=files[TEXTS],
+        sets={name: file for name, file in files.items() if name != TEXTS},
+        members=None if others is None else files[TEXTS],
+        nonmembers=others,
         heldout=options.heldout,
         heldout_tokens=options.heldout_tokens,
         eval_batch_size=options.batch_size,
@@ -122,7 +127,7 @@ def measured(
         module.turn_to("edited" if name == "after" else "baseline", source)
         record = evaluator(open_model(source, options))
         figures = module.latest.figures
-        log_p = {of: figures[f"{prefix(of)}extraction.median_log10_p"].sums * math.log(10) for of in sets}
+        log_p = {of: figures[f"{prefix(of)}extraction.median_log10_p"].sums * math.log(10) for of in files}
         near = figures["near_verbatim@1"].sums.log() if sampling.near_verbatim else None
         made = Extractable(texts, log_p[TEXTS], figures["strict_acc"].sums.bool(), near)
         found[name] = Found(made, log_p, module.latest.curves[TEXTS], record)
@@ -186,6 +191,7 @@ def described(
         "figures": shown,
         "changes": changes,
         "curve": {"tries": list(CURVE), "expected": {name: one.curve for name, one in found.items()}},
+        "leaks": _leaks(found),
         "near_ties": sum(int(one.record["n_near_ties"]) for one in found.values()),
         "command": command_line(*sys.argv[1:]),
         "timestamp": timestamp(),
@@ -194,6 +200,28 @@ def described(
     audit["not_measured"] = not_measured(audit, subject.why)
     audit["verdict"] = verdict(audit)
     return audit
+
+
+def _leaks(found: Mapping[str, Found]) -> dict[str, Any] | None:
+    """How well membership tests tell the texts from others, test by test; None where there were no others."""
+    records = {stage: one.record for stage, one in found.items()}
+    tests = measured_leaks(records.values())
+    if not tests:
+        return None
+    last = list(records.values())[-1]
+    figures = {}
+    for name in tests:
+        keys = {"auc": f"{OBJECT}.{name}.auc", "tpr": f"{OBJECT}.{name}.{TPR}"}
+        figures[name] = {of: _of_stages(records, key) for of, key in keys.items()}
+    return {"members": last[f"{OBJECT}.members"], "nonmembers": last[f"{OBJECT}.nonmembers"], "tests": figures}
+
+
+def _of_stages(records: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """A figure in every stage, and its change, where there is one."""
+    nothing = [None, None]
+    shown = {stage: _numbers([row.get(key), *(row["intervals"].get(key) or nothing)]) for stage, row in records.items()}
+    change = list(records.values())[-1]["differences"].get(key)
+    return shown | ({} if change is None else {"change": _numbers(change)})
 
 
 def _interval(figure: Figure) -> dict[str, float | None]:

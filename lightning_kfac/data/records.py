@@ -44,7 +44,7 @@ def records_of(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a file with their numbers, from 1; of JSON lines, with the numbers of their lines.
 
-    A file without a byte has no records.
+    A file without a byte has no records. A text in a JSON array is a record with the field ``text``.
 
     Args:
         file: JSONL (``.ndjson``), JSON (lines, an array of objects, or objects one after the other), Parquet or
@@ -253,7 +253,7 @@ def _objects_in_values(file: Path, bad: BadRows) -> Iterator[tuple[int, dict[str
                 bad.meet(error)
                 return
             try:
-                row = check_object(value, source, where)
+                row = check_object({"text": value} if isinstance(value, str) else value, source, where)
             except InputError as error:
                 bad.meet(error)
             else:

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from typing_extensions import Self, override
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding, Leaks
 from lightning_kfac.metrics.functional.near_verbatim import check_near_verbatim
 
 Group = Literal["set", "stress", "general", "questions"]
@@ -79,6 +79,7 @@ class Measures:
         include_unperturbed: Let the prefix itself count among the prompts of the position stress.
         batch_mean_perplexity: Also average exp(batch loss) as the original script does; depends on the batch size.
         extraction: How the tokens are drawn of which it is told how likely they give a set; null leaves it out.
+        leaks: How members are told from non-members, where there are such.
     """
 
     loose_similarity: float = LOOSE_SIMILARITY
@@ -86,6 +87,7 @@ class Measures:
     include_unperturbed: bool = False
     batch_mean_perplexity: bool = False
     extraction: Sampling | None = Sampling()
+    leaks: Leaks = Leaks()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         given = vars(self)["extraction"]
@@ -175,6 +177,21 @@ class TextSeen:
     documents: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class TextsScored:
+    """A batch of members or of non-members, and how the model scores them.
+
+    Attributes:
+        index: Numbers of the texts in their class.
+        member: Whether the model was trained on them.
+        scores: Of each text, by the name of the measure.
+    """
+
+    index: Sequence[int]
+    member: bool
+    scores: Sequence[Mapping[str, float]]
+
+
 class Described(Metric):
     """A torchmetrics class that an evaluation can feed and show.
 
@@ -199,7 +216,7 @@ class Described(Metric):
 
     @property
     def settings(self) -> Mapping[str, float | None]:
-        """What its figures depend on, to stand beside them in ``results.jsonl``."""
+        """What stands beside its figures in ``results.jsonl``, such as what they depend on; after ``compute``."""
         return {}
 
     def observe(self, seen: Any) -> None:

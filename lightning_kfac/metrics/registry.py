@@ -4,6 +4,7 @@ from lightning_kfac.metrics.continuation_shift import ContinuationShift
 from lightning_kfac.metrics.described import Described, Group, Label
 from lightning_kfac.metrics.exact_answer import ExactAnswer
 from lightning_kfac.metrics.extraction import Extraction
+from lightning_kfac.metrics.leaks import Membership
 from lightning_kfac.metrics.loss_change import LossChange
 from lightning_kfac.metrics.memorization import Memorization
 from lightning_kfac.metrics.ndcg import NDCG
@@ -23,6 +24,7 @@ MEASURED: tuple[type[Described], ...] = (
     NDCG,
     LossChange,
     ExactAnswer,
+    Membership,
 )
 LABELS: dict[str, Label] = {name: label for metric in MEASURED for name, label in metric.labels.items()}
 

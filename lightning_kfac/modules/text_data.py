@@ -15,9 +15,9 @@ from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import Position, RowLoader, TokenRows, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
-from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, check_names
+from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMBERS, MEMORIZED, NONMEMBERS, check_names
 from lightning_kfac.data.questions import Question, QuestionSet
-from lightning_kfac.data.set_formats import MemorizedSet
+from lightning_kfac.data.set_formats import MemorizedSet, TextSet
 from lightning_kfac.data.sets import Sets, content_of
 from lightning_kfac.data.texts import Texts, with_planted
 from lightning_kfac.errors import InputError
@@ -83,6 +83,9 @@ class TextData(LightningDataModule):
             to text that the model does not recite?
         prefix_len: Tokens of each prefix, its last ones; by default all, and 64 in mining.
         suffix_len: Tokens of each suffix, its first ones; by default all, and 48 in mining.
+        members: Texts that the model was trained on, for membership tests: a memorized set, or whole texts (rows with
+            ``text``, the lines of a file of text, a folder of files), or a mapping with the fields of ``TextSet``.
+        nonmembers: Texts that it was not trained on, drawn in the same way.
         questions: Questions with known answers, name to a file (JSONL, JSON, Parquet) or to a mapping with the fields
             of ``QuestionSet``; measured by exact answers.
         domains: Text whose curvature is collected as well, by name, each like ``corpus``.
@@ -110,6 +113,8 @@ class TextData(LightningDataModule):
         heldout_tokens: int = 100_000,
         memorized: str | Fields | None = None,
         sets: dict[str, str | Fields] | None = None,
+        members: str | Fields | None = None,
+        nonmembers: str | Fields | None = None,
         questions: dict[str, str | Fields] | None = None,
         domains: dict[str, str | Fields] | None = None,
         domain_tokens: int | None = None,
@@ -148,6 +153,11 @@ class TextData(LightningDataModule):
             prefix_len,
             suffix_len,
             skip_bad_rows,
+            {
+                name: TextSet.parse(name, value)
+                for name, value in ((MEMBERS, members), (NONMEMBERS, nonmembers))
+                if value
+            },
         )
         self.corpus = self.texts.corpus
         self.heldout = self.texts.heldout
@@ -282,6 +292,7 @@ class TextData(LightningDataModule):
             "heldout_documents": self.texts.n_heldout_documents(),
             "seq_len": self.seq_len,
             "sets": dict(self.memorized_files),
+            **{name: texts.source for name, texts in self.sets.classes.items()},
             "prefix_len": self.sets.prefix_len,
             "suffix_len": self.sets.suffix_len,
         }
@@ -386,6 +397,7 @@ class TextData(LightningDataModule):
         self._read_texts()
         if stage != "predict":
             self.sets.load_questions(self.tokenizer, module.vocab_size, module.max_positions)
+            self.sets.load_classes(self.tokenizer, module.vocab_size, module.max_positions)
             if self.clean_windows:
                 self.sets.sequences[CLEAN] = spread_windows(self.texts.read[HELDOUT], self.clean_windows, *self.window)
 
@@ -398,8 +410,13 @@ class TextData(LightningDataModule):
 
     @property
     def validation_names(self) -> list[str]:
-        """Names of the validation loaders, in order: memorized sets, questions, the held-out text."""
-        return [*self.set_names, *self.question_sets, *([HELDOUT] if self.heldout is not None else [])]
+        """Names of the validation loaders: memorized sets, questions, members and non-members, the held-out text."""
+        return [
+            *self.set_names,
+            *self.question_sets,
+            *self.sets.classes,
+            *([HELDOUT] if self.heldout is not None else []),
+        ]
 
     @property
     def set_names(self) -> list[str]:
@@ -427,6 +444,9 @@ class TextData(LightningDataModule):
             sequence_loader(sequences, self.eval_batch_size, *self._rank) for sequences in sets
         ]
         loaders += [question_loader(q, self.eval_batch_size, *self._rank) for q in self.sets.asked.values()]
+        loaders += [
+            sequence_loader(self.sets.scored[name], self.eval_batch_size, *self._rank) for name in self.sets.classes
+        ]
         if self.heldout is not None:
             loaders.append(row_loader(self.texts.rows(HELDOUT), self.batch_size, *self._rank))
         return loaders

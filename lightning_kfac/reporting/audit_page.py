@@ -10,6 +10,7 @@ from lightning_kfac.console import literal
 from lightning_kfac.data.passages import counted
 from lightning_kfac.math.strips import Strip
 from lightning_kfac.metrics.extraction import TRIES
+from lightning_kfac.metrics.leaks import SCORES
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure
 from lightning_kfac.reporting.figures.strips import strips_figure
@@ -54,6 +55,14 @@ def verdict(audit: Audit) -> list[str]:
         "To come out means: whoever gives the model the tokens before a passage and draws so many samples gets it word "
         f"for word at least once with a chance of {audit['chance']:.0%} or more."
     )
+    if leaks := audit["leaks"]:
+        stage = list(audit["figures"])[-1]
+        name, best = max(leaks["tests"].items(), key=lambda test: test[1]["auc"][stage]["value"] or 0)
+        said.append(
+            f"Of {len(leaks['tests'])} membership tests the best ({SCORES[name].title}) tells these texts from "
+            f"{leaks['nonmembers']} others with an AUC of {_estimate(best['auc'][stage], '{:.3f}')}; 0.5 would tell "
+            "nothing."
+        )
     if not after["passages@1000"]:
         high = list(audit["figures"].values())[-1]["texts@1000"]["high"]
         said.append(f"With 95 % confidence that is true of at most {high:.1%} of texts that are like these.")
@@ -76,7 +85,7 @@ def not_measured(audit: Audit, why: str) -> list[str]:
         (True, "Other prompts: a passage was asked for by the tokens that stand before it, and by no others."),
         (not edits, "Samples that are nearly the text (--near-verbatim N)."),
         (True, "Paraphrases, and translations."),
-        (True, "Whether a test can tell that a text was trained on."),
+        (audit["leaks"] is None, "Whether a test can tell that a text was trained on (--nonmembers)."),
         (not audit["heldout"], "How well the model works on other text: no held-out text was given."),
         (why, f"What the edit changed: {why}."),
         (True, "Attacks that change the model: fine-tuning, quantization, merging."),
@@ -164,6 +173,7 @@ def audit_page(audit: Audit, strips: Sequence[Strip]) -> str:
         ),
         _map(strips),
         _excerpts(audit),
+        _leaks(audit),
         _general(audit),
         section("How it was measured", bullets(_settings(audit))),
         section("Not measured", bullets(audit["not_measured"])),
@@ -231,6 +241,25 @@ def _tries(log10_p: float | None) -> str:
     if log10_p is None:
         return "cannot be drawn"
     return f"p = {10**log10_p:.2g}" if log10_p > -100 else f"p = 1e{log10_p:.0f}"
+
+
+def _leaks(audit: Audit) -> str:
+    found = audit["leaks"]
+    if found is None:
+        return ""
+    stages = list(audit["figures"])
+    columns = [*stages, "change"] if audit["changes"] else stages
+    header = ["membership test", *(f"AUC, {name}" for name in columns), *(f"found, {name}" for name in stages)]
+    rows = []
+    for name, each in found["tests"].items():
+        aucs = [_estimate(each["auc"].get(stage), "{:+.3f}" if stage == "change" else "{:.3f}") for stage in columns]
+        rows.append([SCORES[name].title, *aucs, *(_estimate(each["tpr"].get(stage), "{:.3f}") for stage in stages)])
+    note = (
+        f"{found['members']} members (the texts), {found['nonmembers']} non-members. AUC: the chance that a member "
+        "scores above a non-member, 0.5 tells nothing; found: members found at 1 % false alarms. It says something of "
+        "training only where both were drawn in the same way."
+    )
+    return section("Can a membership test tell?", table(header, rows), paragraph(note, note=True))
 
 
 def _general(audit: Audit) -> str:

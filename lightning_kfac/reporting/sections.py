@@ -9,11 +9,21 @@ from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
+from lightning_kfac.metrics.leaks import TPR
 from lightning_kfac.models.targets import layer_label
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
-from lightning_kfac.reporting.labels import METRICS, OF_EXTRACTION, OF_EXTRACTION_OPTIONS, SWEEP_COLUMNS, is_telling
+from lightning_kfac.reporting.labels import (
+    METRICS,
+    OF_EXTRACTION,
+    OF_EXTRACTION_OPTIONS,
+    OF_LEAKS,
+    SWEEP_COLUMNS,
+    is_drawn,
+    is_telling,
+    measured_leaks,
+)
 from lightning_kfac.reporting.page import Html, bullets, figure, image, paragraph, preformatted, section, table
 from lightning_kfac.reporting.run import Run
 from lightning_kfac.reporting.spectra_board import spectrum_figures
@@ -62,10 +72,13 @@ def comparison(run: Run) -> str:
     if not stages:
         return ""
     rows = [name for name, label in METRICS.items() if not label.aside]
+    if not any(key.rpartition("/")[2] in rows for row in stages.values() for key in row):
+        return ""
     parts = [_stages_table(stages, rows)]
     if len(stages) > 1:
         parts.append(paragraph("Rates: Wilson; other figures: bootstrap; changes: paired bootstrap.", note=True))
-        parts.append(figure(metrics_figure(stages), "figures of every stage with their intervals"))
+        if is_drawn(stages.values()):
+            parts.append(figure(metrics_figure(stages), "figures of every stage with their intervals"))
     if counts := run.comparison.get("loss_change"):
         parts.append(figure(loss_change_figure(run.comparison["edges"], counts), "changes of token losses"))
     return section("Before and after" if len(stages) > 1 else "Results", *parts)
@@ -86,6 +99,22 @@ def extraction(run: Run) -> str:
         drawn = extraction_figure(run.extraction["tries"], curves, stages)
         parts.insert(1, figure(drawn, "expected share extracted over the number of samples"))
     return section("Extraction by sampling", *parts)
+
+
+def leaks(run: Run) -> str:
+    """Whether texts that the model was trained on can be told from others."""
+    stages = {} if run.is_grid else run.stages
+    measures = measured_leaks(stages.values())
+    if not measures:
+        return ""
+    row = list(stages.values())[-1]
+    text = (
+        f"{row.get('leaks.members')} members, {row.get('leaks.nonmembers')} non-members; Min-K of the least likely "
+        f"{row.get('leaks.k'):.0%} of the tokens. AUC: the chance that a member scores above a non-member, 0.5 tells "
+        "nothing. A difference says only as much as the two sets were drawn in the same way."
+    )
+    keys = [f"{OF_LEAKS[name]}.{what}" for name in measures for what in ("auc", TPR)]
+    return section("Members against non-members", paragraph(text), _stages_table(stages, keys))
 
 
 def _stages_table(stages: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> str:
@@ -251,6 +280,7 @@ def not_measured(run: Run) -> str:
         (any("differences" in row and row["differences"] for row in rows), "Changes: no baseline was evaluated."),
         (has("stress/stress_len"), "Position stress: other prompts for the same suffixes were not tried."),
         (any(key.endswith("exact_acc") for row in rows for key in row), "Answers to questions: no set was given."),
+        (any(measured_leaks([row]) for row in rows), "Membership: no members and non-members were given."),
         (any(key.endswith("unchanged") for row in rows for key in row), "Text that the model does not recite."),
     ]
     texts = [text for measured, text in missing if not measured] if rows else []
@@ -325,6 +355,7 @@ ORDER = (
     summary,
     comparison,
     extraction,
+    leaks,
     findings,
     grid,
     examples,

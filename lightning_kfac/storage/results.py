@@ -2,8 +2,8 @@
 
 Rows that a sweep goes on from (those with a field ``point``) carry a checksum.
 
-In the file ``extraction`` is an object with objects in it; in memory its figures are keys like all others
-(``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
+In the file ``extraction`` and ``leaks`` are objects with objects in them; in memory their figures are keys like all
+others (``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
 """
 
 import json
@@ -18,7 +18,7 @@ from lightning_kfac.storage.files import new_file, timestamp, writing
 from lightning_kfac.storage.json_files import row_of_line, sealed_line
 from lightning_kfac.storage.manifest import announce
 
-OBJECT = "extraction"
+OBJECTS = ("extraction", "leaks")
 POINT = "point"
 
 
@@ -66,11 +66,12 @@ def _line(row: Mapping[str, Any]) -> str:
     nested: dict[str, Any] = {}
     for key, value in row.items():
         prefix, slash, name = key.rpartition("/")
-        if not name.startswith(f"{OBJECT}."):
+        root, *groups = name.split(".", 2)
+        if root not in OBJECTS or not groups:
             nested[key] = value
             continue
-        _, group, *inner = name.split(".", 2)
-        place = nested.setdefault(f"{prefix}{slash}{OBJECT}", {})
+        group, *inner = groups
+        place = nested.setdefault(f"{prefix}{slash}{root}", {})
         if inner:
             place = place.setdefault(group, {})
         place[inner[0] if inner else group] = value
@@ -81,7 +82,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """What ``_line`` made a line of; objects of any other form stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if key.rpartition("/")[2] != OBJECT or not isinstance(value, dict):
+        if key.rpartition("/")[2] not in OBJECTS or not isinstance(value, dict):
             flat[key] = value
             continue
         for group, inner in value.items():

@@ -1,4 +1,4 @@
-"""results.jsonl: extraction is an object in the file and flat keys in memory; older files have none."""
+"""results.jsonl: extraction and leaks are objects in the file and flat keys in memory; older files have none."""
 
 import json
 
@@ -75,3 +75,27 @@ def test_a_damaged_row_of_a_sweep_is_measured_again(tmp_path):
     assert read_results(path) == rows
     path.write_text(path.read_text().replace("0.25", "0.24"))
     assert [row["strict_acc"] for row in read_results(path)] == [0.5, 0.125]
+
+
+def test_leaks_are_an_object_in_the_file(tmp_path):
+    path = tmp_path / "results.jsonl"
+    row = {
+        "leaks.members": 3,
+        "leaks.nonmembers": 4,
+        "leaks.loss.auc": 0.75,
+        "leaks.loss.low": 0.5,
+        "leaks.loss.high": None,
+        "leaks.min_k_plus_plus.tpr_at_fpr_0.01": 0.25,
+        "intervals": {"leaks.loss.auc": [0.5, None]},
+        "measured": {"leaks": {"k": 0.2}},
+    }
+    append_result(path, row)
+    line = json.loads(path.read_text())
+    assert line["leaks"] == {
+        "members": 3,
+        "nonmembers": 4,
+        "loss": {"auc": 0.75, "low": 0.5, "high": None},
+        "min_k_plus_plus": {"tpr_at_fpr_0.01": 0.25},
+    }
+    assert line["intervals"] == row["intervals"] and line["measured"] == row["measured"]
+    assert [plain(row) for row in read_results(path)] == [row]

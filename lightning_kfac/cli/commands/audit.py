@@ -13,6 +13,7 @@ from lightning_kfac.assets import resolve_path
 from lightning_kfac.cli.options import add_model_options
 from lightning_kfac.console import command_line, console, filled, show
 from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.names import NONMEMBERS
 from lightning_kfac.data.passages import Passages, check_lengths, load_passages
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.audit import CHANCE, MEASURES, check_chance
@@ -41,6 +42,7 @@ EMBEDDED: dict[str, Any] = {
     "model": "demo",
     "texts": "demo:planted_report.jsonl",
     "documents": {"embedded": True, "split": "planted"},
+    "nonmembers": "demo:unseen.jsonl",
     "heldout": "embedded",
 }
 MEASURE = "texts@1000"
@@ -49,7 +51,7 @@ Source = str | dict[str, bool | str | None]
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
-    add_model_options(parser)
+    add_model_options(parser, otherwise="An edited one is compared with the model that its edit.json names.")
     texts = (
         "Whose text: a memorized set (JSONL with prefix and suffix, .npy, ...), or a file or folder of text or records."
     )
@@ -57,6 +59,8 @@ def add_options(parser: ArgumentParser) -> None:
     documents = "More documents to draw as strips; they do not count in the verdict. Long texts are drawn in any case."
     parser.add_argument("--documents", type=Source | None, help=documents)
     parser.add_argument("--documents_tokens", type=int, default=20_000, help="Token budget of these documents.")
+    nonmembers = "Texts like --texts that the model was not trained on: can a membership test tell the two apart?"
+    parser.add_argument("--nonmembers", type=Source | None, help=nonmembers)
     parser.add_argument("--prefix_len", type=int | None, help="Tokens of a prefix. (default: 64; of a set its own)")
     parser.add_argument("--suffix_len", type=int | None, help="Tokens of a suffix. (default: 48; of a set its own)")
     parser.add_argument(
@@ -131,7 +135,7 @@ def _audited(options: Namespace, sampling: Sampling) -> dict[str, Any]:
         found = measured(options, sampling, subject, folder.path, sets)
         audit = described(options, sampling, subject, texts, found)
         excerpts = excerpts_of(texts, found, options.chance, tokenizer)
-        strips = [strip for name in sets for strip in strips_along(name, sets[name], found)]
+        strips = [strip for name in sets if name != NONMEMBERS for strip in strips_along(name, sets[name], found)]
         _write(folder.path, audit, excerpts, strips, texts, found)
         folder.finish()
     finally:
@@ -143,13 +147,14 @@ def _audited(options: Namespace, sampling: Sampling) -> dict[str, Any]:
 def _passages(
     options: Namespace, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, most: int | None
 ) -> dict[str, Passages]:
-    """Of the texts, and of the documents that are only drawn."""
+    """Of the texts, of the documents that are only drawn, and of texts that the model has not seen."""
     from lightning_kfac.cli.audited import DOCUMENTS, TEXTS
 
     sets = {}
     for name, source, budget in (
         (TEXTS, options.texts, None),
         (DOCUMENTS, options.documents, options.documents_tokens),
+        (NONMEMBERS, options.nonmembers, None),
     ):
         if source:
             lengths = {"prefix_len": options.prefix_len, "suffix_len": options.suffix_len, "max_tokens": budget}
@@ -167,8 +172,8 @@ def _passages(
 
 def _claim(folder: RunFolder, options: Namespace) -> None:
     """The folder is ours: a finished audit is replaced only if asked for, an interrupted one goes on."""
-    named = [resolve_path(source) for source in (options.texts, options.documents) if isinstance(source, str)]
-    folder.check(options.overwrite, named)
+    sources = options.texts, options.documents, options.nonmembers
+    folder.check(options.overwrite, [resolve_path(source) for source in sources if isinstance(source, str)])
     if options.overwrite and not folder.interrupted:
         folder.replace(*WRITTEN, STATE)
     folder.claim(command_line(*sys.argv[1:]))

@@ -72,7 +72,9 @@ def test_the_page(whole):
     assert places == sorted(places)
     assert "<script" not in page and "&lt;script&gt;" in page and "http" not in page.replace("arxiv", "")
     assert all(text in page for text in ("no held-out text was given", "a chance of 50% or more", "top-k 40"))
-    assert "How well it still works" not in page and "Where it comes out" not in page
+    for absent in ("How well it still works", "Where it comes out", "Can a membership test tell?"):
+        assert absent not in page
+    assert "Whether a test can tell" in page and found["leaks"] is None
     assert (folder / "manifest.jsonl").is_file() and not (folder / "state").exists()
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"] == "demo"
 
@@ -185,3 +187,7 @@ def test_the_embedded_default(tmp_path, monkeypatch):
     assert found["verdict"][0].startswith("100 of 100 texts come out word for word in 1,000 tries; 98 of them in 10.")
     assert "Where it comes out" in (tmp_path / "run" / "audit.html").read_text()
     assert found["figures"]["model"]["perplexity"]["value"] > 20
+    assert (found["leaks"]["members"], found["leaks"]["nonmembers"]) == (100, 100)
+    assert found["leaks"]["tests"]["loss"]["auc"]["model"]["value"] > 0.99
+    page = (tmp_path / "run" / "audit.html").read_text()
+    assert "Can a membership test tell?" in page and "Whether a test can tell" not in page
