@@ -19,6 +19,7 @@ th:first-child, td:first-child { text-align: left; } th { background: #f4f4f4; }
 pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: 12.5px; }
 .interval, .note { color: #666; font-size: 12.5px; } blockquote { margin: .2rem 0 .8rem 0; color: #333; }
 mark { background: #ffe2c7; }
+@media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal; min-width: 7rem; } }
 """
 
 
@@ -26,7 +27,8 @@ def page(title: str, sections: Iterable[str]) -> str:
     """The whole document."""
     body = "\n".join(section for section in sections if section)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{as_html(title)}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{as_html(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body>\n<h1>{as_html(title)}</h1>\n{body}\n</body></html>\n"
     )
 
