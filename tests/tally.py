@@ -1,4 +1,4 @@
-"""Counts of what the tests of docs/trust.md did: kills, damaged files, hostile inputs; ``make trust`` writes them there.
+"""Counts of what the tests of docs/trust.md did: kills, damage, hostile inputs; ``make trust`` writes them there.
 
 ``python -m tests.tally`` runs those tests in one process. Helpers that kill or damage something say so to ``tally``.
 """
@@ -14,15 +14,15 @@ DOCS = ROOT / "docs" / "trust.md"
 BEGIN = "<!-- What follows is written by `make trust`. -->\n"
 # The tests that count, by what a case of theirs is.
 CASES = {
-    "hostile configs, names and switches": ["cli/test_foreign_code.py", "cli/test_parsers.py"],
-    "hostile models and tokenizers": [
+    "configs, names and switches": ["cli/test_foreign_code.py", "cli/test_parsers.py"],
+    "models and tokenizers": [
         "models/test_sizes.py",
         "models/test_model_folder.py",
         "models/test_tokenizer_identity.py",
     ],
-    "hostile corpora and sets": ["data/test_records.py", "data/test_set_formats.py", "data/test_token_files.py"],
-    "hostile text in what is shown": ["test_console.py", "cli/test_quiet.py", "reporting/test_escape.py"],
-    "foreign and earlier files in folders": [
+    "corpora and sets": ["data/test_records.py", "data/test_set_formats.py", "data/test_token_files.py"],
+    "text in what is shown": ["test_console.py", "cli/test_quiet.py", "reporting/test_escape.py"],
+    "files of others and of earlier runs": [
         "storage/test_manifest.py",
         "storage/test_run_folder.py",
         "storage/test_output_folder.py",
@@ -35,7 +35,7 @@ CASES = {
         "storage/test_keyed_log.py",
         "data/test_tokenized.py",
     ],
-    "stops, kills and odd circumstances of whole runs": [
+    "stops, kills and odd circumstances of runs": [
         "callbacks/collection/test_faults.py",
         "callbacks/collection/test_circumstances.py",
         "callbacks/test_mining.py",
@@ -67,7 +67,7 @@ def table(passed: Counter[str]) -> str:
     """The two tables of the page."""
     lines = ["| what the tests did | how often |", "|---|---|"]
     lines += [f"| {kind} | {COUNTS[kind]:,} |" for kind in (KILLED, DAMAGED, MUTATED)]
-    lines += ["", "| situations | tests | passed |", "|---|---|---|"]
+    lines += ["", "| tests of | files | passed |", "|---|---|---|"]
     for kind, files in CASES.items():
         names = ", ".join(f"`{file}`" for file in files)
         lines.append(f"| {kind} | {names} | {sum(passed[file] for file in files):,} |")

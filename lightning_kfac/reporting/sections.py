@@ -1,6 +1,6 @@
 """The sections of a report, each from what the run folder holds."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lightning_kfac.console import command_line
@@ -11,9 +11,12 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
 from lightning_kfac.metrics.leaks import TPR
 from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.attacks import HEADER as ATTACKS_HEADER
+from lightning_kfac.reporting.attacks import Cell, attack_lines, attack_rows, recovery_curves
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
+from lightning_kfac.reporting.figures.recovery import recovery_figure
 from lightning_kfac.reporting.labels import (
     METRICS,
     OF_EXTRACTION,
@@ -115,6 +118,37 @@ def leaks(run: Run) -> str:
     )
     keys = [f"{OF_LEAKS[name]}.{what}" for name in measures for what in ("auc", TPR)]
     return section("Members against non-members", paragraph(text), _stages_table(stages, keys))
+
+
+def attacks(run: Run) -> str:
+    """What survives of the edit under attack."""
+    return attack_results(run.attacks)
+
+
+def attack_results(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same of rows of the command ``attack``, for any page; empty where there are none.
+
+    Args:
+        rows: Stages ``baseline``, ``edited`` and ``attacked``.
+    """
+    if not attack_rows(rows):
+        return ""
+    text = (
+        "Share of the sequences got word for word, on the half of the set that no attack sees. Recovered: (attacked - "
+        "edited) / (unedited - edited), with a paired bootstrap over the sequences. Perplexity on held-out text: an "
+        "attack that raises it much has broken the model rather than brought anything back."
+    )
+    body = [[line.label, *(_cell(cell) for cell in line.cells)] for line in attack_lines(rows)]
+    parts = [paragraph(text), table(ATTACKS_HEADER, body)]
+    if recovery_curves(rows):
+        drawn = recovery_figure(rows, "what relearning brings back")
+        parts.append(figure(drawn, "recovery over the steps of relearning"))
+    return section("What survives attacks", *parts)
+
+
+def _cell(cell: Cell) -> str:
+    bounds = f' <span class="interval">[{as_html(cell.bounds)}]</span>' if cell.bounds else ""
+    return Html(as_html(cell.text) + bounds)
 
 
 def _stages_table(stages: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> str:
@@ -286,6 +320,8 @@ def not_measured(run: Run) -> str:
     texts = [text for measured, text in missing if not measured] if rows else []
     sampled = any(key.rpartition("/")[2] in OF_EXTRACTION for row in rows for key in row)
     means = "other prompts, fine-tuning, paraphrase" if sampled else "sampling, fine-tuning, paraphrase"
+    if run.attacks:
+        means = "paraphrase, more training, attacks that are not in the table"
     texts += [
         f"Whether the text can be extracted by other means ({means}): not measured. The edit "
         "disrupts recall of these sequences; it is no proof of deletion.",
@@ -356,6 +392,7 @@ ORDER = (
     comparison,
     extraction,
     leaks,
+    attacks,
     findings,
     grid,
     examples,

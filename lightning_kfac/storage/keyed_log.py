@@ -39,16 +39,17 @@ class KeyedLog:
         known = next(_lines(self.path, sealed=False), {}).get(self.kind)
         return None if known is None else known == self.key
 
+    @property
+    def _sealed(self) -> bool:
+        return next(_lines(self.path, sealed=True), {}).get(self.kind) == self.key
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """The lines after the first."""
-        yield from (row for row in _lines(self.path, self._is_sealed()) if self.kind not in row)
-
-    def _is_sealed(self) -> bool:
-        return next(_lines(self.path, sealed=True), {}).get(self.kind) == self.key
+        yield from (row for row in _lines(self.path, self._sealed) if self.kind not in row)
 
     def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The same, each with the place of its first byte, by which ``at`` finds it again."""
-        sealed = self._is_sealed()
+        sealed = self._sealed
         with open(self.path, "rb") as file:
             place = 0
             for line in file:

@@ -24,6 +24,7 @@ def options(texts, folder, **changes):
         "data.memorized": texts / "few.jsonl",
         "collect.blocks": "[2]",
         "collect.projections": "[gate,up]",
+        "collect.coupled": "true",
         "collect.save_minutes": 0,
         "edit.rho": 0.8,
         "trainer.logger": "false",
