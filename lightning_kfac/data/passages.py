@@ -127,7 +127,7 @@ def load_passages(
         return _of_set(memorized.source, rows)
     corpus = Corpus.parse(dict(source) if isinstance(source, Mapping) else source, embedded_split="heldout")
     corpus.check()
-    found = Passages(corpus.label)
+    found = Passages(source if isinstance(source, str) else corpus.label)
     longest = 0
     for document in _documents(corpus, tokenizer, vocab_size, max_tokens):
         longest = max(longest, len(document))

@@ -159,15 +159,21 @@ def _passages(
         if source:
             lengths = {"prefix_len": options.prefix_len, "suffix_len": options.suffix_len, "max_tokens": budget}
             sets[name] = load_passages(source, tokenizer, vocab_size, **lengths)
-            longest = max(len(passage.prefix) + len(passage.suffix) for passage in sets[name].passages)
-            if most is not None and longest > most:
-                raise InputError(
-                    f"{sets[name].source}: a passage of {longest} tokens, but the model takes at most {most} "
-                    "positions; lower --prefix-len or --suffix-len"
-                )
+            _check_passages(sets[name], most, options.prior_ratio)
     if options.heldout:
         Corpus.parse(options.heldout, "heldout").check()
     return sets
+
+
+def _check_passages(texts: Passages, most: int | None, prior_ratio: bool) -> None:
+    longest = max(len(passage.prefix) + len(passage.suffix) for passage in texts.passages)
+    if most is not None and longest > most:
+        raise InputError(
+            f"{texts.source}: a passage of {longest} tokens, but the model takes at most {most} positions; lower "
+            "--prefix-len or --suffix-len"
+        )
+    if prior_ratio and len(texts.passages) < 2:
+        raise InputError(f"{texts.source}: one passage, and --prior-ratio needs the prefix of another")
 
 
 def _claim(folder: RunFolder, options: Namespace) -> None:

@@ -127,6 +127,9 @@ def test_what_cannot_be_audited_is_said_before_the_model_is_read(mixed, whole, t
     monkeypatch.setattr(audited, "open_model", lambda *_: pytest.fail("the model was read"))
     short = write_jsonl(tmp_path / "s.jsonl", [{"text": "short"}])
     empty = write_jsonl(tmp_path / "e.jsonl", [{"prefix": "Return", "suffix": ""}])
+    one = write_jsonl(tmp_path / "o.jsonl", [{"text": "Return the value for key if key is in the dictionary. " * 4}])
+    long = write_jsonl(tmp_path / "l.jsonl", [{"text": "Return the value for key if key is in the dictionary. " * 200}])
+    nothing = write_jsonl(tmp_path / "n.jsonl", [])
     good = {"model": "demo", "texts": mixed[0], "output": tmp_path / "run"}
     for changes, said in (
         ({"temperature": 0}, "--temperature is 0"),
@@ -145,6 +148,10 @@ def test_what_cannot_be_audited_is_said_before_the_model_is_read(mixed, whole, t
         ({"texts": tmp_path / "none.jsonl"}, "no such file"),
         ({"prefix_len": 60, "suffix_len": 60}, "the suffix has 48 tokens"),
         ({"heldout": tmp_path / "none.txt"}, "no such file"),
+        ({"texts": nothing}, "has no text"),
+        ({"nonmembers": tmp_path / "none.jsonl"}, "no such file"),
+        ({"texts": one, "prior_ratio": "true"}, "one passage, and --prior-ratio needs the prefix of another"),
+        ({"texts": long, "prefix_len": 3000}, "but the model takes at most 1024 positions; lower --prefix-len"),
         ({"output": whole[0]}, "already holds a finished run; add --overwrite"),
     ):
         assert said in failed(capsys, "audit", **(good | changes)), changes
