@@ -27,6 +27,7 @@ from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import (
     announce,
+    check_bulk_share,
     check_fit,
     check_model,
     check_reference,
@@ -197,6 +198,7 @@ class TrainCLI(LightningCLI):
         self.datamodule.read_as(self.model.source)
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
         check_reference(self.model, self.datamodule)
+        check_bulk_share(self.trainer, self.model, self.datamodule)
         self.model.evaluation_folder = self.folder.path / STATE
 
     # -- the work ------------------------------------------------------------------------------------
