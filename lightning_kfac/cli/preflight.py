@@ -97,6 +97,11 @@ def check_bulk_share(trainer: Trainer, model: CausalLM, data: TextData) -> None:
     option = f"model.measures.leaks.factors {folder}"
     if not data.sets.classes:
         raise InputError(f"{option}: there is nothing to measure; set data.members and data.nonmembers")
+    _check_factors(option, folder, trainer, model)
+
+
+def _check_factors(option: str, folder: str, trainer: Trainer, model: CausalLM) -> None:
+    """Raises ``InputError`` where the bulk share cannot be measured with these factors."""
     if isinstance(trainer.strategy, ShardedStrategy):
         raise InputError(f"{option}: the bulk share needs whole weights; leave trainer.strategy fsdp out")
     check_layers(_on_paper(model), load_factors(folder))
@@ -137,9 +142,11 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
 
 
-def check_search(data: TextData) -> None:
-    """Raises ``InputError`` where no row of text holds a window, which shows before the text is read."""
+def check_search(trainer: Trainer, model: CausalLM, data: TextData) -> None:
+    """Raises ``InputError`` where no row of text holds a window, or factors are not the model's; reads no text."""
     check_window(data.seq_len, sum(data.window))
+    if data.mining.factors is not None:
+        _check_factors(f"data.mining.factors {data.mining.factors}", data.mining.factors, trainer, model)
 
 
 def make_room_for_mining(folder: RunFolder, overwrite: bool) -> None:

@@ -187,7 +187,7 @@ class TrainCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Checks all input."""
-        check_search(self.datamodule)
+        check_search(self.trainer, self.model, self.datamodule)
         self._check_data()
         if self.trainer.global_rank == 0:
             self.folder.lock()

@@ -1,6 +1,6 @@
 """Listens to the inputs of layers while a model reads texts: which share of them lies in the flat directions?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,12 @@ from lightning_kfac.models.experts import ExpertLayer
 from lightning_kfac.models.language import language_model
 from lightning_kfac.models.layer import See
 from lightning_kfac.models.layers import find_layers
+from lightning_kfac.models.manner import manner_of
+from lightning_kfac.models.probes import banded_mask, takes_own_mask
+from lightning_kfac.models.tokens import TokenBatch, parts_of
+
+# Row, first position, number of positions.
+Stretch = tuple[int, int, int]
 
 
 class BulkShare:
@@ -28,14 +34,16 @@ class BulkShare:
     Args:
         model: The model; its layers are whole.
         factors: Their layers are listened to.
+        control: Measure a random basis too.
 
     Raises:
         InputError: A layer is not the model's, or an expert's.
     """
 
-    def __init__(self, model: nn.Module, factors: Mapping[str, KroneckerFactors]):
+    def __init__(self, model: nn.Module, factors: Mapping[str, KroneckerFactors], control: bool = True):
         check_layers(model, factors)
         self.model = model
+        self.control = control
         self.layers = {name: layer for name, layer in find_layers(model).items() if name in factors}
         leaders = input_leaders(factors)
         self.followers = {
@@ -60,14 +68,13 @@ class BulkShare:
         depth = A.values if moments is None else moments.double().sum(0).to(layer.device)
         flat = flattest(depth)
         size = len(flat)
-        if size not in self._random:
-            self._random[size] = random_basis(size).to(layer.device, dtype)
         self._bases.setdefault(place, A.vectors.to(dtype))
-        chosen = torch.arange(size, device=flat.device) < flat.sum()  # as many of the random ones
-        self._of_layers[name] = [
-            (gains(layer.W, self._bases[place]), flat),
-            (gains(layer.W, self._random[size]), chosen),
-        ]
+        self._of_layers[name] = [(gains(layer.W, self._bases[place]), flat)]
+        if self.control:
+            if size not in self._random:
+                self._random[size] = random_basis(size).to(layer.device, dtype)
+            chosen = torch.arange(size, device=flat.device) < flat.sum()  # as many of the random ones
+            self._of_layers[name].append((gains(layer.W, self._random[size]), chosen))
 
     @contextmanager
     def listening(self) -> Iterator["Heard"]:
@@ -80,13 +87,37 @@ class BulkShare:
                 hooks.callback(self.layers[place].watch(self._see(place, heard)).remove)
             yield heard
 
+    @torch.no_grad()
+    def of_stretches(self, batch: TokenBatch, stretches: Sequence[Stretch], context: int | None = None) -> list[float]:
+        """Shares of stretches of rows, means over layers; one forward.
+
+        Args:
+            stretches: Row, first position and number of positions of each.
+            context: Each token attends to itself and the tokens before it, so many in all, where the model takes a
+                mask of its own.
+        """
+        manner_of(self.model)  # tried out while nothing listens to the layers
+        mask = {}
+        if context is not None and takes_own_mask(self.model) and not manner_of(self.model).is_apart(batch.shape[1]):
+            mask = {"attention_mask": banded_mask(self.model, batch.shape[1], context)}
+        with self.listening() as heard:
+            for part in parts_of(self.model, batch, batch.shape[0]):
+                language_model(self.model).base_model(**(part.model_inputs(self.model) | mask))
+        rows, first, count = torch.tensor(stretches, device=batch.input_ids.device).view(-1, 3).unbind(1)
+        shares = []
+        for name in self.layers:
+            sums = nn.functional.pad(heard.energies(name, batch.shape[1])[..., :2].double().cumsum(1), (0, 0, 1, 0))
+            own = sums[rows, first + count] - sums[rows, first]
+            shares.append(own[:, 0] / own[:, 1])
+        return torch.stack(shares).mean(0).tolist()
+
     def _see(self, place: str, heard: "Heard") -> See:
         def see(a: Tensor, z: Tensor, positions: Tensor | None = None) -> None:
             inputs = self.layers[place].inputs(a)
             if inputs.shape[:-1].numel() != heard.shape.numel():
                 raise InputError(f"{place} does not see every token of a text; leave it out of the factors")
             inputs = inputs.reshape(*heard.shape, -1)
-            bases = self._bases[place], self._random[inputs.shape[-1]]
+            bases = [self._bases[place], *([self._random[inputs.shape[-1]]] if self.control else [])]
             for name in self.followers[place]:
                 energies = [
                     bulk_energies(inputs, basis, *own) for basis, own in zip(bases, self._of_layers[name], strict=True)
@@ -109,16 +140,16 @@ class Heard:
         self.shape = (args[0] if ids is None else ids).shape
 
     def add(self, name: str, energies: Tensor) -> None:
-        """Adds energies [rows, positions, 4] of a layer: flat and all, in both bases."""
+        """Adds energies [rows, positions, 2 or 4] of a layer: flat and all, in its basis and in a random one."""
         self._parts.setdefault(name, []).append(energies)
 
     def energies(self, name: str, length: int) -> Tensor:
-        """Of a layer, for all rows: [B, length, 4], 0 where nothing was read."""
+        """Of a layer, for all rows: [B, length, 2 or 4], 0 where nothing was read."""
         parts = [nn.functional.pad(part, (0, 0, 0, length - part.shape[1])) for part in self._parts[name]]
         return torch.cat(parts)
 
     def shares(self, first: Tensor, counts: Tensor, length: int) -> dict[str, Tensor]:
-        """Shares of each row by layer, float64 [B, 2]: in the layer's basis and in the random one.
+        """Shares of each row by layer, float64 [B, 1 or 2]: in the layer's basis and in the random one.
 
         Args:
             first, counts: int64 [B], from which position on, and how many.
@@ -129,7 +160,7 @@ class Heard:
         found = {}
         for name in self._parts:
             sums = (self.energies(name, length).double() * inside[..., None]).sum(1)
-            found[name] = torch.stack([sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]], dim=1)
+            found[name] = sums[:, 0::2] / sums[:, 1::2]
         return found
 
 

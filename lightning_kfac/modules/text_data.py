@@ -21,6 +21,7 @@ from lightning_kfac.data.set_formats import MemorizedSet, TextSet
 from lightning_kfac.data.sets import Sets, content_of
 from lightning_kfac.data.texts import Texts, with_planted
 from lightning_kfac.errors import InputError
+from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.mining.loaders import Search, begin_search
 from lightning_kfac.mining.log import MiningLog
 from lightning_kfac.mining.windows import Mining, MiningPieces, Piece, spread_windows
@@ -430,6 +431,7 @@ class TextData(LightningDataModule):
             self.batch_size,
             mining.stride,
             None if mining.exhaustive else mining.likely,
+            *((mining.bulk_share, load_factors(mining.factors).content()) if mining.factors else ()),
             next(model.parameters()).dtype,
             self._run.precision,
             sorted(end_of_text_ids(model)),
