@@ -143,15 +143,22 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
 
 
 def check_search(trainer: Trainer, model: CausalLM, data: TextData) -> None:
-    """Raises ``InputError`` where no row of text holds a window, or factors are not the model's; reads no text."""
+    """Raises ``InputError`` where no row of text holds a window, factors are not the model's, or an earlier search is
+    another; before work.
+    """
     check_window(data.seq_len, sum(data.window))
     if data.mining.factors is not None:
         _check_factors(f"data.mining.factors {data.mining.factors}", data.mining.factors, trainer, model)
+    data.check_before(model.measures.extraction)
 
 
-def make_room_for_mining(folder: RunFolder, overwrite: bool) -> None:
-    """A finished search is replaced only if asked for; an unfinished one goes on."""
-    folder.check(overwrite, replaces=SEARCHED if overwrite else (MINED,))
+def make_room_for_mining(folder: RunFolder, overwrite: bool, before: Path | None) -> None:
+    """A finished search is replaced only if asked for; an unfinished one goes on.
+
+    Args:
+        before: Windows of an earlier search that are read.
+    """
+    folder.check(overwrite, [before], replaces=SEARCHED if overwrite else (MINED,))
     if overwrite:
         folder.replace(*SEARCHED)
     folder.claim()

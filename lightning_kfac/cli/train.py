@@ -187,11 +187,12 @@ class TrainCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Checks all input."""
+        self.datamodule.read_as(self.model.source)
         check_search(self.trainer, self.model, self.datamodule)
         self._check_data()
         if self.trainer.global_rank == 0:
             self.folder.lock()
-            make_room_for_mining(self.folder, self._get(self.config, "overwrite"))
+            make_room_for_mining(self.folder, self._get(self.config, "overwrite"), self.datamodule.windows_before)
 
     def _check_data(self) -> None:
         check_model(self.model)

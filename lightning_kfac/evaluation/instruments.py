@@ -12,11 +12,13 @@ from torchmetrics import Metric
 from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.names import MEMBERS
 from lightning_kfac.data.questions import Question
+from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.decoding import greedy_continuations
 from lightning_kfac.evaluation.leaks import text_scores
 from lightning_kfac.evaluation.log import EvaluationLog
-from lightning_kfac.evaluation.recitation import Recital, recite
+from lightning_kfac.evaluation.near_verbatim import near_verbatim
+from lightning_kfac.evaluation.recitation import Recital, prior_ratios, recite
 from lightning_kfac.evaluation.scoring import next_token_scores, position_stress
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import AnswersSeen, Described, SequencesSeen, Setting, TextSeen, TextsScored
@@ -139,12 +141,41 @@ class Sequences(Instrument):
                 self._stress(model, index, prefixes, stressed),
                 stressed,
                 log_p,
+                self._near(model, index, prefixes, golds, log_p),
+                self._prior_ratio(model, batch),
             )
         )
 
     def _recite(self, model: nn.Module, prefixes: list[list[int]], golds: list[list[int]]) -> list[Recital]:
         measures = self.setting.measures
         return recite(model, prefixes, golds, self.setting.end_of_text, decoding=measures.extraction)
+
+    def _near(
+        self,
+        model: nn.Module,
+        index: list[int],
+        prefixes: list[list[int]],
+        golds: list[list[int]],
+        log_p: list[float] | None,
+    ) -> list[float] | None:
+        asked = self.setting.measures.extraction
+        if asked is None or log_p is None or not asked.near_verbatim:
+            return None
+        how = asked, asked.near_verbatim, asked.beams, self.setting.end_of_text
+        return self.log.once(f"near {self.name} {index}", lambda: near_verbatim(model, prefixes, golds, log_p, *how))
+
+    def _prior_ratio(self, model: nn.Module, batch: Mapping[str, list[Any]]) -> list[float] | None:
+        asked = self.setting.measures.extraction
+        if asked is None or not asked.prior_ratio:
+            return None
+        if batch["unrelated"] == batch["prefix"] != []:
+            raise InputError(f"extraction.prior_ratio: {self.name} has one sequence, and needs the prefix of another")
+        return self.log.once(
+            f"prior {self.name} {batch['index']}",
+            lambda: prior_ratios(
+                model, batch["prefix"], batch["unrelated"], batch["suffix"], asked.whole, self.setting.end_of_text
+            ),
+        )
 
     def _stress(
         self, model: nn.Module, index: list[int], prefixes: list[list[int]], golds: list[list[int]]

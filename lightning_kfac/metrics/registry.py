@@ -8,12 +8,15 @@ from lightning_kfac.metrics.leaks import Membership
 from lightning_kfac.metrics.loss_change import LossChange
 from lightning_kfac.metrics.memorization import Memorization
 from lightning_kfac.metrics.ndcg import NDCG
+from lightning_kfac.metrics.near_verbatim import NearVerbatim, PriorRatio
 from lightning_kfac.metrics.perplexity import BatchMeanPerplexity, LossPerplexity
 from lightning_kfac.metrics.position_stress import PositionStress
 
 MEASURED: tuple[type[Described], ...] = (
     Memorization,
     Extraction,
+    NearVerbatim,
+    PriorRatio,
     ContinuationShift,
     PositionStress,
     LossPerplexity,

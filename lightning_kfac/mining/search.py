@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from lightning_kfac.evaluation.bulk import BulkShare
-from lightning_kfac.evaluation.recitation import recite
+from lightning_kfac.evaluation.recitation import Recital, recite
 from lightning_kfac.evaluation.scoring import most_likely
 from lightning_kfac.metrics.functional import cut_after_end
+from lightning_kfac.mining.scores import Scores
 from lightning_kfac.mining.windows import Piece
 from lightning_kfac.models.tokens import TokenBatch, right_padded
 
@@ -40,6 +41,13 @@ class Searched(NamedTuple):
     near_ties: int
 
 
+class Looked(NamedTuple):
+    """A batch of pieces: what a search came to, and how likely each window is drawn, where that was asked for."""
+
+    searched: Searched
+    scores: Scores | None
+
+
 def search(
     model: nn.Module,
     pieces: Sequence[Piece],
@@ -52,6 +60,7 @@ def search(
     max_positions: int | None = None,
     bulk: BulkShare | None = None,
     least_bulk: float = 0.0,
+    scores: Scores | None = None,
 ) -> Searched:
     """Finds the windows whose suffix the model recites word for word from exactly their prefix.
 
@@ -63,27 +72,27 @@ def search(
         max_positions: Longest row that the model takes.
         bulk, least_bulk: Instead of ``likely``: the same forward tells of each suffix which share lies in the flat
             directions of layers; only windows with at least this share are checked.
+        scores: Takes how likely each window is drawn, in the order of pieces and windows; those that are not checked
+            are entered as not measured.
     """
     windows = [(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets.tolist()]
     # A text that ends within a window is no recitation of the window.
     ends = [np.isin(piece.tokens, list(end_of_text)).cumsum() for piece in pieces]
     length = prefix_len + suffix_len
     chosen = [(i, o) for i, o in windows if ends[i][o + length - 1] == (ends[i][o - 1] if o else 0)]
-    if bulk is not None and chosen:
-        stretches = [(i, o + prefix_len - 1, suffix_len) for i, o in chosen]
-        shares = bulk.of_stretches(_batch(model, pieces), stretches, prefix_len + suffix_len // 2)
-        chosen = [window for window, share in zip(chosen, shares, strict=True) if share >= least_bulk]
-    elif likely is not None and chosen:
-        hits = _hits(model, pieces, prefix_len + suffix_len // 2)
-        chosen = [(i, o) for i, o in chosen if hits[i, o + length] - hits[i, o + prefix_len] >= likely * suffix_len]
+    if chosen:
+        chosen = _filtered(model, pieces, chosen, (prefix_len, suffix_len), likely, bulk, least_bulk)
+    decoding = None if scores is None else scores.decoding
     found = []
+    measured: dict[tuple[int, int], Recital] = {}
     near_ties = 0
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         texts = [pieces[i].tokens[offset : offset + prefix_len + suffix_len].tolist() for i, offset in part]
         prefixes = [ids[:prefix_len] for ids in texts]
         golds = [ids[prefix_len:] for ids in texts]
-        recitals = recite(model, prefixes, golds, end_of_text, decode=False)
+        recitals = recite(model, prefixes, golds, end_of_text, decode=False, decoding=decoding)
+        measured |= zip(part, recitals, strict=True)
         near_ties += sum(recital.near_tie for recital in recitals)
         for (i, offset), prefix, gold, recital in zip(part, prefixes, golds, recitals, strict=True):
             if recital.strict:
@@ -91,7 +100,36 @@ def search(
                 longest = min(len(after), (max_positions or math.inf) - prefix_len)
                 length = _match_length(model, prefix, after[: int(longest)], suffix_len, end_of_text)
                 found.append(Found(pieces[i].document, pieces[i].start + offset, length, prefix, gold))
+    if scores is not None:
+        for i, offset in windows:
+            told = measured.get((i, offset))
+            scores.add(pieces[i].document, pieces[i].start + offset, told and told.log_p, told and told.strict)
     return Searched(found, len(windows), len(chosen), near_ties)
+
+
+def _filtered(
+    model: nn.Module,
+    pieces: Sequence[Piece],
+    windows: list[tuple[int, int]],
+    window: tuple[int, int],
+    likely: float | None,
+    bulk: BulkShare | None,
+    least_bulk: float,
+) -> list[tuple[int, int]]:
+    """The windows to check by themselves, of those [(piece, offset)]; see ``search``."""
+    prefix_len, suffix_len = window
+    again = {(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets[piece.again].tolist()}
+    context = prefix_len + suffix_len // 2
+    if bulk is not None:
+        stretches = [(i, o + prefix_len - 1, suffix_len) for i, o in windows]
+        shares = bulk.of_stretches(_batch(model, pieces), stretches, context)
+        return [w for w, share in zip(windows, shares, strict=True) if share >= least_bulk or w in again]
+    if likely is None:
+        return windows
+    hits = _hits(model, pieces, context)
+    end = prefix_len + suffix_len
+    least = likely * suffix_len
+    return [(i, o) for i, o in windows if hits[i, o + end] - hits[i, o + prefix_len] >= least or (i, o) in again]
 
 
 def _hits(model: nn.Module, pieces: Sequence[Piece], context: int) -> np.ndarray:

@@ -30,10 +30,15 @@ def adapter_advice(folder: Path, name: str) -> str | None:
     )
 
 
+def check_peft(what: str) -> None:
+    """Raises ``InputError`` where peft is not installed, which something needs."""
+    if find_spec("peft") is None:
+        raise InputError(f"{what} needs peft: pip install 'lightning-kfac[peft]'")
+
+
 def check_adapter(adapter: str) -> None:
     """Raises ``InputError`` where an adapter cannot be merged: peft is not installed, or the folder holds none."""
-    if find_spec("peft") is None:
-        raise InputError(f"model.adapter {adapter}: merging needs peft: pip install 'lightning-kfac[peft]'")
+    check_peft(f"model.adapter {adapter}: merging")
     if Path(adapter).is_dir():
         check_model_folder(Path(adapter))
     if Path(adapter).exists() and not (Path(adapter) / ADAPTER_CONFIG).is_file():

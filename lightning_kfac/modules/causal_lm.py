@@ -16,7 +16,8 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.metrics.described import Measures
-from lightning_kfac.mining.search import Searched, search
+from lightning_kfac.mining.scores import Scores
+from lightning_kfac.mining.search import Looked, search
 from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import Dtype, end_of_text_ids, load_config, load_model
 from lightning_kfac.models.sharded_loading import load_sharded
@@ -217,12 +218,14 @@ class CausalLM(EvaluatedLM):
         self._bulk = None if factors is None else BulkShare(self.loaded, load_factors(factors), control=False)
 
     @override
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Searched:
-        """The windows of a batch of pieces that the model recites word for word."""
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Looked:
+        """The windows of a batch of pieces that the model recites word for word, and how likely each is drawn."""
         data = text_data(self.trainer)
         prefix_len, suffix_len = data.window
+        scheme = self.measures.extraction
+        scores = None if scheme is None else Scores(scheme)
         with self.lockstep or nullcontext():
-            return search(
+            searched = search(
                 self.loaded,
                 batch["pieces"],
                 prefix_len,
@@ -233,4 +236,6 @@ class CausalLM(EvaluatedLM):
                 max_positions=self.max_positions,
                 bulk=self._bulk,
                 least_bulk=data.mining.bulk_share or 0.0,
+                scores=scores,
             )
+        return Looked(searched, scores)

@@ -22,13 +22,17 @@ from lightning_kfac.data.sets import Sets, content_of
 from lightning_kfac.data.texts import Texts, with_planted
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import load_factors
+from lightning_kfac.metrics.described import Measures
+from lightning_kfac.metrics.functional import Decoding
 from lightning_kfac.mining.loaders import Search, begin_search
 from lightning_kfac.mining.log import MiningLog
+from lightning_kfac.mining.scores import WINDOWS, about_windows, read_windows
 from lightning_kfac.mining.windows import Mining, MiningPieces, Piece, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
+from lightning_kfac.storage.files import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +58,10 @@ class ReadsTokens(Protocol):
     @property
     def loaded(self) -> "PreTrainedModel":
         """Its model."""
+
+    @property
+    def measures(self) -> Measures:
+        """What is measured of it."""
 
 
 class TextData(LightningDataModule):
@@ -311,6 +319,45 @@ class TextData(LightningDataModule):
         """Identifies what the tokenizer does; None where there is no tokenizer."""
         return tokenizer_fingerprint(self.tokenizer) if self._tokenizer or self.tokenizer_name else None
 
+    def about_windows(self, scheme: Decoding) -> dict[str, Any]:
+        """What says that two searches are of the same windows, and measure the same of them.
+
+        Args:
+            scheme: How tokens are drawn.
+        """
+        return {
+            "text": self.corpus.identity(),
+            "max_tokens": self.max_tokens,
+            "skip_bad_rows": self.skip_bad_rows,
+            "start_tokens": self.start_tokens,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "prefix_len": self.window[0],
+            "suffix_len": self.window[1],
+            "stride": self.mining.stride,
+            **{name: getattr(scheme, name) for name in ("temperature", "top_k", "top_p")},
+        }
+
+    @property
+    def windows_before(self) -> Path | None:
+        """The windows of an earlier search, which this one is compared with."""
+        return None if self.mining.before is None else Path(self.mining.before) / WINDOWS
+
+    def check_before(self, scheme: Decoding | None) -> None:
+        """Raises ``InputError`` where the earlier search was another one."""
+        path = self.windows_before
+        if path is None:
+            return
+        if scheme is None:
+            raise InputError(
+                "mining.before compares how likely windows are drawn; model.measures.extraction must not be null"
+            )
+        known = about_windows(path)
+        for name, value in self.about_windows(scheme).items():
+            if known.get(name) != value:
+                raise InputError(
+                    f"mining.before: {path} is of another search: its {name} is {known.get(name)}, here it is {value}"
+                )
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some token ids."""
         return str(self.tokenizer.decode(list(ids)))
@@ -410,6 +457,8 @@ class TextData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[tuple[int, Piece]]:
         """Pieces of the corpus with the windows to look at, but for those that an earlier, unfinished run has done."""
         pieces = MiningPieces(self.texts.read[CORPUS], sum(self.window), self.mining.stride, self.seq_len)
+        if self.windows_before is not None:
+            pieces.check_again(read_windows(self.windows_before))
         log = MiningLog(Path(self._run.default_root_dir) / "mining", self._mining_key())
         barrier = self._run.strategy.barrier
         self._search = begin_search(pieces, log, self.batch_size * self.seq_len, *self._rank, wait=barrier)
@@ -435,6 +484,8 @@ class TextData(LightningDataModule):
             next(model.parameters()).dtype,
             self._run.precision,
             sorted(end_of_text_ids(model)),
+            self._reader.measures.extraction,
+            *(() if self.windows_before is None else (content_hash([self.windows_before]),)),
         )
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning_kfac.metrics.leaks import OBJECT, SCORES
+from lightning_kfac.metrics.near_verbatim import NearVerbatim, PriorRatio
 from lightning_kfac.metrics.registry import LABELS, names_of
 
 METRICS = LABELS
@@ -14,6 +15,7 @@ OF_QUESTIONS = names_of("questions")
 # Of a sweep, with shorter names.
 SWEEP_COLUMNS = {name: (label.short, label.style) for name, label in LABELS.items() if label.short is not None}
 OF_EXTRACTION = [name for name in LABELS if name.startswith("extraction.")]
+OF_EXTRACTION_OPTIONS = [*NearVerbatim.labels, *PriorRatio.labels]
 DRAWN = [name for name, label in LABELS.items() if label.panel is not None]
 FEWEST_SHOWN = 10
 # Of members against non-members: by the name of the measure.

@@ -40,7 +40,12 @@ class Run:
     @property
     def is_grid(self) -> bool:
         """Whether the results are those of many edits."""
-        return any("point" in row for row in self.results)
+        return any("point" in row for row in self.results) and not self.attacks
+
+    @property
+    def attacks(self) -> list[dict[str, Any]]:
+        """The results of an attacked model, those of both models without an attack first; empty for other runs."""
+        return self.results if any("attack" in row for row in self.results) else []
 
     @property
     def scan(self) -> Path:
@@ -48,9 +53,14 @@ class Run:
         return self.path / "scan.png"
 
     @property
+    def windows(self) -> Path:
+        """The figure of a search: where documents come out."""
+        return self.path / "windows.png"
+
+    @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """The latest result of each stage; those of a rank, in a study of attention, are in its own table."""
-        return {row["stage"]: row for row in self.results if row.get("rank") is None}
+        return {row["stage"]: row for row in self.results if row.get("rank") is None and "attack" not in row}
 
 
 def read_run(path: Path) -> Run:

@@ -1,6 +1,6 @@
 """The sections of a report, each from what the run folder holds."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lightning_kfac.console import command_line
@@ -11,12 +11,16 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
 from lightning_kfac.metrics.leaks import BY_LAYER, BY_LAYER_RANDOM, TPR
 from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.attacks import HEADER as ATTACKS_HEADER
+from lightning_kfac.reporting.attacks import Cell, attack_lines, attack_rows, recovery_curves
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
+from lightning_kfac.reporting.figures.recovery import recovery_figure
 from lightning_kfac.reporting.labels import (
     METRICS,
     OF_EXTRACTION,
+    OF_EXTRACTION_OPTIONS,
     OF_LEAKS,
     SWEEP_COLUMNS,
     is_drawn,
@@ -92,7 +96,7 @@ def extraction(run: Run) -> str:
     scheme = ", ".join(f"{name} {row.get(f'extraction.{name}')}" for name in ("temperature", "top_k", "top_p"))
     parts = [
         paragraph(f"Sampling: {scheme}. p: the probability that one sample holds a sequence word for word."),
-        _stages_table(stages, OF_EXTRACTION),
+        _stages_table(stages, [*OF_EXTRACTION, *OF_EXTRACTION_OPTIONS]),
     ]
     if curves := run.extraction.get("curves"):
         drawn = extraction_figure(run.extraction["tries"], curves, stages)
@@ -128,6 +132,37 @@ def _by_layer(stages: Mapping[str, Mapping[str, Any]]) -> str:
         values = [column.get(layer) for column in columns]
         rows.append([layer_label(layer), *("n/a" if value is None else f"{value:.3f}" for value in values)])
     return table(header, rows)
+
+
+def attacks(run: Run) -> str:
+    """What survives of the edit under attack."""
+    return attack_results(run.attacks)
+
+
+def attack_results(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same of rows of the command ``attack``, for any page; empty where there are none.
+
+    Args:
+        rows: Stages ``baseline``, ``edited`` and ``attacked``.
+    """
+    if not attack_rows(rows):
+        return ""
+    text = (
+        "Share of the sequences got word for word, on the half of the set that no attack sees. Recovered: (attacked - "
+        "edited) / (unedited - edited), with a paired bootstrap over the sequences. Perplexity on held-out text: an "
+        "attack that raises it much has broken the model rather than brought anything back."
+    )
+    body = [[line.label, *(_cell(cell) for cell in line.cells)] for line in attack_lines(rows)]
+    parts = [paragraph(text), table(ATTACKS_HEADER, body)]
+    if recovery_curves(rows):
+        drawn = recovery_figure(rows, "what relearning brings back")
+        parts.append(figure(drawn, "recovery over the steps of relearning"))
+    return section("What survives attacks", *parts)
+
+
+def _cell(cell: Cell) -> str:
+    bounds = f' <span class="interval">[{as_html(cell.bounds)}]</span>' if cell.bounds else ""
+    return Html(as_html(cell.text) + bounds)
 
 
 def _stages_table(stages: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> str:
@@ -235,6 +270,8 @@ def findings(run: Run) -> str:
     parts = []
     if mined := run.findings.get("mining"):
         parts.append(table(["search", ""], [[key, str(value)] for key, value in mined.items()]))
+        if run.windows.is_file():
+            parts.append(image(run.windows.read_bytes(), "where documents come out, along their tokens"))
     if advised := run.findings.get("recommended"):
         setting = {key: advised[key] for key in ("blocks", "projections", "rho")}
         parts.append(paragraph(f"Recommended (chosen on one half of the sequences): {setting}. On the other half:"))
@@ -297,6 +334,8 @@ def not_measured(run: Run) -> str:
     texts = [text for measured, text in missing if not measured] if rows else []
     sampled = any(key.rpartition("/")[2] in OF_EXTRACTION for row in rows for key in row)
     means = "other prompts, fine-tuning, paraphrase" if sampled else "sampling, fine-tuning, paraphrase"
+    if run.attacks:
+        means = "paraphrase, more training, attacks that are not in the table"
     texts += [
         f"Whether the text can be extracted by other means ({means}): not measured. The edit "
         "disrupts recall of these sequences; it is no proof of deletion.",
@@ -353,8 +392,10 @@ def _change(row: Mapping[str, Any], key: str) -> str:
 
 
 def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> str:
-    if not bounds or None in bounds or bounds[0] == bounds[1]:
+    if not bounds or bounds[0] == bounds[1] is not None:
         return text
+    if None in bounds:
+        return Html(f'{as_html(text)} <span class="interval">[n/a]</span>')
     low, high = (style.format(bound) for bound in bounds)
     return Html(f'{as_html(text)} <span class="interval">[{as_html(low)}, {as_html(high)}]</span>')
 
@@ -365,6 +406,7 @@ ORDER = (
     comparison,
     extraction,
     leaks,
+    attacks,
     findings,
     grid,
     examples,

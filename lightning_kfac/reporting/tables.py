@@ -54,7 +54,8 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     first = next(iter(records.values()))
     for prefix in _sets(first):
         count = first.get(f"{prefix}n_sequences")
-        table.add_row(_heading(prefix.rstrip("/") or "memorized", f" ({count} sequences)"))
+        noun = "sequence" if count == 1 else "sequences"
+        table.add_row(_heading(prefix.rstrip("/") or "memorized", f" ({count} {noun})"))
         _add(table, prefix, OF_A_SET, records)
     if "stress/stress_len" in first:
         table.add_row(_heading("memorized, position stress"))
@@ -161,8 +162,10 @@ def _with_interval(style: str, value: float | None, bounds: Sequence[float | Non
     if value is None:
         return "n/a"
     text = style.format(value)
-    if not bounds or None in bounds or bounds[0] == bounds[1] == value:
+    if not bounds or bounds[0] == bounds[1] == value:
         return text
+    if None in bounds:  # of one sequence or one document, which says nothing of others
+        return Text.assemble(text, (" [n/a]", "dim"))
     return Text.assemble(text, (f" [{style.format(bounds[0])}, {style.format(bounds[1])}]", "dim"))
 
 

@@ -1,5 +1,7 @@
 """results.jsonl: one JSON object an evaluation, appended.
 
+Rows that a sweep goes on from (those with a field ``point``) carry a checksum.
+
 In the file ``extraction`` and ``leaks`` are objects with objects in them; in memory their figures are keys like all
 others (``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
 """
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_kfac.storage.files import new_file, timestamp, writing
+from lightning_kfac.storage.json_files import row_of_line, sealed_line
 from lightning_kfac.storage.manifest import announce
 
 OBJECTS = ("extraction", "leaks")
+POINT = "point"
 
 
 def append_result(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +40,8 @@ def _append(path: Path, line: str) -> None:
             if file.read() != b"\n":
                 file.write(b"\n")
         file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_result(path: Path, row: Mapping[str, Any], same: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def _line(row: Mapping[str, Any]) -> str:
         if inner:
             place = place.setdefault(group, {})
         place[inner[0] if inner else group] = value
-    return json.dumps(nested) + "\n"
+    return (sealed_line(nested) if POINT in nested else json.dumps(nested)) + "\n"
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,10 +100,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """All rows; lines that are not whole are left out. Empty where there is no file."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("point"), str | None):
+        row = row_of_line(line, sealed=False)
+        if row is not None and isinstance(row.get(POINT), str | None):
             rows.append(_flat(row))
     return rows

@@ -68,7 +68,7 @@ def test_a_run_of_another_kind_is_left_alone(run, tmp_path, capfd, monkeypatch, 
         assert contents(folder) == before
 
 
-@pytest.mark.parametrize("command", ["sweep", "scan", "apply", "import", "inspect", "restore", "bands"])
+@pytest.mark.parametrize("command", ["sweep", "scan", "apply", "import", "inspect", "restore", "bands", "attack"])
 def test_no_command_writes_over_a_run(run, tmp_path, few, capsys, command):
     folder = shutil.copytree(run, tmp_path / "run")
     before = contents(folder)
@@ -77,11 +77,11 @@ def test_no_command_writes_over_a_run(run, tmp_path, few, capsys, command):
         options |= {"data.memorized": few, "data.heldout": "embedded"}
     if command == "import":
         options = {"source": run / "factors", "output": folder}
-    if command == "restore":
+    if command in ("restore", "attack"):
         options = {"model": run / "edited", "output": folder}
     if command == "bands":
         options |= {"texts.memorized": few}
-    flags = [] if command in ("sweep", "scan") else ["--overwrite"]
+    flags = [] if command in ("sweep", "scan", "attack") else ["--overwrite"]
     said = failed(capsys, command, *flags, **options)
     assert "holds a run of another kind" in said or "is already there; choose another --output" in said
     assert contents(folder) == before

@@ -17,6 +17,7 @@ from lightning_kfac.math.statistics import (
     middle_95,
     paired_difference,
     perplexity,
+    recovered_share,
     resampled_perplexities,
     resampled_sums,
     wilson,
@@ -404,3 +405,65 @@ def test_one_document_has_no_interval(exponential):
     assert not any(map(math.isnan, interval(losses(2, 0, exponential))))
     assert np.isnan(resampled_perplexities(np.ones((3, 1)), np.ones(1), draws=5)).tolist() == [[True] * 3] * 5
     assert not np.isnan(resampled_perplexities(np.ones((3, 2)), np.ones(2), draws=5)).any()
+
+
+# -- what an attack brings back -----------------------------------------------------------------------------------
+
+
+def rates(*columns):
+    """Figures of zeros and ones."""
+    return [Figure(torch.tensor(c).double(), torch.ones(len(c)).double(), rate=True) for c in columns]
+
+
+def simulated(n=60, seed=5, chances=(0.95, 0.1, 0.4)):
+    rng = np.random.default_rng(seed)
+    return rates(*((rng.random(n) < chance).astype(float) for chance in chances))
+
+
+def test_recovered_share_is_that_of_a_plain_loop():
+    figures = simulated()
+    unedited, edited, attacked = (figure.sums.numpy() for figure in figures)
+    shares = []
+    for rows in drawn_rows(60):
+        top, bottom = (attacked[rows] - edited[rows]).mean(), (unedited[rows] - edited[rows]).mean()
+        shares.append(top / bottom)
+    shares.sort()
+    share, low, high = recovered_share(*figures)
+    assert share == pytest.approx((attacked.mean() - edited.mean()) / (unedited.mean() - edited.mean()), rel=1e-12)
+    assert 0 < low < share < high < 1
+    place = 0.025 * (RESAMPLES - 1)
+    assert low == pytest.approx(shares[round(place)]) and high == pytest.approx(shares[round(RESAMPLES - 1 - place)])
+
+
+def test_recovered_share_of_a_figure_that_rises_under_suppression():
+    """A distance is 1 less a similarity, so the share is the same."""
+    figures = simulated()
+    distances = [Figure(1 - f.sums, f.weights) for f in figures]
+    assert recovered_share(*distances, falls=False) == pytest.approx(recovered_share(*figures), rel=1e-9)
+    assert recovered_share(*distances) is None and recovered_share(*figures, falls=False) is None
+
+
+def test_an_attack_without_effect_recovers_exactly_nothing():
+    unedited, edited, _ = simulated()
+    assert recovered_share(unedited, edited, edited) == (0.0, 0.0, 0.0)
+    assert recovered_share(unedited, edited, unedited)[0] == 1.0
+    one_of_many = rates([1.0] * 20, [0.0] + [1.0] * 19)
+    assert recovered_share(*one_of_many, one_of_many[1]) == (0.0, 0.0, 0.0)  # many resamples suppress nothing
+
+
+def test_where_nothing_was_suppressed_there_is_no_share():
+    unedited, edited, attacked = simulated()
+    assert recovered_share(unedited, unedited, attacked) is None
+    assert recovered_share(edited, unedited, attacked) is None
+    empty = rates([], [], [])
+    assert recovered_share(*empty) is None
+
+
+def test_few_sequences_do_not_bound_a_share():
+    """One of 20 sequences was suppressed: a third of the resamples do not have it."""
+    unedited, edited, attacked = rates([1.0] * 20, [0.0] + [1.0] * 19, [1.0] * 19 + [0.0])
+    share, low, high = recovered_share(unedited, edited, attacked)
+    assert (share, low, high) == (0.0, -math.inf, math.inf)
+    assert all(map(math.isnan, recovered_share(*rates([1.0], [0.0], [1.0]))[1:]))
+    with pytest.raises(ValueError, match="other sequences"):
+        recovered_share(unedited, edited, rates([1.0])[0])

@@ -62,6 +62,21 @@ def test_older_rows_are_read_as_they_are(tmp_path):
     assert read_results(path) == [old]
 
 
+def test_a_damaged_row_of_a_sweep_is_measured_again(tmp_path):
+    """Rows that a sweep goes on from have a checksum; those of older versions are taken as they are."""
+    path = tmp_path / "results.jsonl"
+    older = {"stage": "edited", "point": "a", "strict_acc": 0.5}
+    path.write_text(json.dumps(older) + "\n")
+    append_result(path, {"stage": "edited", "point": "b", "strict_acc": 0.25, "extraction.expected_at.10": 0.5})
+    append_result(path, {"stage": "edited", "strict_acc": 0.125})
+    rows = read_results(path)
+    assert [row["strict_acc"] for row in rows] == [0.5, 0.25, 0.125] and not any("crc" in row for row in rows)
+    write_results(path, rows)
+    assert read_results(path) == rows
+    path.write_text(path.read_text().replace("0.25", "0.24"))
+    assert [row["strict_acc"] for row in read_results(path)] == [0.5, 0.125]
+
+
 def test_leaks_are_an_object_in_the_file(tmp_path):
     path = tmp_path / "results.jsonl"
     row = {

@@ -16,7 +16,7 @@ TITLE = "lightning_kfac report:"
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("run", type=str, help="Folder of a run: of fit, validate, predict, sweep or scan.")
+    parser.add_argument("run", type=str, help="Folder of a run: of fit, validate, predict, sweep, scan or attack.")
     parser.add_argument("--output", type=str, help="The HTML file. (default: report.html in the run's folder)")
 
 

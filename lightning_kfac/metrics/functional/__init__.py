@@ -6,6 +6,7 @@ from lightning_kfac.metrics.functional.extraction import (
     extracted_in,
     extraction_rates,
     log_probabilities,
+    prior_ratio,
     reaches,
     tries_needed,
 )
@@ -23,6 +24,7 @@ from lightning_kfac.metrics.functional.leaks import (
 )
 from lightning_kfac.metrics.functional.memorization import LOOSE_SIMILARITY, Recitation, cut_after_end, recitation
 from lightning_kfac.metrics.functional.ndcg import ndcg, top_tokens
+from lightning_kfac.metrics.functional.near_verbatim import log_near_verbatim
 from lightning_kfac.metrics.functional.perplexity import token_losses
 from lightning_kfac.metrics.functional.stress import stress_length
 
@@ -38,11 +40,13 @@ __all__ = [
     "extracted_in",
     "extraction_rates",
     "extraction_strength",
+    "log_near_verbatim",
     "log_probabilities",
     "mean_loss",
     "min_k",
     "min_k_plus_plus",
     "ndcg",
+    "prior_ratio",
     "reaches",
     "recitation",
     "reference_ratio",

@@ -1,0 +1,210 @@
+"""Relearning as training: an edited model learns something, and is measured on its way."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from lightning_kfac.attacks.attack import attacked_layers
+from lightning_kfac.attacks.relearning import Relearning
+from lightning_kfac.data.memorized import MemorizedSequence
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.adapters import check_peft
+from lightning_kfac.models.experts import ExpertLayer
+from lightning_kfac.modules.sequence_training import SequenceTraining
+from lightning_kfac.storage.files import new_file
+from lightning_kfac.storage.manifest import remove_ours
+
+# Told after how many steps, and the model as it then is.
+Measure = Callable[[int, nn.Module], object]
+LORA_SCALE = 2
+
+
+class RelearningLM(SequenceTraining):
+    """A copy of an edited model that learns sequences; the model itself is left as it is.
+
+    All weights are trained in float32, and measured in the dtypes that they had; adapters in float32 on weights as
+    they are.
+
+    Args:
+        edited: The model.
+        sequences: What is learned; none of those that are reported.
+        attack: How.
+
+    Raises:
+        InputError: The model is quantized, or adapters are asked for and peft is not there.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model
+        >>> module = RelearningLM(load_model("demo"), [MemorizedSequence([5, 6], [7, 8])], Relearning(steps=(2,)))
+        >>> trainer = Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        ...     enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer.fit(module)
+        >>> module.losses[1] < module.losses[0]
+        True
+    """
+
+    def __init__(self, edited: nn.Module, sequences: Sequence[MemorizedSequence], attack: Relearning):
+        layers = attacked_layers(edited)
+        model = copy.deepcopy(edited).requires_grad_(True)
+        dtypes: dict[str, torch.dtype] = {}
+        if attack.weights == "lora":
+            model = _with_adapters(model, [n for n, x in layers.items() if not isinstance(x, ExpertLayer)], attack)
+        else:
+            for name, parameter in model.named_parameters():
+                dtypes[name] = parameter.dtype
+                parameter.data = parameter.data.float()
+        super().__init__(
+            model,
+            sequences,
+            steps=max(attack.steps),
+            batch_size=attack.batch_size,
+            optimizer=attack.optimizer,
+            lr=attack.lr,
+            seed=attack.seed,
+        )
+        self.dtypes = dtypes
+
+    @contextmanager
+    def as_stored(self) -> Iterator[nn.Module]:
+        """The model as it would be used: its weights for the moment in the dtypes that they had."""
+        trained = {name: p.data for name, p in self.model.named_parameters() if name in self.dtypes}
+        parameters = dict(self.model.named_parameters())
+        try:
+            for name in trained:
+                parameters[name].data = trained[name].to(self.dtypes[name])
+            yield self.model
+        finally:
+            for name, data in trained.items():
+                parameters[name].data = data
+
+
+class MeasureSteps(Callback):
+    """Measures a ``RelearningLM`` after some numbers of steps, and keeps what a training goes on from.
+
+    Args:
+        steps: When.
+        measure: Called with the number of steps and the model.
+        checkpoints: Where to keep it after each measurement; None keeps nothing.
+    """
+
+    def __init__(self, steps: Sequence[int], measure: Measure, checkpoints: "Checkpoints | None" = None):
+        self.steps = frozenset(steps)
+        self.measure = measure
+        self.checkpoints = checkpoints
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._at(0, trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._at(trainer.global_step, trainer, pl_module)
+
+    def _at(self, step: int, trainer: Trainer, pl_module: LightningModule) -> None:
+        if step not in self.steps or not isinstance(pl_module, RelearningLM):
+            return
+        with pl_module.as_stored() as model:
+            self.measure(step, model)
+        if self.checkpoints is not None and step:
+            self.checkpoints.save(step, trainer)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What an interrupted relearning goes on from: weights, optimizer and step, of the latest measurement.
+
+    Attributes:
+        folder: Where the file is.
+        key: Identifies the relearning, but for its number of steps.
+    """
+
+    folder: Path
+    key: str
+
+    def save(self, step: int, trainer: Trainer) -> None:
+        """Keeps the state after a step in the place of an earlier one."""
+        older = self._found()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with new_file(self.folder / f"{self.key}-{step:08}.ckpt") as partial:
+            trainer.save_checkpoint(partial, weights_only=False)  # also the optimizer's state
+        for path in older.values():
+            remove_ours(path)
+
+    def before(self, step: int) -> Path | None:
+        """The file of the latest state before a step."""
+        return max(((n, path) for n, path in self._found().items() if n < step), default=(0, None))[1]
+
+    def remove(self) -> None:
+        """Removes what was kept."""
+        for path in self._found().values():
+            remove_ours(path)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _found(self) -> dict[int, Path]:
+        return {int(path.stem.rpartition("-")[2]): path for path in self.folder.glob(f"{self.key}-{'[0-9]' * 8}.ckpt")}
+
+
+def relearn(
+    module: RelearningLM,
+    steps: Sequence[int],
+    measure: Measure,
+    folder: Path,
+    accelerator: str = "auto",
+    checkpoints: Checkpoints | None = None,
+) -> None:
+    """Trains on one device, measures on the way, and goes on from a checkpoint that an earlier call has left.
+
+    Args:
+        steps: When to measure.
+        folder: Default root of the Trainer.
+        checkpoints: Where to keep, and find, what it goes on from; removed at the end.
+    """
+    if not max(steps):  # nothing to train
+        with module.as_stored() as model:
+            measure(0, model)
+        return
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator=accelerator,
+        devices=1,
+        max_steps=module.steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[MeasureSteps(steps, measure, checkpoints)],
+    )
+    resumed = None if checkpoints is None else checkpoints.before(min(steps))
+    trainer.fit(module, ckpt_path=resumed, weights_only=True)
+    if checkpoints is not None:
+        checkpoints.remove()
+
+
+def _with_adapters(model: nn.Module, names: list[str], attack: Relearning) -> nn.Module:
+    """A model in peft's wrapper, with an adapter at each of the layers; only these are trained."""
+    if not names:
+        raise InputError("attacks: relearning: weights lora: the model has only experts, which adapters do not reach")
+    check_peft("attacks: relearning: weights lora")
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=attack.rank, lora_alpha=LORA_SCALE * attack.rank, target_modules=names)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers
+        torch.manual_seed(attack.seed)
+        wrapped: nn.Module = get_peft_model(model, config)
+    return wrapped
