@@ -1,11 +1,12 @@
 """The sets of a run: memorized sequences, questions, members and non-members, read and checked."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.console import say
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.names import MEMBERS, NONMEMBERS
 from lightning_kfac.data.questions import Question, QuestionSet
@@ -68,6 +69,7 @@ class Sets:
         Raises:
             InputError: One of them cannot be read, or they are of different kinds.
         """
+        before = len(self.scored)
         for name, file in self.classes.items():
             if name in self.borrowed:
                 self.scored[name] = self.sequences.get(self.borrowed[name], [])  # windows of a text are cut later
@@ -87,6 +89,8 @@ class Sets:
         if mixed or len({*whole.values(), *(False for _ in self.borrowed)}) > 1:
             what = f"data.{mixed[0]} holds" if mixed else "data.members and data.nonmembers hold"
             raise InputError(f"{what} whole texts as well as suffixes with a prefix, whose scores do not compare")
+        if len(self.scored) > before and (both := _in_all(self.scored.values())):
+            say(f"{both:,} texts are in data.members and in data.nonmembers: nothing can tell them apart")
 
     def load_questions(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, max_positions: int | None) -> None:
         """Reads the questions."""
@@ -109,6 +113,12 @@ class Sets:
         sets = [(name, content_of(memorized), replace(memorized, source="")) for name, memorized in files.items()]
         asked = [(name, _hash_of(questions.source)) for name, questions in self.questions.items()]
         return [*sets, *self.borrowed.items(), *asked]
+
+
+def _in_all(classes: Iterable[Sequence[MemorizedSequence]]) -> int:
+    """How many texts all classes have."""
+    texts = [{(tuple(text.prefix), tuple(text.suffix)) for text in some} for some in classes]
+    return len(set.intersection(*texts)) if texts else 0
 
 
 def _check_lengths(file: MemorizedSet, sequences: Iterable[MemorizedSequence], max_positions: int | None) -> None:

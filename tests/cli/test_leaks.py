@@ -89,6 +89,13 @@ def test_suffixes_are_scored_given_their_prefixes(tmp_path):
     assert row["leaks"]["min_k_plus_plus"]["auc"] == score.auc("min_k_plus_plus")
 
 
+def test_texts_in_both_classes_are_told(tmp_path, classes, capsys):
+    write_jsonl(classes["data.members"], [{"text": text} for text in (*TEXTS, OTHERS[1])])
+    validate(tmp_path / "run", **classes)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("1 texts are in data.members and in data.nonmembers: nothing can tell them apart") == 1
+
+
 @pytest.fixture
 def no_model(monkeypatch):
     """Loading a model fails."""

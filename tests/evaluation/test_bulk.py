@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_kfac import collect_factors
+from lightning_kfac import collect_factors, load_factors, save_factors
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation import leaks
 from lightning_kfac.evaluation.bulk import BulkShare, check_layers
 from lightning_kfac.evaluation.leaks import text_scores
+from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.factors.moments import save_moments
 from lightning_kfac.math.bulk import bulk_share, flattest, random_basis
 from tests.common import build_model, generator, sequences
 
@@ -93,6 +95,29 @@ def test_models_whose_logits_are_computed_in_parts(material, monkeypatch):
                 text_scores(model, prefixes, suffixes, bulk=BulkShare(model, factors)), expected, strict=True
             ):
                 assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_measured_moments_say_which_directions_are_flat(tmp_path):
+    model = build_model("olmo2", torch.float64)
+    name = "model.layers.1.mlp.up_proj"
+    batch = {"input_ids": torch.randint(1, 61, (8, 16), generator=generator(4))}
+    save_factors(collect_factors(model, [batch], modules=[name]), tmp_path / "f", {"n_tokens": 120, "model": "m"})
+    factors = load_factors(tmp_path / "f")
+    bases = BasisCache.beside(factors)
+    _, A = bases.of(factors, name)
+    moments = torch.rand(40, 24, generator=generator(5))
+    save_moments({name: moments}, factors.path, factors, bases, "token")
+    row = torch.randint(1, 61, (12,), generator=generator(6)).tolist()
+    seen = []
+    with torch.no_grad():
+        hook = model.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(input_ids=torch.tensor([row]))
+        hook.remove()
+    W = model.get_submodule(name).weight.detach()
+    expected = bulk_share(seen[0][0, 4:-1], W, A.vectors, flattest(moments.double().sum(0)))
+    (score,) = text_scores(model, [row[:5]], [row[5:]], bulk=BulkShare(model, factors))
+    assert score["bulk_share"] == pytest.approx(expected, rel=1e-9)
+    assert expected != pytest.approx(bulk_share(seen[0][0, 4:-1], W, A.vectors, flattest(A.values)), rel=1e-3)
 
 
 def test_layers_that_cannot_be_listened_to():
