@@ -159,7 +159,12 @@ def _tell(summary: dict[str, Any], folder: Path) -> None:
         f"{summary['exact_duplicates']:,} duplicates, {summary['near_duplicates']:,} near-duplicates, "
         f"{summary['kept']:,} kept -> {folder / MINED}"
     )
-    if not summary["exhaustive"]:
+    if summary["bulk_share"] is not None:
+        console.print(
+            f"Only windows of whose suffix {summary['bulk_share']:.0%} or more lie in flat directions were checked; "
+            "without --data.mining.bulk_share those that one long forward predicts are."
+        )
+    elif not summary["exhaustive"]:
         console.print(
             f"Only windows of whose suffix one long forward predicts {summary['likely']:.0%} were checked; "
             "--data.mining.exhaustive true checks all."

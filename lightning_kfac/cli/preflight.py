@@ -15,6 +15,8 @@ from lightning_kfac.console import console
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.bulk import check_layers
+from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.mining.windows import check_window
 from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.layer import Layer
@@ -81,9 +83,28 @@ def check_reference(model: CausalLM, data: TextData) -> None:
     if tokenizer_fingerprint(load_tokenizer(name, own_tokenizer=data.own_tokenizer)) != data.tokenizer_fingerprint:
         raise InputError(f"{option}: its tokenizer differs from the model's, so their losses are of other tokens")
     most = most_positions(config.get_text_config())
-    longest = max(len(text.prefix) + len(text.suffix) for texts in data.sets.scored.values() for text in texts)
+    texts = [text for texts in data.sets.scored.values() for text in texts]
+    longest = max((len(text.prefix) + len(text.suffix) for text in texts), default=0)
     if most is not None and longest > most:
         raise InputError(f"{option}: it takes at most {most} positions, and a text has {longest} tokens")
+
+
+def check_bulk_share(trainer: Trainer, model: CausalLM, data: TextData) -> None:
+    """Raises ``InputError`` where the bulk share of members cannot be measured."""
+    folder = model.measures.leaks.factors
+    if folder is None:
+        return
+    option = f"model.measures.leaks.factors {folder}"
+    if not data.sets.classes:
+        raise InputError(f"{option}: there is nothing to measure; set data.members and data.nonmembers")
+    _check_factors(option, folder, trainer, model)
+
+
+def _check_factors(option: str, folder: str, trainer: Trainer, model: CausalLM) -> None:
+    """Raises ``InputError`` where the bulk share cannot be measured with these factors."""
+    if isinstance(trainer.strategy, ShardedStrategy):
+        raise InputError(f"{option}: the bulk share needs whole weights; leave trainer.strategy fsdp out")
+    check_layers(_on_paper(model), load_factors(folder))
 
 
 def announce(folder: Path, trainer: Trainer, model: CausalLM, data: TextData, n_layers: int) -> None:
@@ -115,16 +136,19 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     """Paths that a run reads."""
     texts = (data.corpus, data.heldout, *data.domains.values())
     corpora = [corpus.source for corpus in texts if corpus is not None]
-    files = [
-        file for memorized in (*data.sets.files.values(), *data.sets.classes.values()) for file in memorized.files()
-    ]
+    own = [texts for name, texts in data.sets.classes.items() if name not in data.sets.borrowed]
+    files = [file for memorized in (*data.sets.files.values(), *own) for file in memorized.files()]
     files += [resolve_path(questions.source) for questions in data.question_sets.values()]
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
 
 
-def check_search(model: CausalLM, data: TextData) -> None:
-    """Raises ``InputError`` where no row of text holds a window, or an earlier search is another, before work."""
+def check_search(trainer: Trainer, model: CausalLM, data: TextData) -> None:
+    """Raises ``InputError`` where no row of text holds a window, factors are not the model's, or an earlier search is
+    another; before work.
+    """
     check_window(data.seq_len, sum(data.window))
+    if data.mining.factors is not None:
+        _check_factors(f"data.mining.factors {data.mining.factors}", data.mining.factors, trainer, model)
     data.check_before(model.measures.extraction)
 
 

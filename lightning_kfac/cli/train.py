@@ -27,6 +27,7 @@ from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import (
     announce,
+    check_bulk_share,
     check_fit,
     check_model,
     check_reference,
@@ -187,7 +188,7 @@ class TrainCLI(LightningCLI):
     def before_predict(self) -> None:
         """Checks all input."""
         self.datamodule.read_as(self.model.source)
-        check_search(self.model, self.datamodule)
+        check_search(self.trainer, self.model, self.datamodule)
         self._check_data()
         if self.trainer.global_rank == 0:
             self.folder.lock()
@@ -198,6 +199,7 @@ class TrainCLI(LightningCLI):
         self.datamodule.read_as(self.model.source)
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
         check_reference(self.model, self.datamodule)
+        check_bulk_share(self.trainer, self.model, self.datamodule)
         self.model.evaluation_folder = self.folder.path / STATE
 
     # -- the work ------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """The sets of a run: memorized sequences, questions, members and non-members, read and checked."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.console import say
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.names import MEMBERS, NONMEMBERS
 from lightning_kfac.data.questions import Question, QuestionSet
@@ -26,6 +27,7 @@ class Sets:
         prefix_len, suffix_len: Tokens of each prefix and suffix; None takes all.
         skip_bad_rows: Leave out rows of files that cannot be used.
         classes: Texts that the model has seen, and others, by name; both or neither.
+        borrowed: Those of them that are a set with sequences: class to the set's name.
         sequences: What was read of ``files``.
         asked: What was read of ``questions``.
         scored: What was read of ``classes``.
@@ -37,6 +39,7 @@ class Sets:
     suffix_len: int | None
     skip_bad_rows: bool
     classes: Mapping[str, TextSet] = field(default_factory=dict)
+    borrowed: Mapping[str, str] = field(default_factory=dict)
     sequences: dict[str, list[MemorizedSequence]] = field(default_factory=dict)
     asked: dict[str, list[Question]] = field(default_factory=dict)
     scored: dict[str, list[MemorizedSequence]] = field(default_factory=dict)
@@ -66,8 +69,11 @@ class Sets:
         Raises:
             InputError: One of them cannot be read, or they are of different kinds.
         """
+        before = len(self.scored)
         for name, file in self.classes.items():
-            if name not in self.scored:
+            if name in self.borrowed:
+                self.scored[name] = self.sequences.get(self.borrowed[name], [])  # windows of a text are cut later
+            elif name not in self.scored:
                 self.scored[name] = load_memorized(
                     file,
                     tokenizer,
@@ -78,11 +84,13 @@ class Sets:
                     longest=max_positions,
                 )
                 _check_lengths(file, self.scored[name], max_positions)
-        whole = {name: any(text.whole for text in texts) for name, texts in self.scored.items()}
+        whole = {name: any(text.whole for text in texts) for name, texts in self.scored.items() if texts}
         mixed = [name for name, texts in self.scored.items() if len({text.whole for text in texts}) > 1]
-        if mixed or len(set(whole.values())) > 1:
+        if mixed or len({*whole.values(), *(False for _ in self.borrowed)}) > 1:
             what = f"data.{mixed[0]} holds" if mixed else "data.members and data.nonmembers hold"
             raise InputError(f"{what} whole texts as well as suffixes with a prefix, whose scores do not compare")
+        if len(self.scored) > before and (both := _in_all(self.scored.values())):
+            say(f"{both:,} texts are in data.members and in data.nonmembers: nothing can tell them apart")
 
     def load_questions(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, max_positions: int | None) -> None:
         """Reads the questions."""
@@ -100,9 +108,17 @@ class Sets:
 
     def contents(self) -> list[tuple[object, ...]]:
         """Every set with a hash of its files and how they are read, or with its name where it is no file."""
-        files: dict[str, MemorizedSet] = {**self.files, **self.classes}
+        own = {name: texts for name, texts in self.classes.items() if name not in self.borrowed}
+        files: dict[str, MemorizedSet] = {**self.files, **own}
         sets = [(name, content_of(memorized), replace(memorized, source="")) for name, memorized in files.items()]
-        return [*sets, *((name, _hash_of(questions.source)) for name, questions in self.questions.items())]
+        asked = [(name, _hash_of(questions.source)) for name, questions in self.questions.items()]
+        return [*sets, *self.borrowed.items(), *asked]
+
+
+def _in_all(classes: Iterable[Sequence[MemorizedSequence]]) -> int:
+    """How many texts all classes have."""
+    texts = [{(tuple(text.prefix), tuple(text.suffix)) for text in some} for some in classes]
+    return len(set.intersection(*texts)) if texts else 0
 
 
 def _check_lengths(file: MemorizedSet, sequences: Iterable[MemorizedSequence], max_positions: int | None) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.data.questions import Question
+from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.instruments import Instrument, Members, Questions, Sequences, Text
 from lightning_kfac.evaluation.log import EvaluationLog, NoLog
 from lightning_kfac.math.statistics import Figure, interval, paired_difference
@@ -31,6 +32,7 @@ class Evaluation:
         measures: What else to measure.
         log: What an interrupted evaluation has computed already.
         rows: The rows of the held-out text, where they know their documents; else each row is taken for one.
+        bulk: Listens to layers of the model while it reads members and non-members.
 
     Attributes:
         change_counts: After ``results``: histogram of token losses against the baseline's, as ``LossChange`` counts.
@@ -48,6 +50,7 @@ class Evaluation:
         measures: Measures | None = None,
         log: EvaluationLog | None = None,
         rows: TokenRows | None = None,
+        bulk: BulkShare | None = None,
     ):
         log = log or NoLog()
         before = baseline if isinstance(baseline, Evaluation) else None
@@ -65,12 +68,13 @@ class Evaluation:
             for name in sets
         }
         self.questions = {name: Questions(name, setting, log, f"{name}/") for name in questions}
-        self.members = Members(setting, log)
+        self.bulk = bulk
+        self.members = Members(setting._replace(layers=() if bulk is None else tuple(bulk.layers)), log)
         unedited = None if before is None else before.text
         self.text: Text = Text(setting, log, "self" if baseline == "self" else unedited, rows)
         self.figures: dict[str, Figure] = {}
         self.numbers: dict[str, torch.Tensor] = {}
-        self.settings: dict[str, float | None] = {}
+        self.settings: dict[str, Any] = {}
         self.change_counts: list[int] | None = None
 
     @property
@@ -124,7 +128,7 @@ class Evaluation:
         reference_losses: Mapping[int, float] | None = None,
     ) -> None:
         """Scores one batch of ``members`` or ``nonmembers``; see ``Members.add``."""
-        self.members.add(name, model, batch, decode, reference_losses)
+        self.members.add(name, model, batch, decode, reference_losses, self.bulk)
 
     def add_text(self, model: nn.Module, batch: TokenBatch) -> None:
         """Scores one batch of held-out text."""

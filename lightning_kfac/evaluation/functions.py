@@ -17,11 +17,13 @@ from lightning_kfac.data.text_ids import Tokenize, continuation_ids, continued_i
 from lightning_kfac.data.texts import heldout_rows
 from lightning_kfac.data.tokenized import TokenizedText
 from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.instruments import Questions
 from lightning_kfac.evaluation.leaks import text_losses, text_scores
 from lightning_kfac.evaluation.log import NoLog
 from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.evaluation.scoring import next_token_scores
+from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.separation import FPR, auc, auc_interval, tpr_at_fpr
 from lightning_kfac.math.statistics import interval
 from lightning_kfac.metrics import NDCG, Memorization
@@ -212,7 +214,8 @@ class MembershipScore:
 
     Attributes:
         members, nonmembers: Scores of each text by measure: ``loss``, ``zlib``, ``reference``, ``min_k``,
-            ``min_k_plus_plus``, ``exact_match``, ``extraction_strength``, as far as they were measured.
+            ``min_k_plus_plus``, ``exact_match``, ``extraction_strength``; with factors ``bulk_share`` and its control
+            ``bulk_share_random``, and the share of each layer by its name.
     """
 
     members: list[dict[str, float]]
@@ -242,7 +245,7 @@ class MembershipScore:
     def _classes(self, measure: str) -> tuple[list[float], list[float]]:
         if measure not in self.measures:
             raise InputError(f"{measure!r} was not measured; choose from {', '.join(self.measures)}")
-        sign = SCORES[measure].sign
+        sign = SCORES[measure].sign if measure in SCORES else 1
         first, second = ([sign * text[measure] for text in texts] for texts in (self.members, self.nonmembers))
         return first, second
 
@@ -259,6 +262,7 @@ def membership(
     *,
     k: float = 0.2,
     reference: nn.Module | None = None,
+    factors: Mapping[str, KroneckerFactors] | None = None,
     batch_size: int = 64,
 ) -> MembershipScore:
     """Measures whether texts that a model was trained on can be told from others that were drawn in the same way.
@@ -271,6 +275,7 @@ def membership(
             the model takes is cut.
         k: Share of a text's tokens, the least likely, that Min-K and Min-K++ look at.
         reference: A model of the same tokenizer that did not see the members.
+        factors: Of layers of the model, whose bulk shares are measured too; see ``math.bulk``.
         batch_size: Texts at once.
 
     Raises:
@@ -293,6 +298,7 @@ def membership(
     if len(kinds) > 1:
         raise InputError("give whole texts or pairs of prefix and suffix, not both: their scores do not compare")
     decode = getattr(tokenizer, "decode", None)
+    bulk = None if factors is None else BulkShare(model, factors)
     found = {}
     with _in_eval(model), _in_eval(reference or model):
         for name, texts in classes.items():
@@ -301,7 +307,7 @@ def membership(
             for i in range(0, len(starts), batch_size):
                 part = starts[i : i + batch_size], golds[i : i + batch_size]
                 losses = None if reference is None else text_losses(language_model(reference), *part)
-                scores += text_scores(model, *part, k=settings.k, decode=decode, reference_losses=losses)
+                scores += text_scores(model, *part, k=settings.k, decode=decode, reference_losses=losses, bulk=bulk)
             found[name] = scores
     return MembershipScore(**found)
 

@@ -13,6 +13,7 @@ from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.names import MEMBERS
 from lightning_kfac.data.questions import Question
 from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.decoding import greedy_continuations
 from lightning_kfac.evaluation.leaks import text_scores
 from lightning_kfac.evaluation.log import EvaluationLog
@@ -55,7 +56,7 @@ class Instrument:
         self.figures: dict[str, Figure] = {}
         self.numbers: dict[str, torch.Tensor] = {}
         self.others: dict[type[Metric], torch.Tensor] = {}
-        self.settings: dict[str, float | None] = {}
+        self.settings: dict[str, Any] = {}
 
     def results(self) -> dict[str, float | int | None]:
         """All figures under the names of ``results.jsonl``; gathers over ranks, so every rank calls it."""
@@ -234,6 +235,7 @@ class Members(Instrument):
         batch: Mapping[str, list[Any]],
         decode: Callable[[list[int]], str] | None,
         reference_losses: Mapping[int, float] | None = None,
+        bulk: BulkShare | None = None,
     ) -> None:
         """Scores one batch of a class.
 
@@ -241,6 +243,7 @@ class Members(Instrument):
             name: ``members`` or ``nonmembers``.
             decode: Turns token ids into text.
             reference_losses: By the reference model, by number.
+            bulk: Listens to layers of the model.
         """
         self.classes.add(name)
         index = batch["index"]
@@ -248,7 +251,8 @@ class Members(Instrument):
         k = self.setting.measures.leaks.k
 
         def score() -> list[dict[str, float]]:
-            return text_scores(model, batch["prefix"], batch["suffix"], k=k, decode=decode, reference_losses=losses)
+            texts = batch["prefix"], batch["suffix"]
+            return text_scores(model, *texts, k=k, decode=decode, reference_losses=losses, bulk=bulk)
 
         self._observe(TextsScored(index, name == MEMBERS, self.log.once(f"scored {name} {index}", score)))
 

@@ -108,6 +108,7 @@ class Setting(NamedTuple):
         compared: There is an evaluation of the unedited model.
         ranked: There are rankings of the unedited model, its own or another's.
         main: Of sequences: whether they are the set ``memorized``.
+        layers: Those of which bulk shares are measured.
     """
 
     measures: Measures
@@ -115,6 +116,7 @@ class Setting(NamedTuple):
     compared: bool
     ranked: bool
     main: bool = False
+    layers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Described(Metric):
         return cls()
 
     @property
-    def settings(self) -> Mapping[str, float | None]:
+    def settings(self) -> Mapping[str, Any]:
         """What stands beside its figures in ``results.jsonl``, such as what they depend on; after ``compute``."""
         return {}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from lightning_kfac.metrics.per_sequence import SeveralFigures
 
 OBJECT = "leaks"
 TPR = f"tpr_at_fpr_{FPR:g}"
+# Stands before a layer's name where the share is that of a random basis.
+RANDOM = "random:"
+BY_LAYER = f"{OBJECT}.bulk_share.layers"
+BY_LAYER_RANDOM = f"{OBJECT}.bulk_share_random.layers"
 
 
 class Measure(NamedTuple):
@@ -38,6 +42,8 @@ SCORES = {
     "min_k_plus_plus": Measure("Min-K++", 1),
     "exact_match": Measure("exact match", 1),
     "extraction_strength": Measure("extraction strength", 1),
+    "bulk_share": Measure("share in flat directions", 1),
+    "bulk_share_random": Measure("the same of a random basis", 1),
 }
 
 
@@ -61,6 +67,7 @@ class Membership(SeveralFigures):
 
     Args:
         leaks: Settings of the measures, to stand beside the figures.
+        layers: Whose bulk shares are scores too, by their names; ``settings`` has the AUC of each.
 
     Example:
         >>> metric = Membership()
@@ -74,21 +81,23 @@ class Membership(SeveralFigures):
     seen = TextsScored
     quiet = True
     higher_is_better = False
-    columns = ("member", *SCORES)
 
-    def __init__(self, leaks: Leaks | None = None) -> None:
+    def __init__(self, leaks: Leaks | None = None, layers: Sequence[str] = ()) -> None:
         super().__init__()
         self.leaks = leaks or Leaks()
-        self.beside: dict[str, float | None] = {}
+        self.layers = tuple(layers)
+        self.columns = ("member", *SCORES, *self.layers, *(RANDOM + name for name in self.layers))
+        self.beside: dict[str, Any] = {}
+        self.of_columns: dict[str, Figure] = {}
 
     @classmethod
     @override
     def asked(cls, setting: Setting) -> Self:
-        return cls(setting.measures.leaks)
+        return cls(setting.measures.leaks, setting.layers)
 
     @property
     @override
-    def settings(self) -> Mapping[str, float | None]:
+    def settings(self) -> Mapping[str, Any]:
         return self.beside
 
     @override
@@ -100,11 +109,11 @@ class Membership(SeveralFigures):
         """Adds texts.
 
         Args:
-            scores: Of each text, by the names of ``SCORES``; every text has the same ones.
+            scores: Of each text, by the names of ``SCORES`` and of layers; every text has the same ones.
             member: Whether the model was trained on them.
             index: Their numbers in their class.
         """
-        rows = [[float(member), *(score.get(name, math.nan) for name in SCORES)] for score in scores]
+        rows = [[float(member), *(score.get(name, math.nan) for name in self.columns[1:])] for score in scores]
         values = torch.tensor(rows, dtype=torch.float64).view(-1, len(self.columns))
         if index is None:
             before = sum(int((part[:, 0] == member).sum()) for part in self.values)
@@ -128,12 +137,15 @@ class Membership(SeveralFigures):
             means = [SCORES[name].sign * part.mean() if len(part) else math.nan for part in (members, others)]
             for what, value in zip(("low", "high", "mean_members", "mean_nonmembers"), (*bounds, *means), strict=True):
                 self.beside[f"{OBJECT}.{name}.{what}"] = float(value)
+        if self.layers and self.figures:
+            for key, before in ((BY_LAYER, ""), (BY_LAYER_RANDOM, RANDOM)):
+                self.beside[key] = {layer: self.of_columns[before + layer].value for layer in self.layers}
         return found
 
     @override
     def figures_of(self, values: dict[str, Tensor]) -> dict[str, Figure]:
+        member = values["member"]
+        of_layers = self.columns[1 + len(SCORES) :]
+        self.of_columns = {name: Figure(values[name], member, auc=True) for name in of_layers}
         measured = [name for name in SCORES if not values[name].isnan().all()]
-        return {
-            f"{OBJECT}.{name}.auc": Figure(SCORES[name].sign * values[name], values["member"], auc=True)
-            for name in measured
-        }
+        return {f"{OBJECT}.{name}.auc": Figure(SCORES[name].sign * values[name], member, auc=True) for name in measured}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.recitation import Recital, recite
 from lightning_kfac.evaluation.scoring import most_likely
 from lightning_kfac.metrics.functional import cut_after_end
@@ -57,6 +58,8 @@ def search(
     batch_size: int,
     end_of_text: Collection[int] = frozenset(),
     max_positions: int | None = None,
+    bulk: BulkShare | None = None,
+    least_bulk: float = 0.0,
     scores: Scores | None = None,
 ) -> Searched:
     """Finds the windows whose suffix the model recites word for word from exactly their prefix.
@@ -67,6 +70,8 @@ def search(
             of a suffix sees, where the model takes such a mask. None checks every window.
         batch_size: Windows checked at once.
         max_positions: Longest row that the model takes.
+        bulk, least_bulk: Instead of ``likely``: the same forward tells of each suffix which share lies in the flat
+            directions of layers; only windows with at least this share are checked.
         scores: Takes how likely each window is drawn, in the order of pieces and windows; those that are not checked
             are entered as not measured.
     """
@@ -74,15 +79,9 @@ def search(
     # A text that ends within a window is no recitation of the window.
     ends = [np.isin(piece.tokens, list(end_of_text)).cumsum() for piece in pieces]
     length = prefix_len + suffix_len
-    again = {(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets[piece.again].tolist()}
     chosen = [(i, o) for i, o in windows if ends[i][o + length - 1] == (ends[i][o - 1] if o else 0)]
-    if likely is not None and chosen:
-        hits = _hits(model, pieces, prefix_len + suffix_len // 2)
-        chosen = [
-            (i, o)
-            for i, o in chosen
-            if hits[i, o + length] - hits[i, o + prefix_len] >= likely * suffix_len or (i, o) in again
-        ]
+    if chosen:
+        chosen = _filtered(model, pieces, chosen, (prefix_len, suffix_len), likely, bulk, least_bulk)
     decoding = None if scores is None else scores.decoding
     found = []
     measured: dict[tuple[int, int], Recital] = {}
@@ -108,13 +107,42 @@ def search(
     return Searched(found, len(windows), len(chosen), near_ties)
 
 
+def _filtered(
+    model: nn.Module,
+    pieces: Sequence[Piece],
+    windows: list[tuple[int, int]],
+    window: tuple[int, int],
+    likely: float | None,
+    bulk: BulkShare | None,
+    least_bulk: float,
+) -> list[tuple[int, int]]:
+    """The windows to check by themselves, of those [(piece, offset)]; see ``search``."""
+    prefix_len, suffix_len = window
+    again = {(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets[piece.again].tolist()}
+    context = prefix_len + suffix_len // 2
+    if bulk is not None:
+        stretches = [(i, o + prefix_len - 1, suffix_len) for i, o in windows]
+        shares = bulk.of_stretches(_batch(model, pieces), stretches, context)
+        return [w for w, share in zip(windows, shares, strict=True) if share >= least_bulk or w in again]
+    if likely is None:
+        return windows
+    hits = _hits(model, pieces, context)
+    end = prefix_len + suffix_len
+    least = likely * suffix_len
+    return [(i, o) for i, o in windows if hits[i, o + end] - hits[i, o + prefix_len] >= least or (i, o) in again]
+
+
 def _hits(model: nn.Module, pieces: Sequence[Piece], context: int) -> np.ndarray:
     """Running count of predicted tokens before each place of each piece. int64 [B, T + 1]."""
-    device = next(model.parameters()).device
-    ids, real = right_padded([piece.tokens.tolist() for piece in pieces], device)
-    batch = TokenBatch.from_dict({"input_ids": ids} | ({} if real.all() else {"attention_mask": real}))
+    batch = _batch(model, pieces)
+    ids, _ = right_padded([piece.tokens.tolist() for piece in pieces], batch.input_ids.device)
     right = most_likely(model, batch, context)[:, : ids.shape[1] - 1] == ids[:, 1:]
     return torch.cat([ids.new_zeros(len(ids), 2), right.long().cumsum(1)], dim=1).cpu().numpy()
+
+
+def _batch(model: nn.Module, pieces: Sequence[Piece]) -> TokenBatch:
+    ids, real = right_padded([piece.tokens.tolist() for piece in pieces], next(model.parameters()).device)
+    return TokenBatch.from_dict({"input_ids": ids} | ({} if real.all() else {"attention_mask": real}))
 
 
 def _match_length(

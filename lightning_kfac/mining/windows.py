@@ -22,6 +22,9 @@ class Mining:
         exhaustive: Check every window by itself, instead of those only that one long forward finds likely.
         likely: Share of a suffix that the long forward must predict for its window to be checked. Higher is faster and
             misses more.
+        bulk_share: Instead of ``likely``: share of a suffix in the flat directions of layers at which its window is
+            checked, see ``factors``. What recited and other text has, ``validate`` tells.
+        factors: Folder with collected factors of the model, of whose layers ``bulk_share`` is the mean.
         near_duplicate: Windows whose 5-grams of tokens overlap by this much (Jaccard) with one found earlier are
             left out.
         low_entropy: Suffixes below this entropy of their tokens, in bits, are reported apart as repetitions.
@@ -32,6 +35,8 @@ class Mining:
     stride: int = 16
     exhaustive: bool = False
     likely: float = 0.4
+    bulk_share: float | None = None
+    factors: str | None = None
     near_duplicate: float = 0.7
     low_entropy: float = 2.0
     before: str | None = None
@@ -42,6 +47,12 @@ class Mining:
         for name in ("likely", "near_duplicate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"mining.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if (self.bulk_share is None) != (self.factors is None):
+            raise InputError("mining.bulk_share and mining.factors: give both, or neither")
+        if self.bulk_share is not None and not 0 <= self.bulk_share <= 1:
+            raise InputError(f"mining.bulk_share is {self.bulk_share}; it must lie between 0 and 1")
+        if self.bulk_share is not None and self.exhaustive:
+            raise InputError("mining.bulk_share chooses windows, mining.exhaustive checks all; leave one out")
 
 
 def check_window(seq_len: int, length: int) -> None:

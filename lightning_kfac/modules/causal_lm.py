@@ -13,6 +13,8 @@ from lightning_kfac.collection.fisher import FisherLoss
 from lightning_kfac.collection.objective import Runs
 from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.errors import InputError
+from lightning_kfac.evaluation.bulk import BulkShare
+from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.mining.scores import Scores
 from lightning_kfac.mining.search import Looked, search
@@ -108,6 +110,7 @@ class CausalLM(EvaluatedLM):
         self.trust_remote_code = trust_remote_code
         self.config = load_config(self.source, architecture)
         self.collection: Runs | None = None
+        self._bulk: BulkShare | None = None
         self.strict_loading = training is not None  # the checkpoint of a collection has no weights
         if training is not None:
             self.stage = "trained"
@@ -209,6 +212,12 @@ class CausalLM(EvaluatedLM):
     # -- mining --------------------------------------------------------------------------------------
 
     @override
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        factors = text_data(self.trainer).mining.factors
+        self._bulk = None if factors is None else BulkShare(self.loaded, load_factors(factors), control=False)
+
+    @override
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Looked:
         """The windows of a batch of pieces that the model recites word for word, and how likely each is drawn."""
         data = text_data(self.trainer)
@@ -225,6 +234,8 @@ class CausalLM(EvaluatedLM):
                 batch_size=data.eval_batch_size,
                 end_of_text=end_of_text_ids(self.loaded),
                 max_positions=self.max_positions,
+                bulk=self._bulk,
+                least_bulk=data.mining.bulk_share or 0.0,
                 scores=scores,
             )
         return Looked(searched, scores)

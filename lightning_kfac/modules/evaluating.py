@@ -12,9 +12,11 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_kfac.distributed.lockstep import Lockstep
+from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.evaluation import Evaluation
 from lightning_kfac.evaluation.leaks import text_losses
 from lightning_kfac.evaluation.log import EvaluationLog
+from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_model
@@ -110,8 +112,15 @@ class EvaluatedLM(LightningModule):
             self.measures,
             self._evaluation_log(),
             data.heldout_rows,
+            self._bulk_share(),
         )
         self.evaluation.to(self.device)
+
+    def _bulk_share(self) -> BulkShare | None:
+        """Where factors are named, what listens to their layers of the model as it is now."""
+        if self.measures.leaks.factors is None or not text_data(self.trainer).sets.classes:
+            return None
+        return BulkShare(self.loaded, load_factors(self.measures.leaks.factors))
 
     def _losses_by(self, reference: str) -> dict[str, dict[int, float]]:
         """Losses of this rank's members and non-members by another model, which is then let go."""
@@ -130,9 +139,11 @@ class EvaluatedLM(LightningModule):
             return None
         data = text_data(self.trainer)
         model = self.loaded
+        factors = self.measures.leaks.factors
         about = (
             data.measured(),
             self.measures,
+            None if factors is None else load_factors(factors).content(),
             self.stage,
             self.trainer.world_size,
             version("lightning-kfac"),

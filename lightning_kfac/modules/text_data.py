@@ -21,6 +21,7 @@ from lightning_kfac.data.set_formats import MemorizedSet, TextSet
 from lightning_kfac.data.sets import Sets, content_of
 from lightning_kfac.data.texts import Texts, with_planted
 from lightning_kfac.errors import InputError
+from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.metrics.functional import Decoding
 from lightning_kfac.mining.loaders import Search, begin_search
@@ -84,8 +85,9 @@ class TextData(LightningDataModule):
         prefix_len: Tokens of each prefix, its last ones; by default all, and 64 in mining.
         suffix_len: Tokens of each suffix, its first ones; by default all, and 48 in mining.
         members: Texts that the model was trained on, for membership tests: a memorized set, or whole texts (rows with
-            ``text``, the lines of a file of text, a folder of files), or a mapping with the fields of ``TextSet``.
-        nonmembers: Texts that it was not trained on, drawn in the same way.
+            ``text``, the lines of a file of text, a folder of files), or a mapping with the fields of ``TextSet``; or
+            the name of a set of this run, such as ``memorized``.
+        nonmembers: Texts that it was not trained on, drawn in the same way; ``clean`` are the clean windows.
         questions: Questions with known answers, name to a file (JSONL, JSON, Parquet) or to a mapping with the fields
             of ``QuestionSet``; measured by exact answers.
         domains: Text whose curvature is collected as well, by name, each like ``corpus``.
@@ -143,6 +145,9 @@ class TextData(LightningDataModule):
             skip_bad_rows,
             start_token,
         )
+        classes = {MEMBERS: members, NONMEMBERS: nonmembers}
+        own_sets = [name for name in (MEMORIZED, *(sets or {}), CLEAN) if name != MEMORIZED or memorized]
+        own_sets = own_sets if clean_windows else own_sets[:-1]
         self.sets = Sets(
             {
                 name: MemorizedSet.parse(name, value)
@@ -153,11 +158,8 @@ class TextData(LightningDataModule):
             prefix_len,
             suffix_len,
             skip_bad_rows,
-            {
-                name: TextSet.parse(name, value)
-                for name, value in ((MEMBERS, members), (NONMEMBERS, nonmembers))
-                if value
-            },
+            {name: TextSet.parse(name, value) for name, value in classes.items() if value},
+            {name: value for name, value in classes.items() if isinstance(value, str) and value in own_sets},
         )
         self.corpus = self.texts.corpus
         self.heldout = self.texts.heldout
@@ -397,9 +399,9 @@ class TextData(LightningDataModule):
         self._read_texts()
         if stage != "predict":
             self.sets.load_questions(self.tokenizer, module.vocab_size, module.max_positions)
-            self.sets.load_classes(self.tokenizer, module.vocab_size, module.max_positions)
             if self.clean_windows:
                 self.sets.sequences[CLEAN] = spread_windows(self.texts.read[HELDOUT], self.clean_windows, *self.window)
+            self.sets.load_classes(self.tokenizer, module.vocab_size, module.max_positions)
 
     def _read_texts(self) -> None:
         folder = Path(self._run.default_root_dir) / "data"
@@ -478,6 +480,7 @@ class TextData(LightningDataModule):
             self.batch_size,
             mining.stride,
             None if mining.exhaustive else mining.likely,
+            *((mining.bulk_share, load_factors(mining.factors).content()) if mining.factors else ()),
             next(model.parameters()).dtype,
             self._run.precision,
             sorted(end_of_text_ids(model)),

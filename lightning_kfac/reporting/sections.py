@@ -9,7 +9,7 @@ from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
-from lightning_kfac.metrics.leaks import TPR
+from lightning_kfac.metrics.leaks import BY_LAYER, BY_LAYER_RANDOM, TPR
 from lightning_kfac.models.targets import layer_label
 from lightning_kfac.reporting.attacks import HEADER as ATTACKS_HEADER
 from lightning_kfac.reporting.attacks import Cell, attack_lines, attack_rows, recovery_curves
@@ -117,7 +117,21 @@ def leaks(run: Run) -> str:
         "nothing. A difference says only as much as the two sets were drawn in the same way."
     )
     keys = [f"{OF_LEAKS[name]}.{what}" for name in measures for what in ("auc", TPR)]
-    return section("Members against non-members", paragraph(text), _stages_table(stages, keys))
+    parts = [paragraph(text), _stages_table(stages, keys)]
+    if any(row.get(BY_LAYER) for row in stages.values()):
+        parts += [paragraph("AUC of the share in flat directions, by layer; of a random basis:"), _by_layer(stages)]
+    return section("Members against non-members", *parts)
+
+
+def _by_layer(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """AUCs of bulk shares of each layer, in its basis and in a random one, at every stage."""
+    columns = [row.get(key) or {} for row in stages.values() for key in (BY_LAYER, BY_LAYER_RANDOM)]
+    header = ["layer", *(name for stage in stages for name in (stage, f"{stage}, random"))]
+    rows = []
+    for layer in dict.fromkeys(name for column in columns for name in column):
+        values = [column.get(layer) for column in columns]
+        rows.append([layer_label(layer), *("n/a" if value is None else f"{value:.3f}" for value in values)])
+    return table(header, rows)
 
 
 def attacks(run: Run) -> str:

@@ -159,3 +159,33 @@ def test_wrong_corpus_of_short_documents(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(options(tmp_path / "run", corpus))
     assert "no document of the corpus is as long as one window of 112 tokens" in capsys.readouterr().err
+
+
+def test_windows_by_their_share_in_flat_directions(one_rank, corpus, demo_factors, tmp_path, capsys):
+    """Every window has a share of at least 0, so the same are found."""
+    changes = {"data.mining.bulk_share": 0, "data.mining.factors": demo_factors}
+    main(options(tmp_path / "run", corpus[0], **changes))
+    assert mined(tmp_path / "run") == mined(one_rank)
+    summary = json.loads((tmp_path / "run" / "mining.json").read_text())
+    assert summary["bulk_share"] == 0 and summary["factors"] == str(demo_factors)
+    assert summary["checked"] > json.loads((one_rank / "mining.json").read_text())["checked"]
+    assert "Only windows of whose suffix 0% or more lie in flat directions" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.mining.bulk_share": 0.3}, "mining.bulk_share and mining.factors: give both, or neither"),
+        ({"data.mining.bulk_share": 1.5, "data.mining.factors": "f"}, "mining.bulk_share is 1.5; it must lie between"),
+        ({"data.mining.bulk_share": 0.3, "data.mining.factors": "none"}, "none: not a factor folder"),
+        (
+            {"data.mining.bulk_share": 0.3, "data.mining.factors": "f", "data.mining.exhaustive": "true"},
+            "mining.bulk_share chooses windows, mining.exhaustive checks all",
+        ),
+    ],
+)
+def test_wrong_shares_in_flat_directions(corpus, tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(options(tmp_path / "run", corpus[0], **changes))
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -89,6 +89,13 @@ def test_suffixes_are_scored_given_their_prefixes(tmp_path):
     assert row["leaks"]["min_k_plus_plus"]["auc"] == score.auc("min_k_plus_plus")
 
 
+def test_texts_in_both_classes_are_told(tmp_path, classes, capsys):
+    write_jsonl(classes["data.members"], [{"text": text} for text in (*TEXTS, OTHERS[1])])
+    validate(tmp_path / "run", **classes)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("1 texts are in data.members and in data.nonmembers: nothing can tell them apart") == 1
+
+
 @pytest.fixture
 def no_model(monkeypatch):
     """Loading a model fails."""
@@ -161,3 +168,50 @@ def test_arrays_of_another_tokenizer(tmp_path, capsys, no_model):
         validate(tmp_path / "run", **{"data.members": tmp_path, "data.nonmembers": tmp_path})
     error = capsys.readouterr().err
     assert "suffix id 50000 is outside the model's vocabulary (0 to 2047); was the set made with another" in error
+
+
+def test_bulk_share_of_recited_and_of_clean_windows(tmp_path, few, demo_factors):
+    options = {
+        "data.memorized": few,
+        "data.heldout": "embedded",
+        "data.heldout_tokens": 3000,
+        "data.clean_windows": 5,
+        "data.seq_len": 128,
+        "data.members": "memorized",
+        "data.nonmembers": "clean",
+        "model.measures.leaks.factors": demo_factors,
+    }
+    validate(tmp_path / "run", **options)
+    (row,) = results(tmp_path / "run")
+    found = row["leaks"]
+    names = [f"model.layers.3.mlp.{projection}_proj" for projection in ("gate", "up")]
+    assert found["members"] == row["n_sequences"] and found["nonmembers"] == row["clean/n_sequences"] == 5
+    for measure in ("bulk_share", "bulk_share_random"):
+        assert list(found[measure]["layers"]) == names and 0 < found[measure]["mean_members"] < 1
+    assert found["bulk_share"]["auc"] >= 0.9 and found["bulk_share"]["mean_members"] > 0.2
+    assert row["measured"]["members"] == "memorized" and row["measured"]["nonmembers"] == "clean"
+
+
+def test_wrong_factors_of_the_bulk_share(tmp_path, classes, demo_factors, capsys, no_model):
+    from tests.common import build_model
+
+    build_model("llama", vocab_size=2048).save_pretrained(tmp_path / "other")
+    load_tokenizer("demo").save_pretrained(tmp_path / "other")
+    option = "model.measures.leaks.factors"
+    for sets, changes, message in (
+        (classes, {option: tmp_path}, "metadata.json"),
+        (
+            {"data.memorized": "demo:unseen.jsonl"},
+            {option: demo_factors},
+            "there is nothing to measure; set data.members",
+        ),
+        (
+            classes,
+            {option: demo_factors, "model.model_name": tmp_path / "other"},
+            "the factors are of model.layers.3.mlp",
+        ),
+        ({"data.members": "clean", "data.nonmembers": "clean"}, {}, "clean: no such file or folder"),
+    ):
+        with pytest.raises(SystemExit):
+            validate(tmp_path / "run", **(sets | changes))
+        assert message in capsys.readouterr().err

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_kfac import extraction, membership, memorization_score, ndcg, perplexity
+from lightning_kfac import collect_factors, extraction, membership, memorization_score, ndcg, perplexity
+from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.leaks import text_scores
 from lightning_kfac.math.separation import auc, auc_interval, tpr_at_fpr
 from tests.common import VOCAB, build_model, generated, sequences
@@ -195,6 +196,20 @@ def test_membership_is_the_scores_of_each_class(model):
         classes = [[sign * text[name] for text in texts] for texts in (score.members, score.nonmembers)]
         assert score.auc(name) == auc(*classes) and score.interval(name) == auc_interval(*classes)
         assert score.tpr_at_fpr(name, 0.2) == tpr_at_fpr(*classes, 0.2)
+
+
+def test_membership_with_factors(model):
+    members = torch.randint(1, VOCAB, (4, 9), generator=torch.Generator().manual_seed(0))
+    factors = collect_factors(model, [{"input_ids": members}], projections=["up"])
+    score = membership(model, None, members, members.flip(1), factors=factors)
+    bulk = BulkShare(model, factors)
+    rows = members.tolist()
+    expected = text_scores(model, [row[:1] for row in rows], [row[1:] for row in rows], bulk=bulk)
+    for one, other in zip(score.members, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+    assert {"bulk_share", "bulk_share_random", *factors} < set(score.measures)
+    (name, *_) = factors
+    assert score.auc(name) == auc(*([text[name] for text in texts] for texts in (score.members, score.nonmembers)))
 
 
 def test_membership_of_whole_texts(demo_model):

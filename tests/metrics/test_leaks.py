@@ -104,3 +104,15 @@ def test_what_an_evaluation_asks_for():
     metric.update([{"loss": 1.0}], member=True)
     metric.compute()
     assert metric.settings["leaks.k"] == 0.5
+
+
+def test_layers_have_an_auc_each():
+    metric = Membership(layers=["a.b", "c"])
+    for member, value in ((True, 0.5), (True, 0.3), (False, 0.4), (False, 0.2)):
+        score = {"bulk_share": value, "bulk_share_random": -value, "a.b": value, "c": 1.0, "random:a.b": -value}
+        metric.update([score | {"random:c": value}], member)
+    found = metric.compute()
+    assert found["leaks.bulk_share.auc"].item() == 0.75 and found["leaks.bulk_share_random.auc"].item() == 0.25
+    assert metric.settings["leaks.bulk_share.layers"] == {"a.b": 0.75, "c": 0.5}
+    assert metric.settings["leaks.bulk_share_random.layers"] == {"a.b": 0.25, "c": 0.75}
+    assert set(metric.figures) == {"leaks.bulk_share.auc", "leaks.bulk_share_random.auc"}

@@ -4,13 +4,17 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
+from lightning_kfac import collect_factors
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.data.tokenized import TokenizedText
+from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.mining.search import search
 from lightning_kfac.mining.windows import Mining, MiningPieces
 from lightning_kfac.models.loading import load_tokenizer
+from lightning_kfac.models.probes import banded_mask, takes_own_mask
 from tests.common import VOCAB, build_model
 
 
@@ -86,3 +90,47 @@ def test_prefilter_finds_all_that_the_demo_memorized(demo_model, before):
     quick = search(demo_model, pieces, 64, 48, likely=Mining().likely, **options)
     assert {(f.document, f.offset) for f in every.found} >= {(number, before) for number in range(6)}
     assert quick.found == every.found and quick.checked < every.checked
+
+
+@pytest.mark.parametrize("family", ["olmo2", "gpt2"])
+def test_windows_by_their_share_in_flat_directions(family):
+    """Against a loop over windows, of pieces in one batch; without a mask of its own a token sees all before it."""
+    model = build_model(family, torch.float64)
+    text, documents = recited_text(model)
+    pieces = list(MiningPieces(text, 10, 3, 20))
+    factors = collect_factors(model, [{"input_ids": torch.arange(1, 61).view(4, 15)}], projections=["up"])
+    bulk = BulkShare(model, factors, control=False)
+    own = {}
+    for piece in pieces:
+        for offset in piece.offsets.tolist():
+            ids = torch.from_numpy(piece.tokens[: offset + 10].astype(np.int64))[None]
+            mask = banded_mask(model, ids.shape[1], 8) if takes_own_mask(model) else None
+            with bulk.listening() as heard, torch.no_grad():
+                model(input_ids=ids, attention_mask=mask)
+            shares = heard.shares(torch.tensor([offset + 5]), torch.tensor([4]), ids.shape[1])
+            window = piece.document, piece.start + offset
+            own[window] = sum(share[0, 0].item() for share in shares.values()) / len(shares)
+    every = search(model, pieces, 6, 4, likely=None, batch_size=7, max_positions=64)
+    middle = sorted(own.values())[len(own) // 2] + 1e-9
+    found = search(model, pieces, 6, 4, likely=None, batch_size=7, max_positions=64, bulk=bulk, least_bulk=middle)
+    high = {window for window, share in own.items() if share >= middle}
+    assert found.windows == every.windows == len(own) and found.checked == len(high) < len(own)
+    assert [f for f in every.found if f[:2] in high] == found.found and len(documents) == 6
+    assert search(model, [], 6, 4, likely=None, batch_size=2, bulk=bulk, least_bulk=0.5) == ([], 0, 0, 0)
+
+
+def test_flat_directions_find_what_the_demo_memorized(demo_model):
+    """Planted passages, each before a passage that the model never saw; factors of others of these."""
+    tokenizer = load_tokenizer("demo")
+    rows = load_memorized("demo:planted_report.jsonl", tokenizer, 2048)[:6]
+    unseen = [[*row.prefix, *row.suffix] for row in load_memorized("demo:unseen.jsonl", tokenizer, 2048)]
+    documents = [[*row.prefix, *row.suffix, *ids, 0] for row, ids in zip(rows, unseen[:6], strict=True)]
+    text = TokenizedText(np.concatenate(documents).astype(np.int32), np.cumsum([len(d) for d in documents]))
+    pieces = list(MiningPieces(text, 112, 16, 256))
+    factors = collect_factors(demo_model, [{"input_ids": torch.tensor(unseen[6:46])}], blocks=[4], projections=["up"])
+    bulk = BulkShare(demo_model, factors, control=False)
+    options = {"batch_size": 16, "end_of_text": {0}, "max_positions": 1024, "likely": None}
+    every = search(demo_model, pieces, 64, 48, **options)
+    quick = search(demo_model, pieces, 64, 48, bulk=bulk, least_bulk=0.25, **options)
+    assert {(f.document, f.offset) for f in quick.found} >= {(number, 0) for number in range(6)}
+    assert all(f in every.found for f in quick.found) and quick.checked < every.checked

@@ -68,12 +68,16 @@ def test_report_of_members(tmp_path):
         row = {"leaks.members": 30, "leaks.nonmembers": 40, "leaks.k": 0.2, "leaks.loss.auc": value}
         row |= {"leaks.loss.tpr_at_fpr_0.01": value - 0.5, "intervals": {"leaks.loss.auc": [value - 0.1, value + 0.1]}}
         row["differences"] = {"leaks.loss.auc": [-0.25, -0.4, -0.1]} if stage == "edited" else {}
+        row["leaks.bulk_share.layers"] = {"model.layers.3.mlp.up_proj": value}
+        row["leaks.bulk_share_random.layers"] = {"model.layers.3.mlp.up_proj": 0.5}
         append_result(tmp_path / "results.jsonl", {"stage": stage, **row})
     table, own = report(tmp_path).split("Members against non-members")
     assert "AUC of members" not in table and "30 members, 40 non-members; Min-K of the least likely 20%" in own
     assert '0.625 <span class="interval">[0.525, 0.725]</span>' in own and "0.125</td>" in own
     assert '-0.250 <span class="interval">[-0.400, -0.100]</span>' in own
     assert "loss: AUC of members" in own and "loss: members found at 1% false alarms" in own
+    cells = "</td><td>".join(["0.875", "0.500", "0.625", "0.500"])
+    assert cells in own and "edited, random" in own
     assert "Membership: no members" not in own and "Recitation: no memorized set" in own
 
 

@@ -27,10 +27,13 @@ class Leaks:
         k: Share of a text's tokens, the least likely, that Min-K and Min-K++ look at.
         reference: Folder or hub name of a model with the same tokenizer that did not see the members; the losses of
             both are compared. By default that is left out.
+        factors: Folder with collected factors of the model: how much of what reaches their layers lies in flat
+            directions is a measure too. By default that is left out.
     """
 
     k: float = 0.2
     reference: str | None = None
+    factors: str | None = None
 
     def __post_init__(self) -> None:
         _check_share(self.k)
