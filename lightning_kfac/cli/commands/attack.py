@@ -47,14 +47,14 @@ NOT_ASKED = {"planted", "exposures", "shuffle", "domains", "domain_tokens", "min
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
-    add_model_options(parser)
+    add_model_options(parser, required=True)
     parser.add_argument("--unedited", type=str, help="The model before the edit; by default the one in edit.json.")
     parser.add_argument("--output", type=str, default="runs/attacks", help="Folder of results, figure and TensorBoard.")
     parser.add_argument(
         "--attacks",
         type=list[str | dict[str, Any]],
         default=DEFAULT,
-        help="Each by its name, or a mapping of name and settings.",
+        help=f"Each by its name ({', '.join(KINDS)}), or a mapping of name and settings (docs/attacks.md).",
     )
     parser.add_argument("--half_seed", type=int, default=0, help="Decides which half of the set attacks may learn.")
     parser.add_argument("--accelerator", type=str, default="auto", help="Where to compute: auto, cpu, gpu.")
@@ -165,8 +165,6 @@ def _log(writer: SummaryWriter, label: str, row: Row) -> None:
 
 
 def _edited(options: Namespace) -> ModelSource:
-    if not options.model:
-        raise InputError("--model is missing: the edited model to attack, such as runs/NAME/edited")
     given = options.revision, options.gguf_file, options.adapter
     return ModelSource.named(options.model, *given, options.trust_remote_code)
 
