@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: quickstart test lint mutation families demo-model demo-arithmetic
+.PHONY: quickstart test lint mutation families trust demo-model demo-arithmetic
 
 quickstart: $(READY)
 	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
@@ -27,6 +27,10 @@ mutation: $(READY)
 # Compares every family of models with plain autograd and with `generate`, and writes the table of docs/families.md.
 families: $(READY)
 	$(RUN) -m tests.test_families
+
+# Runs the tests that docs/trust.md names, and writes the counts there.
+trust: $(READY)
+	$(RUN) -m tests.tally
 
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from lightning_kfac.errors import InputError
     from lightning_kfac.evaluation.functions import (
         ExtractionScore,
+        MembershipScore,
         MemorizationScore,
         exact_accuracy,
         extraction,
+        membership,
         memorization_score,
         ndcg,
         perplexity,
@@ -39,8 +41,10 @@ else:
             "lightning_kfac.evaluation.functions": [
                 "ExtractionScore",
                 "MemorizationScore",
+                "MembershipScore",
                 "exact_accuracy",
                 "extraction",
+                "membership",
                 "memorization_score",
                 "ndcg",
                 "perplexity",
@@ -59,6 +63,7 @@ __all__ = [
     "InputError",
     "KFACEditor",
     "KroneckerFactors",
+    "MembershipScore",
     "MemorizationScore",
     "collect_factors",
     "collect_moments",
@@ -66,6 +71,7 @@ __all__ = [
     "exact_accuracy",
     "extraction",
     "load_factors",
+    "membership",
     "memorization_score",
     "ndcg",
     "perplexity",

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from tests.tally import KILLED, tally
+
 ROOT = Path(__file__).parents[1]
 # What the interpreter reports of work on files; writes by safetensors (Rust) come between two of these.
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
@@ -38,6 +40,9 @@ class Run:
         kill_after, term_after: Send itself SIGKILL or SIGTERM so many seconds after the first of these.
         count_to: Write the number of these pieces of work there at the end.
         limit: Largest file that it may write, in bytes.
+        reads: Files that are opened to be read count too.
+        clock: Seconds that its clock is ahead.
+        user: Number of the user that it runs as.
     """
 
     args: list[str]
@@ -50,6 +55,9 @@ class Run:
     term_after: float = 0.0
     count_to: str = ""
     limit: int = 0
+    reads: bool = False
+    clock: float = 0.0
+    user: int = 0
 
 
 class Forks:
@@ -72,7 +80,9 @@ class Forks:
         """The exit code of a run, negative for a signal; kills it where it takes too long."""
         self.server.stdin.write(json.dumps({"wait": pid, "timeout": timeout}) + "\n")
         self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
+        code = json.loads(self.server.stdout.readline())
+        tally(KILLED, code == -signal.SIGKILL)
+        return code
 
     def run(self, args: list[str], log: Path, **how) -> tuple[int, str]:
         """Runs train.py to its end: exit code, and what it printed."""
@@ -203,6 +213,13 @@ def _child(run: Run) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (run.limit, run.limit))
+    if run.clock:
+        true_time = time.time
+        time.time = lambda: true_time() + run.clock
+        time.time_ns = lambda: int(1e9 * time.time())
+    if run.user:
+        os.setgid(run.user)
+        os.setuid(run.user)
     count = _watch(run)
     code = 1
     try:
@@ -250,7 +267,7 @@ def _watch(run: Run):
         nonlocal seen
         if event not in EVENTS or not run.watched or run.watched not in str(args[0]):
             return
-        if event == "open" and "r" in str(args[1]) and "+" not in str(args[1]):
+        if event == "open" and "r" in str(args[1]) and "+" not in str(args[1]) and not run.reads:
             return
         seen += 1
         if seen == run.kill_at:

@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conventional import conventional_factors
 from benchmarks.limits import least_flops_per_token
+from benchmarks.soak import grown, soak
 from lightning_kfac import collect_factors
 from tests.common import build_model, relative_error
 
@@ -38,3 +39,14 @@ def test_least_flops_are_those_of_the_matrix_products():
     # Backward: the head, one block above the lowest, and down_proj of the lowest (to gate and up).
     block = 2 * (4 * 24 * 24 + 3 * 24 * 40)
     assert flops["backward"] == 2 * 24 * 61 + block + 2 * (2 * 2 * 24 * 10) + 2 * 24 * 40
+
+
+def test_a_soak_counts_and_finds_what_grows(tmp_path):
+    rows = soak(tmp_path / "run", batches=12, every=2, save_seconds=0)
+    assert [row["batch"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert all(row["resident_mb"] > 100 and row["open_files"] > 3 and row["files_on_disk"] > 3 for row in rows)
+    flat = [{"resident_mb": 450.0, "open_files": 8, "threads": 2, "files_on_disk": 10} for _ in range(30)]
+    assert grown(flat) == []
+    for name, step in (("resident_mb", 0.5), ("open_files", 1), ("threads", 1), ("files_on_disk", 1)):
+        rising = [row | {name: row[name] + number * step} for number, row in enumerate(flat)]
+        assert len(grown(rising)) == 1 and grown(rising)[0].startswith(f"{name} grew by ")

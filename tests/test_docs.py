@@ -8,6 +8,7 @@ import pytest
 import lightning_kfac
 from lightning_kfac import attention, metrics
 from lightning_kfac.callbacks import CrystallizationStudy, CurvatureCollector, EditCallback, ResidualCollector
+from tests import tally
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,3 +34,23 @@ def test_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
 def test_readme_names_files_that_exist():
     named = set(re.findall(r"`(configs/\w+\.yaml)`", (ROOT / "README.md").read_text()))
     assert named and all((ROOT / name).is_file() for name in named)
+
+
+def test_promises_are_held_by_tests_that_exist():
+    page = (ROOT / "docs" / "trust.md").read_text()
+    files = {path for path in re.findall(r"`(tests/[\w/]+\.py)", page)}
+    assert len(files) > 20 and [path for path in files if not (ROOT / path).is_file()] == []
+    written = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    named = set(re.findall(r"(?:`|::)(test_\w+)`", page))
+    assert len(named) > 40 and named - written == set()
+
+
+def test_the_counts_of_the_tests_are_written():
+    counts = (ROOT / "docs" / "trust.md").read_text().partition(tally.BEGIN)[2]
+    for kind in (tally.KILLED, tally.DAMAGED, tally.MUTATED, *tally.CASES):
+        assert re.search(rf"^\| {re.escape(kind)} \|.* [1-9][\d,]* \|$", counts, re.M), f"{kind}: run `make trust`"
+    assert all((ROOT / "tests" / file).is_file() for files in tally.CASES.values() for file in files)

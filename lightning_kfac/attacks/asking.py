@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_kfac.attacks.attack import Attack
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics import described
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.metrics.functional import Decoding, extracted_in
 
@@ -49,7 +50,7 @@ class Sampling(Attack):
 
     @override
     def measures(self, usual: Measures) -> Measures:
-        return replace(usual, extraction=self._decoding())
+        return replace(usual, extraction=described.Sampling(**asdict(self._decoding())))
 
     @override
     def got(self, figures: Mapping[str, Figure]) -> Figure:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import track_count
-from lightning_kfac.mining.search import Searched
+from lightning_kfac.mining.search import Looked
 from lightning_kfac.modules.text_data import text_data
 
 
@@ -82,12 +82,12 @@ class RunProgress(ProgressBar):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Searched,
+        outputs: Looked,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._advance(outputs.windows * trainer.world_size)
+        self._advance(outputs.searched.windows * trainer.world_size)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -20,8 +20,14 @@ from lightning_kfac.metrics.loss_change import EDGES
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import text_data
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
-from lightning_kfac.reporting.labels import METRICS
-from lightning_kfac.reporting.tables import Example, comparison_table, examples_markdown, examples_table
+from lightning_kfac.reporting.labels import METRICS, is_drawn, measured_leaks
+from lightning_kfac.reporting.tables import (
+    Example,
+    comparison_table,
+    examples_markdown,
+    examples_table,
+    leaks_table,
+)
 from lightning_kfac.storage.files import new_file
 from lightning_kfac.storage.run_folder import RunFolder
 
@@ -88,7 +94,11 @@ class RunReport(Callback):
 
     def show_comparison(self) -> None:
         """Prints all evaluations side by side."""
-        show(comparison_table(self.evaluations))
+        table = comparison_table(self.evaluations)
+        if table.row_count:
+            show(table)
+        if measured_leaks(self.evaluations.values()):
+            show(leaks_table(self.evaluations))
         for stage, record in self.evaluations.items():
             if near := sum(value for key, value in record.items() if key.endswith("n_near_ties")):
                 say(f"{stage}: {near} verdicts hang on logits that are equal within the model's precision")
@@ -119,7 +129,8 @@ class RunReport(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or len(self.evaluations) < 2:
             return
         writer = trainer.logger.experiment
-        writer.add_figure("comparison/metrics", metrics_figure(self.evaluations))
+        if is_drawn(self.evaluations.values()):
+            writer.add_figure("comparison/metrics", metrics_figure(self.evaluations))
         if counts:
             writer.add_figure("comparison/loss of held-out tokens", loss_change_figure(EDGES.tolist(), counts))
         if examples:

@@ -16,9 +16,12 @@ from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
 from lightning_kfac.mining.windows import check_window
+from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.layer import Layer
-from lightning_kfac.models.loading import check_stored, skeleton
+from lightning_kfac.models.loading import check_stored, load_config, load_tokenizer, skeleton
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.targets import count_blocks, narrow
+from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.storage.run_folder import RunFolder
@@ -65,6 +68,24 @@ def check_model(model: CausalLM) -> None:
         check_stored(model.source, model.config)
 
 
+def check_reference(model: CausalLM, data: TextData) -> None:
+    """Raises ``InputError`` where members cannot be compared with the reference model's losses."""
+    name = model.measures.leaks.reference
+    if name is None:
+        return
+    option = f"model.measures.leaks.reference {name}"
+    if not data.sets.classes:
+        raise InputError(f"{option}: there is nothing to compare; set data.members and data.nonmembers")
+    config = load_config(name)
+    check_stored(ModelSource.named(name), config)
+    if tokenizer_fingerprint(load_tokenizer(name, own_tokenizer=data.own_tokenizer)) != data.tokenizer_fingerprint:
+        raise InputError(f"{option}: its tokenizer differs from the model's, so their losses are of other tokens")
+    most = most_positions(config.get_text_config())
+    longest = max(len(text.prefix) + len(text.suffix) for texts in data.sets.scored.values() for text in texts)
+    if most is not None and longest > most:
+        raise InputError(f"{option}: it takes at most {most} positions, and a text has {longest} tokens")
+
+
 def announce(folder: Path, trainer: Trainer, model: CausalLM, data: TextData, n_layers: int) -> None:
     """Prints the steps of the run in order."""
     name = model.source or f"a new {model.config.model_type}"
@@ -94,19 +115,26 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     """Paths that a run reads."""
     texts = (data.corpus, data.heldout, *data.domains.values())
     corpora = [corpus.source for corpus in texts if corpus is not None]
-    files = [file for memorized in data.sets.files.values() for file in memorized.files()]
+    files = [
+        file for memorized in (*data.sets.files.values(), *data.sets.classes.values()) for file in memorized.files()
+    ]
     files += [resolve_path(questions.source) for questions in data.question_sets.values()]
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
 
 
-def check_search(data: TextData) -> None:
-    """Raises ``InputError`` where no row of text holds a window, which shows before the text is read."""
+def check_search(model: CausalLM, data: TextData) -> None:
+    """Raises ``InputError`` where no row of text holds a window, or an earlier search is another, before work."""
     check_window(data.seq_len, sum(data.window))
+    data.check_before(model.measures.extraction)
 
 
-def make_room_for_mining(folder: RunFolder, overwrite: bool) -> None:
-    """A finished search is replaced only if asked for; an unfinished one goes on."""
-    folder.check(overwrite, replaces=SEARCHED if overwrite else (MINED,))
+def make_room_for_mining(folder: RunFolder, overwrite: bool, before: Path | None) -> None:
+    """A finished search is replaced only if asked for; an unfinished one goes on.
+
+    Args:
+        before: Windows of an earlier search that are read.
+    """
+    folder.check(overwrite, [before], replaces=SEARCHED if overwrite else (MINED,))
     if overwrite:
         folder.replace(*SEARCHED)
     folder.claim()

@@ -25,7 +25,15 @@ from lightning_kfac.cli.assembly import (
 from lightning_kfac.cli.foreign_code import announce_code
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
-from lightning_kfac.cli.preflight import announce, check_fit, check_model, check_search, inputs, make_room_for_mining
+from lightning_kfac.cli.preflight import (
+    announce,
+    check_fit,
+    check_model,
+    check_reference,
+    check_search,
+    inputs,
+    make_room_for_mining,
+)
 from lightning_kfac.cli.quiet import quiet, without_loading_bar
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import command_line, console, say, say_error
@@ -170,7 +178,7 @@ class TrainCLI(LightningCLI):
         """Checks all input."""
         self._check_data()
         if not self.datamodule.validation_names:
-            raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
+            raise InputError("there is nothing to evaluate on: set data.memorized, data.heldout or data.members")
         if self.trainer.global_rank == 0:
             self.folder.lock()
             self.folder.check(overwrite=True, replaces=())  # results are added to those that are there
@@ -178,16 +186,18 @@ class TrainCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Checks all input."""
-        check_search(self.datamodule)
+        self.datamodule.read_as(self.model.source)
+        check_search(self.model, self.datamodule)
         self._check_data()
         if self.trainer.global_rank == 0:
             self.folder.lock()
-            make_room_for_mining(self.folder, self._get(self.config, "overwrite"))
+            make_room_for_mining(self.folder, self._get(self.config, "overwrite"), self.datamodule.windows_before)
 
     def _check_data(self) -> None:
         check_model(self.model)
         self.datamodule.read_as(self.model.source)
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
+        check_reference(self.model, self.datamodule)
         self.model.evaluation_folder = self.folder.path / STATE
 
     # -- the work ------------------------------------------------------------------------------------

@@ -191,13 +191,21 @@ class SequenceDataset(Dataset[tuple[int, T]], Generic[T]):
         return index, self.sequences[max(index, 0)]
 
 
-def collate_sequences(rows: list[tuple[int, MemorizedSequence]]) -> dict[str, list[int] | list[list[int]]]:
-    """Token lists as they are (decoding pads them); filler rows are dropped."""
+def collate_sequences(
+    rows: list[tuple[int, MemorizedSequence]], every: Sequence[MemorizedSequence]
+) -> dict[str, list[int] | list[list[int]]]:
+    """Token lists as they are (decoding pads them), each with the prefix of another sequence; filler rows are dropped.
+
+    Args:
+        every: All sequences. The other one is half of them away.
+    """
     kept = [(i, s) for i, s in rows if i != FILLER]
+    away = len(every) // 2
     return {
         "index": [i for i, _ in kept],
         "prefix": [list(s.prefix) for _, s in kept],
         "suffix": [list(s.suffix) for _, s in kept],
+        "unrelated": [list(every[(i + away) % len(every)].prefix) for i, _ in kept],
     }
 
 
@@ -213,7 +221,8 @@ def sequence_loader(
 ) -> DataLoader[tuple[int, MemorizedSequence]]:
     """Memorized sequences in batches for one rank."""
     sampler = ShardedBatches(len(sequences), batch_size, rank, world)
-    return DataLoader(SequenceDataset(sequences), batch_sampler=sampler, collate_fn=collate_sequences)
+    collate = partial(collate_sequences, every=sequences)
+    return DataLoader(SequenceDataset(sequences), batch_sampler=sampler, collate_fn=collate)
 
 
 def question_loader(

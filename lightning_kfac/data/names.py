@@ -9,6 +9,8 @@ CORPUS = "corpus"
 HELDOUT = "heldout"
 MEMORIZED = "memorized"
 CLEAN = "clean"
+MEMBERS = "members"
+NONMEMBERS = "nonmembers"
 
 
 def domain_text(name: str) -> str:
@@ -19,7 +21,7 @@ def domain_text(name: str) -> str:
 def check_names(option: str, names: Iterable[str], taken: Collection[str] = ()) -> None:
     """Raises ``InputError`` for names of sets or texts that stand for something else, or cannot be names of files."""
     for name in names:
-        if name in (CORPUS, HELDOUT) or name in taken:
+        if name in (CORPUS, HELDOUT, MEMBERS, NONMEMBERS) or name in taken:
             raise InputError(f"data.{option}: the name {name!r} stands for something else; choose another")
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError(f"data.{option}: the name {name!r} may hold letters, digits, - and _ only")

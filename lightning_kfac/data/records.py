@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,9 @@ ROWS_AT_ONCE = 64
 CHUNK = 1 << 16
 # What expands without end from a small file is no record: this many bytes are still parsed within a gigabyte.
 LONGEST_RECORD = 1 << 28
+# A column of a row group may unpack to so much, or, if it is larger on the disk, to so many times as much.
+LARGEST_UNPACKED = 1 << 30
+MOST_EXPANSION = 200
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -41,7 +44,7 @@ def records_of(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a file with their numbers, from 1; of JSON lines, with the numbers of their lines.
 
-    A file without a byte has no records.
+    A file without a byte has no records. A text in a JSON array is a record with the field ``text``.
 
     Args:
         file: JSONL (``.ndjson``), JSON (lines, an array of objects, or objects one after the other), Parquet or
@@ -157,6 +160,10 @@ class _Unzstandard(io.RawIOBase):
 # -- JSON ------------------------------------------------------------------------------------------------------
 
 
+def _too_long() -> str:
+    return f"longer than {LONGEST_RECORD:,} bytes"
+
+
 def has_lines(file: Path) -> bool:
     """Whether each line is an object, or an array or an object goes over all of them."""
     with open_file(file) as stream:
@@ -167,10 +174,6 @@ def has_lines(file: Path) -> bool:
     return not line.startswith(b"{") or line.rstrip().endswith(b"}")
 
 
-def _too_long() -> str:
-    return f"longer than {LONGEST_RECORD:,} bytes; put one record in a line"
-
-
 def lines_of(stream: BinaryIO, file: Path, number: int = 1) -> Iterator[tuple[int, bytes]]:
     """The lines that are not empty, with their numbers.
 
@@ -179,7 +182,7 @@ def lines_of(stream: BinaryIO, file: Path, number: int = 1) -> Iterator[tuple[in
     """
     while line := stream.readline(LONGEST_RECORD):
         if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
-            raise InputError(f"{file}, line {number}: {_too_long()}")
+            raise InputError(f"{file}, line {number}: {_too_long()}; put one record in a line")
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if line.strip():
@@ -207,7 +210,7 @@ def lines_between(file: Path, start: int, stop: int) -> Iterator[tuple[int, byte
         if not line:
             return
         if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
-            raise InputError(f"{file}, byte {place:,}: a line {_too_long()}")
+            raise InputError(f"{file}, byte {place:,}: a line {_too_long()}; put one record in a line")
         begin = place
         place += len(line)
         line = line if begin else line.removeprefix(BYTE_ORDER_MARK)
@@ -250,7 +253,7 @@ def _objects_in_values(file: Path, bad: BadRows) -> Iterator[tuple[int, dict[str
                 bad.meet(error)
                 return
             try:
-                row = check_object(value, source, where)
+                row = check_object({"text": value} if isinstance(value, str) else value, source, where)
             except InputError as error:
                 bad.meet(error)
             else:
@@ -280,7 +283,7 @@ class _Values:
                 value, end = self._decoder.raw_decode(self._text)
             except json.JSONDecodeError:
                 if len(self._text) > LONGEST_RECORD:
-                    raise ValueError(f"longer than {LONGEST_RECORD:,} characters") from None
+                    raise ValueError(f"longer than {LONGEST_RECORD:,} characters; cut it") from None
                 if not self._read():
                     raise
             else:
@@ -326,10 +329,40 @@ def open_parquet(file: Path) -> Any:
 
 
 def group_rows(parquet: Any, group: int, wanted: Wanted | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of one row group."""
+    """The rows of one row group; raises ``ValueError`` for rows that nobody can mean."""
     columns = wanted(parquet.schema_arrow.names) if wanted else None
-    for batch in parquet.iter_batches(ROWS_AT_ONCE, [group], columns):
-        yield from batch.to_pylist()
+    for batch in parquet.iter_batches(_rows_at_once(parquet, group, columns), [group], columns):
+        yield from _rows_of_table(batch)
+
+
+def _rows_at_once(parquet: Any, group: int, columns: Sequence[str] | None) -> int:
+    """So many rows that what their columns hold, packed together, is no more than a long record."""
+    about = parquet.metadata.row_group(group)
+    parts = [about.column(number) for number in range(about.num_columns)]
+    chosen = [part for part in parts if columns is None or part.path_in_schema.partition(".")[0] in columns]
+    size = max((part.total_uncompressed_size for part in chosen), default=0)
+    if about.num_rows and size > LONGEST_RECORD * about.num_rows:
+        raise ValueError(f"its rows have {size // about.num_rows:,} bytes each, {_too_long()}; cut them")
+    for part in chosen:
+        if part.total_uncompressed_size > max(LARGEST_UNPACKED, MOST_EXPANSION * part.total_compressed_size):
+            raise ValueError(
+                f"{part.total_compressed_size:,} bytes of column {part.path_in_schema} expand to "
+                f"{part.total_uncompressed_size:,}; cut it into smaller row groups"
+            )
+    return max(1, min(ROWS_AT_ONCE, LONGEST_RECORD // max(size, 1)))
+
+
+def _rows_of_table(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a ``pyarrow.RecordBatch``, once none of their texts is found to be too long."""
+    import pyarrow
+    import pyarrow.compute
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            longest = pyarrow.compute.max(pyarrow.compute.binary_length(column)).as_py() or 0
+            if longest > LONGEST_RECORD:
+                raise ValueError(f"a row has {longest:,} bytes in field {name!r}, {_too_long()}; cut it")
+    return list(batch.to_pylist())
 
 
 def _rows_of_arrow(file: Path, wanted: Wanted | None) -> Iterator[dict[str, Any]]:
@@ -340,20 +373,35 @@ def _rows_of_arrow(file: Path, wanted: Wanted | None) -> Iterator[dict[str, Any]
 def batches_of_arrow(file: Path) -> list[Any]:
     """The ``pyarrow.RecordBatch`` of a stream, as the datasets package writes it, or of a file with an index behind it.
 
-    They stay on the disk until their rows are read.
+    They stay on the disk until their rows are read, unless they are compressed.
+
+    Raises:
+        ValueError: They are compressed, and too large to keep.
     """
     import pyarrow
 
     source = pyarrow.memory_map(str(file))  # lives as long as the batches
     try:
-        return list(pyarrow.ipc.open_stream(source))
+        return _kept(pyarrow.ipc.open_stream(source))
     except pyarrow.ArrowInvalid:
         indexed = pyarrow.ipc.open_file(source)
-        return [indexed.get_batch(number) for number in range(indexed.num_record_batches)]
+        return _kept(indexed.get_batch(number) for number in range(indexed.num_record_batches))
+
+
+def _kept(batches: Iterable[Any]) -> list[Any]:
+    import pyarrow
+
+    before = pyarrow.total_allocated_bytes()
+    kept = []
+    for batch in batches:
+        kept.append(batch)
+        if pyarrow.total_allocated_bytes() - before > LONGEST_RECORD:
+            raise ValueError(f"compressed, it expands to more than {LONGEST_RECORD:,} bytes; write it uncompressed")
+    return kept
 
 
 def rows_of_batch(batch: Any, wanted: Wanted | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a batch."""
     chosen = batch.select(wanted(batch.schema.names)) if wanted else batch
     for start in range(0, len(chosen), ROWS_AT_ONCE):
-        yield from chosen.slice(start, ROWS_AT_ONCE).to_pylist()
+        yield from _rows_of_table(chosen.slice(start, ROWS_AT_ONCE))

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import Self, override
 
 from lightning_kfac.assets import resolve_path
-from lightning_kfac.data.records import RECORDS, kind_of_file, place, reading, records_of
+from lightning_kfac.data.documents import TextFile
+from lightning_kfac.data.readers import TEXT, local_files
+from lightning_kfac.data.records import RECORDS, kind_of_file, lines_of, open_file, place, reading, records_of
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.errors import InputError
 
@@ -34,12 +37,14 @@ class Parts(NamedTuple):
     Attributes:
         text: Both are text; otherwise they are to be lists of ids, which nobody has looked at yet.
         halved: Nothing says where the prefix ends: the tokens were cut in the middle.
+        whole: The suffix is a whole text, without a prefix.
     """
 
     prefix: Any
     suffix: Any
     text: bool = False
     halved: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,13 @@ class MemorizedSet:
 
     Args:
         source: JSONL, JSON, Parquet or Arrow (JSON also as .gz or .zst; ``demo:FILE`` names an embedded one), or .npy:
-            an array of ids [n, length], or one of prefixes, beside which the same name has ``suffix`` for ``prefix``.
+            an array of ids [n, length], or one of prefixes, beside which the same name has ``suffix`` for ``prefix``;
+            or the folder of such a pair.
         prefix_field, suffix_field: Fields of text or of ids; by default ``prefix_ids`` and ``suffix_ids``, or text
             under ``prefix`` and ``suffix``, ``prompt`` and ``gt``, ``question`` and ``answer``.
         tokens_field: Field of whole sequences of ids. The prefix is the first ``prefix_len`` (a field of the row, else
             the option of the data), else the first half.
+        text_field: Field of whole texts, by default ``text`` where a row has no prefix; cut like sequences of ids.
         separator: Between prefix and suffix where they are text; by default a space between prompt and gt and between
             question and answer, unless there is one, and else nothing.
     """
@@ -61,16 +68,17 @@ class MemorizedSet:
     prefix_field: str | None = None
     suffix_field: str | None = None
     tokens_field: str | None = None
+    text_field: str | None = None
     separator: str | None = None
 
     @classmethod
-    def parse(cls, name: str, value: "str | Path | Mapping[str, Any] | MemorizedSet") -> "MemorizedSet":
+    def parse(cls, name: str, value: "str | Path | Mapping[str, Any] | MemorizedSet") -> Self:
         """A checked set from a file name or a mapping.
 
         Raises:
             InputError: A field is unknown or missing.
         """
-        if isinstance(value, MemorizedSet):
+        if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
             return cls(str(value))
@@ -88,14 +96,9 @@ class MemorizedSet:
     def files(self) -> list[Path]:
         """What is read: the file, and of prefixes in an array its suffixes."""
         path = resolve_path(self.source)
-        if path.suffix != ARRAY:
-            return [path]
-        for name, other in (("prefix", "suffix"), ("suffix", "prefix")):
-            before, found, after = path.name.rpartition(name)
-            if found:
-                pair = path, path.with_name(before + other + after)
-                return list(pair if name == "prefix" else reversed(pair))
-        return [path]
+        if path.is_dir():
+            path = _array_of_prefixes(path) or path
+        return _with_partner(path) if path.suffix == ARRAY else [path]
 
     def rows(self, bad: BadRows | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows, each with the name of its place.
@@ -112,6 +115,9 @@ class MemorizedSet:
             return
         if path.is_dir():
             raise InputError(f"{path}: a folder; name the file in it that holds the set")
+        yield from self._records(path, bad)
+
+    def _records(self, path: Path, bad: BadRows | None) -> Iterator[tuple[str, dict[str, Any]]]:
         if path.exists() and kind_of_file(path.name) not in RECORDS:
             raise InputError(
                 f"{path}: cannot read a set from this kind of file; use one of {', '.join(RECORDS)} (JSON also .gz, "
@@ -132,13 +138,18 @@ class MemorizedSet:
         """
         if self.prefix_field and self.suffix_field:
             return self._joined(row, where, TextFields((self.prefix_field,), (self.suffix_field,), self._separator()))
+        if self.text_field:
+            return Parts("", _field(row, self.text_field, where), text=True, whole=True)
         if self.tokens_field:
-            return _cut_tokens(_field(row, self.tokens_field, where), row.get("prefix_len"), prefix_len, where)
+            return cut_tokens(_field(row, self.tokens_field, where), row.get("prefix_len"), prefix_len, where)
         if "prefix_ids" in row and "suffix_ids" in row:
             return Parts(row["prefix_ids"], row["suffix_ids"])
         if isinstance(row.get("tokens"), list):
-            return _cut_tokens(row["tokens"], row.get("prefix_len"), prefix_len, where)
-        return self._joined(row, where, next((known for known in (OWN, *PUBLISHED) if _has(row, known)), OWN))
+            return cut_tokens(row["tokens"], row.get("prefix_len"), prefix_len, where)
+        known = next((known for known in (OWN, *PUBLISHED) if _has(row, known)), None)
+        if known is None and "text" in row and not self.holds(row):
+            return Parts("", row["text"], text=True, whole=True)
+        return self._joined(row, where, known or OWN)
 
     def holds(self, row: Mapping[str, Any]) -> bool:
         """Whether a row looks like one of a set, not like a document."""
@@ -161,6 +172,44 @@ class MemorizedSet:
             between = "" if apart else known.separator
             suffix = (between if self.separator is None else self.separator) + suffix
         return Parts(prefix, suffix, text=True)
+
+
+class TextSet(MemorizedSet):
+    """Texts that a model is asked about: whatever a memorized set may be, or whole texts.
+
+    Whole texts are rows with a field ``text``, the lines of a file of text (``.txt``, ``.md``), or the files of a
+    folder: of these each file of text is one, and each row of another file.
+    """
+
+    @override
+    def files(self) -> list[Path]:
+        path = resolve_path(self.source)
+        found = super().files()
+        if not found[0].exists():
+            raise InputError(f"{found[0]}: no such file or folder")
+        return local_files(self.source) if path.is_dir() and found == [path] else found
+
+    @override
+    def rows(self, bad: BadRows | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        path = resolve_path(self.source)
+        files = self.files()
+        if kind_of_file(path.name) in TEXT and path.is_file():
+            yield from _lines(path)
+        elif not path.is_dir() or files[0].suffix == ARRAY:
+            yield from super().rows(bad)
+        else:
+            for file in files:
+                if kind_of_file(file.name) in TEXT:
+                    yield str(file), {"text": TextFile(file).text()}
+                else:
+                    yield from self._records(file, bad)
+
+
+def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a text that are not empty."""
+    with reading(file), open_file(file) as stream:
+        for number, line in lines_of(stream, file):
+            yield f"{file}, line {number}", {"text": line.decode("utf-8").rstrip("\r\n")}
 
 
 def is_set(source: str) -> bool:
@@ -196,13 +245,41 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
     )
 
 
-def _cut_tokens(tokens: Any, own: Any, asked: int | None, where: str) -> Parts:
+def cut_tokens(tokens: Any, own: Any, asked: int | None, where: str) -> Parts:
+    """Prefix and suffix of a whole sequence of ids.
+
+    Args:
+        own: Tokens of the prefix, as the row says.
+        asked: The same as the options of the data say; where neither does, the sequence is cut in the middle.
+        where: Names the row in messages.
+
+    Raises:
+        InputError: One of them would be empty.
+    """
     if not isinstance(tokens, list):
         raise InputError(f"{where}: the tokens must be a list of integers")
     cut = own if own is not None else asked if asked is not None else len(tokens) // 2
     if type(cut) is not int or not 0 < cut < len(tokens):
         raise InputError(f"{where}: {len(tokens)} tokens, of which a prefix of {cut!r} leaves no suffix")
     return Parts(tokens[:cut], tokens[cut:], halved=own is None and asked is None)
+
+
+def _with_partner(path: Path) -> list[Path]:
+    """Of prefixes in an array, or of suffixes, both; of another array that alone."""
+    for name, other in (("prefix", "suffix"), ("suffix", "prefix")):
+        before, found, after = path.name.rpartition(name)
+        if found:
+            pair = path, path.with_name(before + other + after)
+            return list(pair if name == "prefix" else reversed(pair))
+    return [path]
+
+
+def _array_of_prefixes(folder: Path) -> Path | None:
+    """The prefixes of the pair of arrays in a folder, if it has one."""
+    pairs = [path for path in sorted(folder.glob(f"*prefix*{ARRAY}")) if all(p.is_file() for p in _with_partner(path))]
+    if len(pairs) > 1:
+        raise InputError(f"{folder}: holds {len(pairs)} sets; name one of {', '.join(path.name for path in pairs)}")
+    return pairs[0] if pairs else None
 
 
 def _rows_of_arrays(first: Path, second: Path | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

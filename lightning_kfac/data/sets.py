@@ -1,14 +1,15 @@
-"""The sets of a run: memorized sequences and questions, read and checked."""
+"""The sets of a run: memorized sequences, questions, members and non-members, read and checked."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lightning_kfac.assets import resolve_path
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
+from lightning_kfac.data.names import MEMBERS, NONMEMBERS
 from lightning_kfac.data.questions import Question, QuestionSet
-from lightning_kfac.data.set_formats import MemorizedSet
+from lightning_kfac.data.set_formats import MemorizedSet, TextSet
 from lightning_kfac.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sets:
-    """Memorized sets and sets of questions.
+    """Memorized sets, sets of questions, and texts that a model has seen or not.
 
     Attributes:
         files: Memorized sets by name.
         questions: Sets of questions by name.
         prefix_len, suffix_len: Tokens of each prefix and suffix; None takes all.
         skip_bad_rows: Leave out rows of files that cannot be used.
+        classes: Texts that the model has seen, and others, by name; both or neither.
         sequences: What was read of ``files``.
         asked: What was read of ``questions``.
+        scored: What was read of ``classes``.
     """
 
     files: Mapping[str, MemorizedSet]
@@ -33,8 +36,16 @@ class Sets:
     prefix_len: int | None
     suffix_len: int | None
     skip_bad_rows: bool
+    classes: Mapping[str, TextSet] = field(default_factory=dict)
     sequences: dict[str, list[MemorizedSequence]] = field(default_factory=dict)
     asked: dict[str, list[Question]] = field(default_factory=dict)
+    scored: dict[str, list[MemorizedSequence]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.classes) == 1:
+            (name,) = self.classes
+            missing = MEMBERS if name == NONMEMBERS else NONMEMBERS
+            raise InputError(f"data.{name} alone tells nothing: set data.{missing} too")
 
     def load_sequences(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> None:
         """Reads the memorized sets once."""
@@ -49,6 +60,30 @@ class Sets:
                     skip_bad_rows=self.skip_bad_rows,
                 )
 
+    def load_classes(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, max_positions: int | None) -> None:
+        """Reads members and non-members once.
+
+        Raises:
+            InputError: One of them cannot be read, or they are of different kinds.
+        """
+        for name, file in self.classes.items():
+            if name not in self.scored:
+                self.scored[name] = load_memorized(
+                    file,
+                    tokenizer,
+                    vocab_size,
+                    prefix_len=self.prefix_len,
+                    suffix_len=self.suffix_len,
+                    skip_bad_rows=self.skip_bad_rows,
+                    longest=max_positions,
+                )
+                _check_lengths(file, self.scored[name], max_positions)
+        whole = {name: any(text.whole for text in texts) for name, texts in self.scored.items()}
+        mixed = [name for name, texts in self.scored.items() if len({text.whole for text in texts}) > 1]
+        if mixed or len(set(whole.values())) > 1:
+            what = f"data.{mixed[0]} holds" if mixed else "data.members and data.nonmembers hold"
+            raise InputError(f"{what} whole texts as well as suffixes with a prefix, whose scores do not compare")
+
     def load_questions(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, max_positions: int | None) -> None:
         """Reads the questions."""
         limits = vocab_size, max_positions, self.skip_bad_rows
@@ -58,19 +93,24 @@ class Sets:
         """Reads what is cheap to read and raises ``InputError`` for what cannot work."""
         self.load_sequences(tokenizer, vocab_size)
         for name, sequences in self.sequences.items():
-            longest = max(len(sequence.prefix) + len(sequence.suffix) for sequence in sequences)
-            if max_positions is not None and longest > max_positions:
-                raise InputError(
-                    f"{self.files[name].source}: a sequence of {longest} tokens, but the model takes at most "
-                    f"{max_positions} positions"
-                )
+            _check_lengths(self.files[name], sequences, max_positions)
+        self.load_classes(tokenizer, vocab_size, max_positions)
         for questions in self.questions.values():
             questions.check()
 
     def contents(self) -> list[tuple[object, ...]]:
         """Every set with a hash of its files and how they are read, or with its name where it is no file."""
-        sets = [(name, content_of(memorized), replace(memorized, source="")) for name, memorized in self.files.items()]
+        files: dict[str, MemorizedSet] = {**self.files, **self.classes}
+        sets = [(name, content_of(memorized), replace(memorized, source="")) for name, memorized in files.items()]
         return [*sets, *((name, _hash_of(questions.source)) for name, questions in self.questions.items())]
+
+
+def _check_lengths(file: MemorizedSet, sequences: Iterable[MemorizedSequence], max_positions: int | None) -> None:
+    longest = max(len(sequence.prefix) + len(sequence.suffix) for sequence in sequences)
+    if max_positions is not None and longest > max_positions:
+        raise InputError(
+            f"{file.source}: a sequence of {longest} tokens, but the model takes at most {max_positions} positions"
+        )
 
 
 def content_of(memorized: MemorizedSet) -> str:

@@ -2,14 +2,13 @@
 
 import hashlib
 import itertools
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from lightning_kfac.console import say, track_count
 from lightning_kfac.data.corpus import Corpus
@@ -20,6 +19,8 @@ from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.token_files import TokenKind
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
+from lightning_kfac.storage.files import content_hash, new_file, writing
+from lightning_kfac.storage.tensor_files import load_tensors, read_header, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,8 @@ PARTS = 200
 FEWEST_TOKENS = 128
 # Below, factors are those of the very documents, and intervals promise too much (see math/statistics.py).
 FEW_DOCUMENTS = 50
+PLACES = ".places.safetensors"
+AGAIN = "the text is tokenized again"
 # Ids of an excerpt that a reader recognizes.
 SHOWN = 16
 # The most that one document gives is raised by what lacks; where documents are of very different lengths, doubled.
@@ -68,7 +71,8 @@ def tokenized_text(
     """Tokenizes a corpus into a folder, or finds it there.
 
     Documents are written as they come, so memory holds only a few. The file's name tells the corpus (its files' sizes
-    and times too), the budget and the tokenizer; it appears when it is complete.
+    and times too), the budget and the tokenizer; it appears when it is complete. A second file holds where documents
+    end, and the checksum of the first: what is damaged is said and made again.
 
     Args:
         start: Tokens before each document.
@@ -83,24 +87,51 @@ def tokenized_text(
     if start:
         identity = (*identity, list(start))
     earlier = _path(folder, name, identity)
-    ends_path = earlier.with_suffix(".ends.npy")
-    if earlier.exists() and ends_path.exists():  # by version 0.1, which read documents whole, one after the other
-        return TokenizedText(_mapped(earlier), np.load(ends_path, allow_pickle=False))
+    if earlier.exists() and earlier.with_suffix(".ends.npy").exists():
+        return _of_version_0_1(earlier, vocab_size)
     path = _path(folder, name, (*identity, PARTS)) if spread else earlier
-    places_path = path.with_suffix(".ends.npz")
-    if not path.exists():
+    found = _stored(path, spread)
+    if found is not None:
+        return found
+    with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        writing = _Writing(path, corpus, tokenizer, max_tokens, vocab_size, skip_bad_rows, start)
-        writing.write(spread)
-        if sample:
-            writing.tell()
-        partial = places_path.with_suffix(_partial(path).suffix)
-        with open(partial, "wb") as file:
-            np.savez(file, ends=writing.ends, cuts=writing.cuts)
-        partial.replace(places_path)
-        _partial(path).replace(path)
-    with np.load(places_path, allow_pickle=False) as places:
-        return TokenizedText(_mapped(path), places["ends"], places["cuts"], spread)
+    with new_file(path) as partial:
+        text = _Writing(partial, corpus, tokenizer, max_tokens, vocab_size, skip_bad_rows, start)
+        text.write(spread)
+    if sample:
+        text.tell()
+    places = {"ends": torch.tensor(text.ends, dtype=torch.int64), "cuts": torch.tensor(text.cuts, dtype=torch.int64)}
+    save_tensors(places, path.with_suffix(PLACES), {"tokens": content_hash([path])})
+    return TokenizedText(_mapped(path), places["ends"].numpy(), places["cuts"].numpy(), spread)
+
+
+def _stored(path: Path, spread: bool) -> TokenizedText | None:
+    """What is there of the text; None where nothing is, or where it is damaged."""
+    places = path.with_suffix(PLACES)
+    if not (path.exists() and places.exists()):
+        return None
+    try:
+        ends_and_cuts = load_tensors(places, AGAIN)
+        checksum = read_header(places, AGAIN).metadata["tokens"]
+        if content_hash([path]) != checksum:
+            raise InputError(f"{path}: damaged; {AGAIN}")
+        ends = ends_and_cuts["ends"].numpy()
+        return TokenizedText(_mapped(path), ends, ends_and_cuts["cuts"].numpy(), spread)
+    except (InputError, KeyError) as error:
+        say(str(error) if isinstance(error, InputError) else f"{places}: not of this program; {AGAIN}")
+        return None
+
+
+def _of_version_0_1(path: Path, vocab_size: int) -> TokenizedText:
+    """What version 0.1 tokenized, documents whole and in order; an unfinished run of its goes on with the same text."""
+    try:
+        ends = np.load(path.with_suffix(".ends.npy"), allow_pickle=False)
+        tokens = _mapped(path)
+        if len(tokens) == ends[-1] and tokens.min() >= 0 and tokens.max() < vocab_size:
+            return TokenizedText(tokens, ends)
+    except (OSError, ValueError, IndexError, EOFError):
+        pass
+    raise InputError(f"{path}: damaged; remove it, and the text is tokenized anew, as this version reads it")
 
 
 def _path(folder: Path, name: str, identity: tuple[object, ...]) -> Path:
@@ -113,6 +144,9 @@ def _mapped(path: Path) -> np.ndarray:
 
 class _Writing:
     """A text on its way to the disk.
+
+    Args:
+        path: What to write.
 
     Attributes:
         ends, cuts: As in ``TokenizedText``.
@@ -168,7 +202,7 @@ class _Writing:
         self.ends = []
         self.cuts = []
         documents = self._noted(documents)
-        with open(_partial(self.path), "wb") as file:
+        with open(self.path, "wb") as file:
             for ids in tokenize_documents(documents, self.tokenizer, self.max_tokens, advance_to, self.start, most):
                 self._check(ids)
                 file.write(ids.tobytes())
@@ -216,7 +250,3 @@ class _Writing:
                 f"{label}: few documents ({n_documents}): factors and figures are of these texts rather than of their "
                 f"kind, and intervals are rough; give {FEW_DOCUMENTS} or more"
             )
-
-
-def _partial(path: Path) -> Path:
-    return path.with_suffix(f".part{os.getpid()}-{socket.gethostname()}")

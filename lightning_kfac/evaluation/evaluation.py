@@ -10,7 +10,7 @@ from torch import nn
 from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.data.questions import Question
-from lightning_kfac.evaluation.instruments import Instrument, Questions, Sequences, Text
+from lightning_kfac.evaluation.instruments import Instrument, Members, Questions, Sequences, Text
 from lightning_kfac.evaluation.log import EvaluationLog, NoLog
 from lightning_kfac.math.statistics import Figure, interval, paired_difference
 from lightning_kfac.metrics.described import Measures, Setting
@@ -65,6 +65,7 @@ class Evaluation:
             for name in sets
         }
         self.questions = {name: Questions(name, setting, log, f"{name}/") for name in questions}
+        self.members = Members(setting, log)
         unedited = None if before is None else before.text
         self.text: Text = Text(setting, log, "self" if baseline == "self" else unedited, rows)
         self.figures: dict[str, Figure] = {}
@@ -94,7 +95,7 @@ class Evaluation:
 
     def to(self, device: torch.device) -> "Evaluation":
         """The metrics on another device."""
-        for instrument in (*self.sets.values(), *self.questions.values(), self.text):
+        for instrument in (*self.sets.values(), *self.questions.values(), self.members, self.text):
             for metric in instrument.metrics:
                 metric.to(device)
         return self
@@ -113,6 +114,17 @@ class Evaluation:
     ) -> None:
         """Answers and scores some questions; ``decode`` turns token ids into text."""
         self.questions[name].add(model, questions, index, decode)
+
+    def add_members(
+        self,
+        name: str,
+        model: nn.Module,
+        batch: Mapping[str, list[Any]],
+        decode: Callable[[list[int]], str] | None,
+        reference_losses: Mapping[int, float] | None = None,
+    ) -> None:
+        """Scores one batch of ``members`` or ``nonmembers``; see ``Members.add``."""
+        self.members.add(name, model, batch, decode, reference_losses)
 
     def add_text(self, model: nn.Module, batch: TokenBatch) -> None:
         """Scores one batch of held-out text."""
@@ -135,7 +147,8 @@ class Evaluation:
 
     def _instruments(self) -> list[Instrument]:
         text = [self.text] if len(self.text.rankings) else []
-        return [*self.sets.values(), *self.questions.values(), *text]
+        members = [self.members] if self.members.classes else []
+        return [*self.sets.values(), *self.questions.values(), *members, *text]
 
     def intervals(self) -> dict[str, list[float | None]]:
         """95 % interval [low, high] of every figure, after ``results``."""

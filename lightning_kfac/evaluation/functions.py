@@ -18,13 +18,16 @@ from lightning_kfac.data.texts import heldout_rows
 from lightning_kfac.data.tokenized import TokenizedText
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.instruments import Questions
+from lightning_kfac.evaluation.leaks import text_losses, text_scores
 from lightning_kfac.evaluation.log import NoLog
 from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.evaluation.scoring import next_token_scores
+from lightning_kfac.math.separation import FPR, auc, auc_interval, tpr_at_fpr
 from lightning_kfac.math.statistics import interval
 from lightning_kfac.metrics import NDCG, Memorization
 from lightning_kfac.metrics.described import Measures, Setting
-from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding, expected_share, reaches
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding, Leaks, expected_share, reaches
+from lightning_kfac.metrics.leaks import SCORES
 from lightning_kfac.metrics.perplexity import LossPerplexity
 from lightning_kfac.models.language import language_model, most_positions, vocabulary_size
 from lightning_kfac.models.loading import end_of_text_ids
@@ -196,6 +199,133 @@ def extraction(
             recitals = recite(model, starts[part], golds[part], end_of_text, decode=False, decoding=decoding)
             log_p += [recital.log_p for recital in recitals]
     return ExtractionScore(torch.tensor(log_p, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class MembershipScore:
+    """How members and non-members score, and how well each measure tells them apart.
+
+    Example:
+        >>> score = MembershipScore([{"loss": 1.0}, {"loss": 3.0}], [{"loss": 2.0}, {"loss": 4.0}])
+        >>> score.auc("loss"), score.tpr_at_fpr("loss")
+        (0.75, 0.5)
+
+    Attributes:
+        members, nonmembers: Scores of each text by measure: ``loss``, ``zlib``, ``reference``, ``min_k``,
+            ``min_k_plus_plus``, ``exact_match``, ``extraction_strength``, as far as they were measured.
+    """
+
+    members: list[dict[str, float]]
+    nonmembers: list[dict[str, float]]
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of what was measured."""
+        return list(self.members[0])
+
+    def auc(self, measure: str = "loss") -> float:
+        """Chance that a member scores above a non-member; 0.5 tells nothing."""
+        return auc(*self._classes(measure))
+
+    def interval(self, measure: str = "loss") -> tuple[float, float]:
+        """95 % interval of the AUC; NaN where a class has one text."""
+        return auc_interval(*self._classes(measure))
+
+    def tpr_at_fpr(self, measure: str = "loss", fpr: float = FPR) -> float:
+        """Share of members found at a threshold that at most this share of non-members reaches.
+
+        Raises:
+            ValueError: The share lies outside [0, 1).
+        """
+        return tpr_at_fpr(*self._classes(measure), fpr)
+
+    def _classes(self, measure: str) -> tuple[list[float], list[float]]:
+        if measure not in self.measures:
+            raise InputError(f"{measure!r} was not measured; choose from {', '.join(self.measures)}")
+        sign = SCORES[measure].sign
+        first, second = ([sign * text[measure] for text in texts] for texts in (self.members, self.nonmembers))
+        return first, second
+
+
+# A text or ids, or a pair of a prefix and the suffix to score.
+Scored = Sequence[str | Sequence[int] | np.ndarray | Tensor | tuple[Any, Any]]
+
+
+def membership(
+    model: nn.Module,
+    tokenizer: Tokenize | None,
+    members: Scored,
+    nonmembers: Scored,
+    *,
+    k: float = 0.2,
+    reference: nn.Module | None = None,
+    batch_size: int = 64,
+) -> MembershipScore:
+    """Measures whether texts that a model was trained on can be told from others that were drawn in the same way.
+
+    Args:
+        model: A causal language model of transformers, also in a wrapper of peft.
+        tokenizer: Needed where texts are given, and for the zlib ratio.
+        members, nonmembers: Whole texts, or lists (or int64 tensors) of token ids, of which what begins them is
+            predicted by nothing; or pairs (prefix, suffix) of these, of which the suffix is scored. What is longer than
+            the model takes is cut.
+        k: Share of a text's tokens, the least likely, that Min-K and Min-K++ look at.
+        reference: A model of the same tokenizer that did not see the members.
+        batch_size: Texts at once.
+
+    Raises:
+        ValueError: A class is empty, a text is empty or too short, the two are of different kinds, or ids lie outside
+            the vocabulary.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model, load_tokenizer
+        >>> model, tokenizer = load_model("demo"), load_tokenizer("demo")
+        >>> score = membership(model, tokenizer, ["Return the value."], ["Ghost umbrella xylophone."])
+        >>> score.auc("loss"), score.measures[:3]
+        (1.0, ['loss', 'zlib', 'min_k'])
+    """
+    settings = Leaks(k)
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: at least 1")
+    model = language_model(model)
+    classes = {"members": members, "nonmembers": nonmembers}
+    kinds = {_is_pair(text) for texts in classes.values() if not isinstance(texts, str) for text in texts}
+    if len(kinds) > 1:
+        raise InputError("give whole texts or pairs of prefix and suffix, not both: their scores do not compare")
+    decode = getattr(tokenizer, "decode", None)
+    found = {}
+    with _in_eval(model), _in_eval(reference or model):
+        for name, texts in classes.items():
+            starts, golds = _scored(texts, tokenizer, model, name)
+            scores = []
+            for i in range(0, len(starts), batch_size):
+                part = starts[i : i + batch_size], golds[i : i + batch_size]
+                losses = None if reference is None else text_losses(language_model(reference), *part)
+                scores += text_scores(model, *part, k=settings.k, decode=decode, reference_losses=losses)
+            found[name] = scores
+    return MembershipScore(**found)
+
+
+def _is_pair(text: object) -> bool:
+    return isinstance(text, tuple) and len(text) == 2 and not isinstance(text[0], int)
+
+
+def _scored(
+    texts: Scored, tokenizer: Tokenize | None, model: nn.Module, name: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of prefixes and of what is scored behind them."""
+    if isinstance(texts, str) or not len(texts):
+        raise InputError(f"{name}: give a list of texts, at least one")
+    if _is_pair(texts[0]):
+        pairs = cast("Sequence[tuple[Any, Any]]", texts)
+        return _pairs([prefix for prefix, _ in pairs], [suffix for _, suffix in pairs], tokenizer, model)
+    rows = _ids(cast(Texts, texts), tokenizer, vocabulary_size(model), name)
+    begin = 1
+    if tokenizer is not None and isinstance(texts[0], str):
+        begin = max(1, len(start_tokens(tokenizer)))
+    if short := [number for number, row in enumerate(rows) if len(row) <= begin]:
+        raise InputError(f"{name} {short[0]}: its only token is predicted by nothing")
+    return [row[:begin] for row in rows], [row[begin : _max_positions(model)] for row in rows]
 
 
 def perplexity(

@@ -10,13 +10,17 @@ from torch import nn
 from torchmetrics import Metric
 
 from lightning_kfac.data.loaders import TokenRows
+from lightning_kfac.data.names import MEMBERS
 from lightning_kfac.data.questions import Question
+from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.decoding import greedy_continuations
+from lightning_kfac.evaluation.leaks import text_scores
 from lightning_kfac.evaluation.log import EvaluationLog
-from lightning_kfac.evaluation.recitation import Recital, recite
+from lightning_kfac.evaluation.near_verbatim import near_verbatim
+from lightning_kfac.evaluation.recitation import Recital, prior_ratios, recite
 from lightning_kfac.evaluation.scoring import next_token_scores, position_stress
 from lightning_kfac.math.statistics import Figure
-from lightning_kfac.metrics.described import AnswersSeen, Described, SequencesSeen, Setting, TextSeen
+from lightning_kfac.metrics.described import AnswersSeen, Described, SequencesSeen, Setting, TextSeen, TextsScored
 from lightning_kfac.metrics.extraction import Extraction
 from lightning_kfac.metrics.functional import cut_after_end
 from lightning_kfac.metrics.per_sequence import PerSequence
@@ -136,12 +140,41 @@ class Sequences(Instrument):
                 self._stress(model, index, prefixes, stressed),
                 stressed,
                 log_p,
+                self._near(model, index, prefixes, golds, log_p),
+                self._prior_ratio(model, batch),
             )
         )
 
     def _recite(self, model: nn.Module, prefixes: list[list[int]], golds: list[list[int]]) -> list[Recital]:
         measures = self.setting.measures
         return recite(model, prefixes, golds, self.setting.end_of_text, decoding=measures.extraction)
+
+    def _near(
+        self,
+        model: nn.Module,
+        index: list[int],
+        prefixes: list[list[int]],
+        golds: list[list[int]],
+        log_p: list[float] | None,
+    ) -> list[float] | None:
+        asked = self.setting.measures.extraction
+        if asked is None or log_p is None or not asked.near_verbatim:
+            return None
+        how = asked, asked.near_verbatim, asked.beams, self.setting.end_of_text
+        return self.log.once(f"near {self.name} {index}", lambda: near_verbatim(model, prefixes, golds, log_p, *how))
+
+    def _prior_ratio(self, model: nn.Module, batch: Mapping[str, list[Any]]) -> list[float] | None:
+        asked = self.setting.measures.extraction
+        if asked is None or not asked.prior_ratio:
+            return None
+        if batch["unrelated"] == batch["prefix"] != []:
+            raise InputError(f"extraction.prior_ratio: {self.name} has one sequence, and needs the prefix of another")
+        return self.log.once(
+            f"prior {self.name} {batch['index']}",
+            lambda: prior_ratios(
+                model, batch["prefix"], batch["unrelated"], batch["suffix"], asked.whole, self.setting.end_of_text
+            ),
+        )
 
     def _stress(
         self, model: nn.Module, index: list[int], prefixes: list[list[int]], golds: list[list[int]]
@@ -181,6 +214,43 @@ class Questions(Instrument):
         texts = [_decoded(ids, decode, end_of_text) for ids in written]
         answers = [question.asked.answer_in(text) for question, text in zip(questions, texts, strict=True)]
         self._observe(AnswersSeen(index, answers, [question.answer for question in questions]))
+
+
+class Members(Instrument):
+    """Texts that the model was trained on, and others: each is scored by itself.
+
+    Attributes:
+        classes: Names of those that were added.
+    """
+
+    def __init__(self, setting: Setting, log: EvaluationLog):
+        super().__init__(TextsScored, setting, log)
+        self.classes: set[str] = set()
+
+    def add(
+        self,
+        name: str,
+        model: nn.Module,
+        batch: Mapping[str, list[Any]],
+        decode: Callable[[list[int]], str] | None,
+        reference_losses: Mapping[int, float] | None = None,
+    ) -> None:
+        """Scores one batch of a class.
+
+        Args:
+            name: ``members`` or ``nonmembers``.
+            decode: Turns token ids into text.
+            reference_losses: By the reference model, by number.
+        """
+        self.classes.add(name)
+        index = batch["index"]
+        losses = None if reference_losses is None else [reference_losses[i] for i in index]
+        k = self.setting.measures.leaks.k
+
+        def score() -> list[dict[str, float]]:
+            return text_scores(model, batch["prefix"], batch["suffix"], k=k, decode=decode, reference_losses=losses)
+
+        self._observe(TextsScored(index, name == MEMBERS, self.log.once(f"scored {name} {index}", score)))
 
 
 class Text(Instrument):

@@ -1,8 +1,7 @@
 """What a model said in an evaluation, kept on disk so that an interrupted one goes on."""
 
-import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class EvaluationLog:
             self._tensors.unlink(missing_ok=True)
             self._known: dict[str, Any] = {}
         else:
-            self._known = {str(row.get("name")): row.get("value") for row in self._log.rows() if _is_whole(row)}
+            self._known = {str(row.get("name")): row.get("value") for row in self._log.rows()}
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What JSON makes of ``compute()``."""
@@ -57,7 +56,7 @@ class EvaluationLog:
     def _remember(self, name: str, value: Any) -> None:
         self._known[name] = value
         with suppress(OSError):  # a full disk: it would have to be computed again
-            self._log.append({"name": name, "value": value, "crc": _crc(name, value)})
+            self._log.append({"name": name, "value": value})
 
     def _write(self, tensor: Tensor) -> dict[str, Any]:
         contents = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -79,14 +78,6 @@ class EvaluationLog:
         if zlib.crc32(contents) != crc:
             raise ValueError("damaged")
         return torch.frombuffer(bytearray(contents), dtype=torch.uint8).view(kind).view(shape)
-
-
-def _crc(name: object, value: object) -> int:
-    return zlib.crc32(json.dumps([name, value]).encode())
-
-
-def _is_whole(row: Mapping[str, Any]) -> bool:
-    return row.get("crc") == _crc(row.get("name"), row.get("value"))
 
 
 class NoLog(EvaluationLog):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.decoding import continue_greedily, greedy_continuations
-from lightning_kfac.metrics.functional import Decoding, cut_after_end, log_probabilities
+from lightning_kfac.metrics.functional import Decoding, cut_after_end, log_probabilities, prior_ratio
 from lightning_kfac.models.cached_rows import ReadRows, bears_gaps, read_rows
 from lightning_kfac.models.tokens import left_padded, right_padded
 
@@ -92,6 +92,31 @@ def recite(
         )
         for i, gold in enumerate(wanted)
     ]
+
+
+def prior_ratios(
+    model: nn.Module,
+    prefixes: Sequence[Sequence[int]],
+    unrelated: Sequence[Sequence[int]],
+    golds: Sequence[Sequence[int]],
+    decoding: Decoding,
+    end_of_text: Collection[int] = frozenset(),
+) -> list[float]:
+    """How much likelier each gold is drawn behind its own prefix than behind an unrelated one.
+
+    Args:
+        prefixes, unrelated, golds: B lists of token ids each.
+        decoding: One that leaves no token out, or most golds are never drawn behind an unrelated prefix.
+        end_of_text: Each gold is cut after the first of these.
+
+    Returns:
+        B natural logarithms, see ``prior_ratio``.
+    """
+    own, other = (
+        torch.tensor([r.log_p for r in recite(model, given, golds, end_of_text, False, decoding)], dtype=torch.float64)
+        for given in (prefixes, unrelated)
+    )
+    return prior_ratio(own, other).tolist()
 
 
 def gold_hits(model: nn.Module, prefixes: Sequence[Sequence[int]], golds: Sequence[Sequence[int]]) -> Tensor:

@@ -16,7 +16,7 @@ from lightning_kfac.math.statistics import middle_95, resampled_sums
 
 
 class Bands(NamedTuple):
-    """A figure for each band with its 95 % interval (bootstrap over the shards of the text). float64 [n_bands] each."""
+    """A figure of each band, its 95 % interval (bootstrap over a text's shards; NaN for one). float64 [n_bands]."""
 
     value: np.ndarray
     low: np.ndarray

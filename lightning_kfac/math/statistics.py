@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+from lightning_kfac.math.separation import Z95, auc, auc_difference, auc_interval
+
 RESAMPLES = 2000
 RESAMPLED_VALUES_AT_ONCE = 1 << 22
 PERCENTILES_95 = (2.5, 97.5)
@@ -23,7 +24,8 @@ PERCENTILES_95 = (2.5, 97.5)
 class Figure(NamedTuple):
     """A figure as a ratio of sums over sequences, which is what resampling needs.
 
-    Rates and means have weight 1; perplexity is exp(sum of losses / sum of tokens). Or the median of values.
+    Rates and means have weight 1; perplexity is exp(sum of losses / sum of tokens). Or the median of values, or how
+    well they tell members of a set from others.
 
     Attributes:
         sums: float64 [n], one a sequence.
@@ -31,6 +33,7 @@ class Figure(NamedTuple):
         rate: Every sum is 0 or 1 and every weight 1.
         exponential: The figure is exp of the ratio.
         median: The figure is the median of the sums, which may be infinite.
+        auc: The figure is the AUC of the sums of weight 1 against those of weight 0.
     """
 
     sums: Tensor
@@ -38,13 +41,23 @@ class Figure(NamedTuple):
     rate: bool = False
     exponential: bool = False
     median: bool = False
+    auc: bool = False
 
     @property
     def value(self) -> float:
         """NaN without sequences."""
+        if self.auc:
+            return auc(*self.classes) if all(map(len, self.classes)) else math.nan
         if self.median:
             return float(_medians(self.sums.cpu().numpy())) if len(self.sums) else math.nan
         return float(self.of(self.sums.sum().item(), self.weights.sum().item()))
+
+    @property
+    def classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sums of weight 1, and the others."""
+        sums = self.sums.cpu().numpy()
+        first = self.weights.cpu().numpy() == 1
+        return sums[first], sums[~first]
 
     def of(self, total: float | np.ndarray, weight: float | np.ndarray) -> np.ndarray:
         """The figure of these sums."""
@@ -71,10 +84,13 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def interval(figure: Figure) -> tuple[float, float]:
-    """95 % interval of a figure: Wilson's for a rate, else a percentile bootstrap over sequences.
+    """95 % interval of a figure: Wilson's for a rate, see ``auc_interval`` for an AUC, else a percentile bootstrap over
+    sequences.
 
     NaN where there is only one, which says nothing of others.
     """
+    if figure.auc:
+        return auc_interval(*figure.classes) if all(map(len, figure.classes)) else (math.nan, math.nan)
     if figure.rate:
         return wilson(round(figure.sums.sum().item()), len(figure.sums))
     if len(figure.sums) < 2:
@@ -89,6 +105,8 @@ def interval(figure: Figure) -> tuple[float, float]:
 def paired_difference(before: Figure, after: Figure) -> tuple[float, float, float]:
     """after - before with a 95 % interval: a percentile bootstrap that resamples the same sequences in both.
 
+    Of AUCs, see ``auc_difference``.
+
     What both measurements share (a sequence is hard, a text is odd) cancels, so the interval is narrower than the two
     intervals suggest.
 
@@ -97,6 +115,8 @@ def paired_difference(before: Figure, after: Figure) -> tuple[float, float, floa
     """
     if len(before.sums) != len(after.sums):
         raise ValueError(f"{len(before.sums)} sequences before, {len(after.sums)} after: they are not the same ones")
+    if after.auc:
+        return auc_difference(before.classes, after.classes)
     if after.median:
         values = resampled_medians(np.stack([before.sums.cpu().numpy(), after.sums.cpu().numpy()], 1))
         with np.errstate(invalid="ignore"):  # between two infinite ones there is no difference

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lightning_kfac.metrics.continuation_shift import ContinuationShift
     from lightning_kfac.metrics.exact_answer import ExactAnswer
     from lightning_kfac.metrics.extraction import Extraction
+    from lightning_kfac.metrics.leaks import Membership
     from lightning_kfac.metrics.loss_change import LossChange
     from lightning_kfac.metrics.memorization import Memorization
     from lightning_kfac.metrics.ndcg import NDCG
@@ -20,6 +21,7 @@ else:
             "lightning_kfac.metrics.continuation_shift": ["ContinuationShift"],
             "lightning_kfac.metrics.exact_answer": ["ExactAnswer"],
             "lightning_kfac.metrics.extraction": ["Extraction"],
+            "lightning_kfac.metrics.leaks": ["Membership"],
             "lightning_kfac.metrics.loss_change": ["LossChange"],
             "lightning_kfac.metrics.memorization": ["Memorization"],
             "lightning_kfac.metrics.ndcg": ["NDCG"],
@@ -36,6 +38,7 @@ __all__ = [
     "ExactAnswer",
     "Extraction",
     "LossChange",
+    "Membership",
     "Memorization",
     "Perplexity",
     "PositionStress",

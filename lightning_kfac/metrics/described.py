@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 from torchmetrics import Metric
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding
+from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding, Leaks
+from lightning_kfac.metrics.functional.near_verbatim import check_near_verbatim
 
 Group = Literal["set", "stress", "general", "questions"]
 
@@ -41,6 +42,34 @@ class Label(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Sampling(Decoding):
+    """How tokens are drawn, and what is told of samples beside the probability of each sequence.
+
+    Args:
+        near_verbatim: Also how likely samples lie within so many token edits (a lower bound, by a beam search, which
+            costs as much as some samples); 0 leaves it out.
+        beams: Of that search, for each sequence.
+        prior_ratio: Also how much likelier sequences are behind their own prefix than behind that of another one, of
+            all tokens (top_k and top_p do not apply); costs two more forwards.
+    """
+
+    near_verbatim: int = 0
+    beams: int = 16
+    prior_ratio: bool = False
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.near_verbatim:
+            check_near_verbatim(self.near_verbatim, self.beams)
+
+    @property
+    def whole(self) -> Decoding:
+        """The same temperature, and every token."""
+        return Decoding(self.temperature, None, 1.0)
+
+
+@dataclass(frozen=True)
 class Measures:
     """What an evaluation measures beside the ordinary.
 
@@ -50,15 +79,20 @@ class Measures:
         include_unperturbed: Let the prefix itself count among the prompts of the position stress.
         batch_mean_perplexity: Also average exp(batch loss) as the original script does; depends on the batch size.
         extraction: How the tokens are drawn of which it is told how likely they give a set; null leaves it out.
+        leaks: How members are told from non-members, where there are such.
     """
 
     loose_similarity: float = LOOSE_SIMILARITY
     position_stress: int = 0
     include_unperturbed: bool = False
     batch_mean_perplexity: bool = False
-    extraction: Decoding | None = Decoding()  # noqa: RUF009 (frozen)
+    extraction: Sampling | None = Sampling()
+    leaks: Leaks = Leaks()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
+        given = vars(self)["extraction"]
+        if type(given) is Decoding:  # a scheme alone, from Python
+            object.__setattr__(self, "extraction", Sampling(**vars(given)))
         if not 0 <= self.loose_similarity <= 1:
             raise InputError(f"measures.loose_similarity is {self.loose_similarity}; it must lie between 0 and 1")
         if self.position_stress < 0:
@@ -95,6 +129,8 @@ class SequencesSeen:
         stress: Recited lengths without and with perturbed prompts, where that was measured.
         stressed: The golds of that, up to their end of text.
         log_p: How likely the golds are drawn, where that was measured: natural logarithms.
+        log_near: How likely something near them is drawn, at least, where that was measured.
+        prior_ratio: How much likelier they are behind their own prefixes than behind others, where that was measured.
     """
 
     index: Sequence[int]
@@ -105,6 +141,8 @@ class SequencesSeen:
     stress: Sequence[tuple[int, int]] | None
     stressed: Sequence[Sequence[int]]
     log_p: Sequence[float] | None = None
+    log_near: Sequence[float] | None = None
+    prior_ratio: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +177,21 @@ class TextSeen:
     documents: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class TextsScored:
+    """A batch of members or of non-members, and how the model scores them.
+
+    Attributes:
+        index: Numbers of the texts in their class.
+        member: Whether the model was trained on them.
+        scores: Of each text, by the name of the measure.
+    """
+
+    index: Sequence[int]
+    member: bool
+    scores: Sequence[Mapping[str, float]]
+
+
 class Described(Metric):
     """A torchmetrics class that an evaluation can feed and show.
 
@@ -163,7 +216,7 @@ class Described(Metric):
 
     @property
     def settings(self) -> Mapping[str, float | None]:
-        """What its figures depend on, to stand beside them in ``results.jsonl``."""
+        """What stands beside its figures in ``results.jsonl``, such as what they depend on; after ``compute``."""
         return {}
 
     def observe(self, seen: Any) -> None:

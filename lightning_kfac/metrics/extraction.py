@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import ClassVar
 
 import torch
@@ -72,7 +72,7 @@ class Extraction(SeveralFigures):
     @property
     @override
     def settings(self) -> Mapping[str, float | None]:
-        return {f"extraction.{name}": value for name, value in asdict(self.decoding).items()}
+        return {f"extraction.{field.name}": getattr(self.decoding, field.name) for field in fields(Decoding)}
 
     @override
     def observe(self, seen: SequencesSeen) -> None:

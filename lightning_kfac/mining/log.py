@@ -50,6 +50,16 @@ class MiningLog:
                     seen.add(row["batch"])
                     yield row
 
+    def in_order(self) -> Iterator[dict[str, Any]]:
+        """The same lines in the order of the batches; memory holds their places in the files, and one of them."""
+        places: dict[int, tuple[KeyedLog, int]] = {}
+        for log in self._logs():
+            for place, row in log.numbered() if log.is_ours else ():
+                if type(row.get("batch")) is int and _readable(row):
+                    places.setdefault(row["batch"], (log, place))
+        for _, (log, place) in sorted(places.items(), key=lambda entry: entry[0]):
+            yield log.at(place)
+
     def append(self, rank: int, row: dict[str, Any]) -> None:
         """Adds a batch."""
         self._own = self._own or self._log(self.folder / f"rank-{rank}.jsonl")

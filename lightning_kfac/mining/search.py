@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_kfac.evaluation.recitation import recite
+from lightning_kfac.evaluation.recitation import Recital, recite
 from lightning_kfac.evaluation.scoring import most_likely
 from lightning_kfac.metrics.functional import cut_after_end
+from lightning_kfac.mining.scores import Scores
 from lightning_kfac.mining.windows import Piece
 from lightning_kfac.models.tokens import TokenBatch, right_padded
 
@@ -39,6 +40,13 @@ class Searched(NamedTuple):
     near_ties: int
 
 
+class Looked(NamedTuple):
+    """A batch of pieces: what a search came to, and how likely each window is drawn, where that was asked for."""
+
+    searched: Searched
+    scores: Scores | None
+
+
 def search(
     model: nn.Module,
     pieces: Sequence[Piece],
@@ -49,6 +57,7 @@ def search(
     batch_size: int,
     end_of_text: Collection[int] = frozenset(),
     max_positions: int | None = None,
+    scores: Scores | None = None,
 ) -> Searched:
     """Finds the windows whose suffix the model recites word for word from exactly their prefix.
 
@@ -58,23 +67,33 @@ def search(
             of a suffix sees, where the model takes such a mask. None checks every window.
         batch_size: Windows checked at once.
         max_positions: Longest row that the model takes.
+        scores: Takes how likely each window is drawn, in the order of pieces and windows; those that are not checked
+            are entered as not measured.
     """
     windows = [(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets.tolist()]
     # A text that ends within a window is no recitation of the window.
     ends = [np.isin(piece.tokens, list(end_of_text)).cumsum() for piece in pieces]
     length = prefix_len + suffix_len
+    again = {(i, offset) for i, piece in enumerate(pieces) for offset in piece.offsets[piece.again].tolist()}
     chosen = [(i, o) for i, o in windows if ends[i][o + length - 1] == (ends[i][o - 1] if o else 0)]
     if likely is not None and chosen:
         hits = _hits(model, pieces, prefix_len + suffix_len // 2)
-        chosen = [(i, o) for i, o in chosen if hits[i, o + length] - hits[i, o + prefix_len] >= likely * suffix_len]
+        chosen = [
+            (i, o)
+            for i, o in chosen
+            if hits[i, o + length] - hits[i, o + prefix_len] >= likely * suffix_len or (i, o) in again
+        ]
+    decoding = None if scores is None else scores.decoding
     found = []
+    measured: dict[tuple[int, int], Recital] = {}
     near_ties = 0
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         texts = [pieces[i].tokens[offset : offset + prefix_len + suffix_len].tolist() for i, offset in part]
         prefixes = [ids[:prefix_len] for ids in texts]
         golds = [ids[prefix_len:] for ids in texts]
-        recitals = recite(model, prefixes, golds, end_of_text, decode=False)
+        recitals = recite(model, prefixes, golds, end_of_text, decode=False, decoding=decoding)
+        measured |= zip(part, recitals, strict=True)
         near_ties += sum(recital.near_tie for recital in recitals)
         for (i, offset), prefix, gold, recital in zip(part, prefixes, golds, recitals, strict=True):
             if recital.strict:
@@ -82,6 +101,10 @@ def search(
                 longest = min(len(after), (max_positions or math.inf) - prefix_len)
                 length = _match_length(model, prefix, after[: int(longest)], suffix_len, end_of_text)
                 found.append(Found(pieces[i].document, pieces[i].start + offset, length, prefix, gold))
+    if scores is not None:
+        for i, offset in windows:
+            told = measured.get((i, offset))
+            scores.add(pieces[i].document, pieces[i].start + offset, told and told.log_p, told and told.strict)
     return Searched(found, len(windows), len(chosen), near_ties)
 
 

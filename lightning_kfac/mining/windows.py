@@ -1,7 +1,7 @@
 """The windows of a corpus, and the pieces of documents that hold them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ class Mining:
         near_duplicate: Windows whose 5-grams of tokens overlap by this much (Jaccard) with one found earlier are
             left out.
         low_entropy: Suffixes below this entropy of their tokens, in bits, are reported apart as repetitions.
+        before: Folder of an earlier search of the same corpus with another model, such as the unedited one: what it
+            measured is measured again, and drawn above.
     """
 
     stride: int = 16
@@ -32,6 +34,7 @@ class Mining:
     likely: float = 0.4
     near_duplicate: float = 0.7
     low_entropy: float = 2.0
+    before: str | None = None
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -56,6 +59,7 @@ class Piece(NamedTuple):
         tokens: int32 [n], to the end of the last window.
         following: int32, what the document holds behind it.
         offsets: int64, places of the windows in ``tokens``.
+        again: bool, which of them are checked in any case.
     """
 
     document: int
@@ -63,6 +67,7 @@ class Piece(NamedTuple):
     tokens: np.ndarray
     following: np.ndarray
     offsets: np.ndarray
+    again: np.ndarray
 
 
 class MiningPieces(Dataset[Piece]):
@@ -89,6 +94,9 @@ class MiningPieces(Dataset[Piece]):
         at_once = (seq_len - length) // stride + 1
         pieces = -(-windows // at_once)
         self.document = np.repeat(np.arange(len(sizes)), pieces)
+        # Of each document the windows before it, and all.
+        self.windows_before = np.append(0, windows.cumsum())
+        self.again = np.zeros(self.windows_before[-1], dtype=bool)
         number = np.arange(len(self.document)) - np.repeat(pieces.cumsum() - pieces, pieces)
         self.first_window = number * at_once
         self.n_windows = np.minimum(at_once, windows[self.document] - self.first_window)
@@ -109,7 +117,28 @@ class MiningPieces(Dataset[Piece]):
         stop = begin + (count - 1) * self.stride + self.length
         tokens = np.asarray(self.text.tokens[begin:stop])
         following = self.text.tokens[stop : int(self.text.ends[document]) - 1]
-        return Piece(document, start, tokens, following, np.arange(count) * self.stride)
+        first = int(self.windows_before[document]) + int(self.first_window[number])
+        again = self.again[first : first + count]
+        return Piece(document, start, tokens, following, np.arange(count) * self.stride, again)
+
+    def check_again(self, windows: Iterable[Mapping[str, np.ndarray]]) -> None:
+        """Marks the windows that an earlier search has measured.
+
+        Args:
+            windows: Columns ``document``, ``start`` and ``log_p`` (NaN where nothing was measured), some at a time.
+
+        Raises:
+            InputError: There are no such windows here.
+        """
+        for columns in windows:
+            measured = ~np.isnan(columns["log_p"])
+            document = columns["document"][measured]
+            number, beside = np.divmod(columns["start"][measured], self.stride)
+            known = (document >= 0) & (document < len(self.starts)) & (beside == 0)
+            counts = np.diff(self.windows_before)
+            if not (known.all() and (number < counts[document]).all()):
+                raise InputError("mining.before holds windows that this corpus lacks; search the same corpus")
+            self.again[self.windows_before[document] + number] = True
 
     def sizes(self) -> np.ndarray:
         """Tokens of each piece. int64 [n_pieces]."""

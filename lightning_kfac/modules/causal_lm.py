@@ -14,7 +14,8 @@ from lightning_kfac.collection.objective import Runs
 from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.described import Measures
-from lightning_kfac.mining.search import Searched, search
+from lightning_kfac.mining.scores import Scores
+from lightning_kfac.mining.search import Looked, search
 from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import Dtype, end_of_text_ids, load_config, load_model
 from lightning_kfac.models.sharded_loading import load_sharded
@@ -208,12 +209,14 @@ class CausalLM(EvaluatedLM):
     # -- mining --------------------------------------------------------------------------------------
 
     @override
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Searched:
-        """The windows of a batch of pieces that the model recites word for word."""
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Looked:
+        """The windows of a batch of pieces that the model recites word for word, and how likely each is drawn."""
         data = text_data(self.trainer)
         prefix_len, suffix_len = data.window
+        scheme = self.measures.extraction
+        scores = None if scheme is None else Scores(scheme)
         with self.lockstep or nullcontext():
-            return search(
+            searched = search(
                 self.loaded,
                 batch["pieces"],
                 prefix_len,
@@ -222,4 +225,6 @@ class CausalLM(EvaluatedLM):
                 batch_size=data.eval_batch_size,
                 end_of_text=end_of_text_ids(self.loaded),
                 max_positions=self.max_positions,
+                scores=scores,
             )
+        return Looked(searched, scores)

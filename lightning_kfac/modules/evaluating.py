@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningModule
+from torch import nn
 from typing_extensions import override
 
 from lightning_kfac.distributed.lockstep import Lockstep
 from lightning_kfac.evaluation.evaluation import Evaluation
+from lightning_kfac.evaluation.leaks import text_losses
 from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.loading import end_of_text_ids
+from lightning_kfac.models.loading import end_of_text_ids, load_model
 from lightning_kfac.models.manner import manner_of
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.tokens import TokenBatch
@@ -42,6 +44,8 @@ class EvaluatedLM(LightningModule):
         evaluation: The latest evaluation; ``baseline`` is that of the unedited model.
         baseline_name: Name of the unedited model that was evaluated.
         results: Figures of the latest evaluation, and ``record`` the same with intervals and differences.
+        reference_losses: Of members and non-members by the reference model: class to number to mean loss, of this
+            rank's texts; None where there is no such model.
         lockstep: Keeps ranks together that run a sharded model unequally often; None where the model is whole.
     """
 
@@ -58,6 +62,7 @@ class EvaluatedLM(LightningModule):
         self.baseline_name: str | None = None
         self.results: dict[str, float | int | None] = {}
         self.record: dict[str, Any] = {}
+        self.reference_losses: dict[str, dict[int, float]] | None = None
         self.lockstep: Lockstep | None = None
 
     @property
@@ -94,6 +99,8 @@ class EvaluatedLM(LightningModule):
     @override
     def on_validation_epoch_start(self) -> None:
         data = text_data(self.trainer)
+        if self.measures.leaks.reference and data.sets.classes and self.reference_losses is None:
+            self.reference_losses = self._losses_by(self.measures.leaks.reference)
         baseline = "self" if self.stage == "baseline" else self.baseline
         self.evaluation = Evaluation(
             data.set_names,
@@ -105,6 +112,18 @@ class EvaluatedLM(LightningModule):
             data.heldout_rows,
         )
         self.evaluation.to(self.device)
+
+    def _losses_by(self, reference: str) -> dict[str, dict[int, float]]:
+        """Losses of this rank's members and non-members by another model, which is then let go."""
+        model: nn.Module = load_model(reference)
+        model.to(self.device)
+        losses: dict[str, dict[int, float]] = {}
+        for name, texts in text_data(self.trainer).sets.scored.items():
+            numbers = range(self.trainer.global_rank, len(texts), self.trainer.world_size)
+            mine = [texts[number] for number in numbers]
+            found = text_losses(model, [text.prefix for text in mine], [text.suffix for text in mine])
+            losses[name] = dict(zip(numbers, found, strict=True))
+        return losses
 
     def _evaluation_log(self) -> EvaluationLog | None:
         if self.evaluation_folder is None or self.trainer.sanity_checking:
@@ -140,6 +159,9 @@ class EvaluatedLM(LightningModule):
         elif name in data.question_sets:
             questions = [data.questions(name)[index] for index in batch["index"]]
             self.latest.add_questions(name, self.loaded, questions, batch["index"], data.decode)
+        elif name in data.sets.classes:
+            losses = None if self.reference_losses is None else self.reference_losses[name]
+            self.latest.add_members(name, self.loaded, batch, data.decode, losses)
         else:
             self.latest.add_sequences(name, self.loaded, batch)
 

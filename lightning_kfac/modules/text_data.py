@@ -15,19 +15,23 @@ from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import Position, RowLoader, TokenRows, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
-from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMORIZED, check_names
+from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMBERS, MEMORIZED, NONMEMBERS, check_names
 from lightning_kfac.data.questions import Question, QuestionSet
-from lightning_kfac.data.set_formats import MemorizedSet
+from lightning_kfac.data.set_formats import MemorizedSet, TextSet
 from lightning_kfac.data.sets import Sets, content_of
 from lightning_kfac.data.texts import Texts, with_planted
 from lightning_kfac.errors import InputError
+from lightning_kfac.metrics.described import Measures
+from lightning_kfac.metrics.functional import Decoding
 from lightning_kfac.mining.loaders import Search, begin_search
 from lightning_kfac.mining.log import MiningLog
+from lightning_kfac.mining.scores import WINDOWS, about_windows, read_windows
 from lightning_kfac.mining.windows import Mining, MiningPieces, Piece, spread_windows
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.loading import end_of_text_ids, load_tokenizer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
+from lightning_kfac.storage.files import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +58,10 @@ class ReadsTokens(Protocol):
     def loaded(self) -> "PreTrainedModel":
         """Its model."""
 
+    @property
+    def measures(self) -> Measures:
+        """What is measured of it."""
+
 
 class TextData(LightningDataModule):
     """Text to collect curvature on, text to measure perplexity on, sequences to measure recitation on.
@@ -75,6 +83,9 @@ class TextData(LightningDataModule):
             to text that the model does not recite?
         prefix_len: Tokens of each prefix, its last ones; by default all, and 64 in mining.
         suffix_len: Tokens of each suffix, its first ones; by default all, and 48 in mining.
+        members: Texts that the model was trained on, for membership tests: a memorized set, or whole texts (rows with
+            ``text``, the lines of a file of text, a folder of files), or a mapping with the fields of ``TextSet``.
+        nonmembers: Texts that it was not trained on, drawn in the same way.
         questions: Questions with known answers, name to a file (JSONL, JSON, Parquet) or to a mapping with the fields
             of ``QuestionSet``; measured by exact answers.
         domains: Text whose curvature is collected as well, by name, each like ``corpus``.
@@ -102,6 +113,8 @@ class TextData(LightningDataModule):
         heldout_tokens: int = 100_000,
         memorized: str | Fields | None = None,
         sets: dict[str, str | Fields] | None = None,
+        members: str | Fields | None = None,
+        nonmembers: str | Fields | None = None,
         questions: dict[str, str | Fields] | None = None,
         domains: dict[str, str | Fields] | None = None,
         domain_tokens: int | None = None,
@@ -140,6 +153,11 @@ class TextData(LightningDataModule):
             prefix_len,
             suffix_len,
             skip_bad_rows,
+            {
+                name: TextSet.parse(name, value)
+                for name, value in ((MEMBERS, members), (NONMEMBERS, nonmembers))
+                if value
+            },
         )
         self.corpus = self.texts.corpus
         self.heldout = self.texts.heldout
@@ -274,6 +292,7 @@ class TextData(LightningDataModule):
             "heldout_documents": self.texts.n_heldout_documents(),
             "seq_len": self.seq_len,
             "sets": dict(self.memorized_files),
+            **{name: texts.source for name, texts in self.sets.classes.items()},
             "prefix_len": self.sets.prefix_len,
             "suffix_len": self.sets.suffix_len,
         }
@@ -297,6 +316,45 @@ class TextData(LightningDataModule):
     def tokenizer_fingerprint(self) -> str | None:
         """Identifies what the tokenizer does; None where there is no tokenizer."""
         return tokenizer_fingerprint(self.tokenizer) if self._tokenizer or self.tokenizer_name else None
+
+    def about_windows(self, scheme: Decoding) -> dict[str, Any]:
+        """What says that two searches are of the same windows, and measure the same of them.
+
+        Args:
+            scheme: How tokens are drawn.
+        """
+        return {
+            "text": self.corpus.identity(),
+            "max_tokens": self.max_tokens,
+            "skip_bad_rows": self.skip_bad_rows,
+            "start_tokens": self.start_tokens,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "prefix_len": self.window[0],
+            "suffix_len": self.window[1],
+            "stride": self.mining.stride,
+            **{name: getattr(scheme, name) for name in ("temperature", "top_k", "top_p")},
+        }
+
+    @property
+    def windows_before(self) -> Path | None:
+        """The windows of an earlier search, which this one is compared with."""
+        return None if self.mining.before is None else Path(self.mining.before) / WINDOWS
+
+    def check_before(self, scheme: Decoding | None) -> None:
+        """Raises ``InputError`` where the earlier search was another one."""
+        path = self.windows_before
+        if path is None:
+            return
+        if scheme is None:
+            raise InputError(
+                "mining.before compares how likely windows are drawn; model.measures.extraction must not be null"
+            )
+        known = about_windows(path)
+        for name, value in self.about_windows(scheme).items():
+            if known.get(name) != value:
+                raise InputError(
+                    f"mining.before: {path} is of another search: its {name} is {known.get(name)}, here it is {value}"
+                )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some token ids."""
@@ -339,6 +397,7 @@ class TextData(LightningDataModule):
         self._read_texts()
         if stage != "predict":
             self.sets.load_questions(self.tokenizer, module.vocab_size, module.max_positions)
+            self.sets.load_classes(self.tokenizer, module.vocab_size, module.max_positions)
             if self.clean_windows:
                 self.sets.sequences[CLEAN] = spread_windows(self.texts.read[HELDOUT], self.clean_windows, *self.window)
 
@@ -351,8 +410,13 @@ class TextData(LightningDataModule):
 
     @property
     def validation_names(self) -> list[str]:
-        """Names of the validation loaders, in order: memorized sets, questions, the held-out text."""
-        return [*self.set_names, *self.question_sets, *([HELDOUT] if self.heldout is not None else [])]
+        """Names of the validation loaders: memorized sets, questions, members and non-members, the held-out text."""
+        return [
+            *self.set_names,
+            *self.question_sets,
+            *self.sets.classes,
+            *([HELDOUT] if self.heldout is not None else []),
+        ]
 
     @property
     def set_names(self) -> list[str]:
@@ -380,6 +444,9 @@ class TextData(LightningDataModule):
             sequence_loader(sequences, self.eval_batch_size, *self._rank) for sequences in sets
         ]
         loaders += [question_loader(q, self.eval_batch_size, *self._rank) for q in self.sets.asked.values()]
+        loaders += [
+            sequence_loader(self.sets.scored[name], self.eval_batch_size, *self._rank) for name in self.sets.classes
+        ]
         if self.heldout is not None:
             loaders.append(row_loader(self.texts.rows(HELDOUT), self.batch_size, *self._rank))
         return loaders
@@ -388,6 +455,8 @@ class TextData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[tuple[int, Piece]]:
         """Pieces of the corpus with the windows to look at, but for those that an earlier, unfinished run has done."""
         pieces = MiningPieces(self.texts.read[CORPUS], sum(self.window), self.mining.stride, self.seq_len)
+        if self.windows_before is not None:
+            pieces.check_again(read_windows(self.windows_before))
         log = MiningLog(Path(self._run.default_root_dir) / "mining", self._mining_key())
         barrier = self._run.strategy.barrier
         self._search = begin_search(pieces, log, self.batch_size * self.seq_len, *self._rank, wait=barrier)
@@ -412,6 +481,8 @@ class TextData(LightningDataModule):
             next(model.parameters()).dtype,
             self._run.precision,
             sorted(end_of_text_ids(model)),
+            self._reader.measures.extraction,
+            *(() if self.windows_before is None else (content_hash([self.windows_before]),)),
         )
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning_kfac.metrics.leaks import OBJECT, SCORES
+from lightning_kfac.metrics.near_verbatim import NearVerbatim, PriorRatio
 from lightning_kfac.metrics.registry import LABELS, names_of
 
 METRICS = LABELS
@@ -13,8 +15,22 @@ OF_QUESTIONS = names_of("questions")
 # Of a sweep, with shorter names.
 SWEEP_COLUMNS = {name: (label.short, label.style) for name, label in LABELS.items() if label.short is not None}
 OF_EXTRACTION = [name for name in LABELS if name.startswith("extraction.")]
+OF_EXTRACTION_OPTIONS = [*NearVerbatim.labels, *PriorRatio.labels]
 DRAWN = [name for name, label in LABELS.items() if label.panel is not None]
 FEWEST_SHOWN = 10
+# Of members against non-members: by the name of the measure.
+OF_LEAKS = {name: f"{OBJECT}.{name}" for name in SCORES}
+
+
+def measured_leaks(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The measures of members against non-members that any record has."""
+    records = list(records)
+    return [name for name, key in OF_LEAKS.items() if any(f"{key}.auc" in record for record in records)]
+
+
+def is_drawn(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a figure of all stages would show anything."""
+    return any(key.rpartition("/")[2] in DRAWN for record in records for key in record)
 
 
 def is_telling(key: str, records: Iterable[Mapping[str, Any]]) -> bool:

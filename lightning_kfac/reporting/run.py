@@ -53,6 +53,11 @@ class Run:
         return self.path / "scan.png"
 
     @property
+    def windows(self) -> Path:
+        """The figure of a search: where documents come out."""
+        return self.path / "windows.png"
+
+    @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """The latest result of each stage; those of a rank, in a study of attention, are in its own table."""
         return {row["stage"]: row for row in self.results if row.get("rank") is None and "attack" not in row}

@@ -9,6 +9,7 @@ from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
+from lightning_kfac.metrics.leaks import TPR
 from lightning_kfac.models.targets import layer_label
 from lightning_kfac.reporting.attacks import HEADER as ATTACKS_HEADER
 from lightning_kfac.reporting.attacks import NEARLY, Cell, attack_lines, attack_rows, recovery_curves
@@ -16,7 +17,16 @@ from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.figures.recovery import recovery_figure
-from lightning_kfac.reporting.labels import METRICS, OF_EXTRACTION, SWEEP_COLUMNS, is_telling
+from lightning_kfac.reporting.labels import (
+    METRICS,
+    OF_EXTRACTION,
+    OF_EXTRACTION_OPTIONS,
+    OF_LEAKS,
+    SWEEP_COLUMNS,
+    is_drawn,
+    is_telling,
+    measured_leaks,
+)
 from lightning_kfac.reporting.page import Html, bullets, figure, image, paragraph, preformatted, section, table
 from lightning_kfac.reporting.run import Run
 from lightning_kfac.reporting.spectra_board import spectrum_figures
@@ -65,10 +75,13 @@ def comparison(run: Run) -> str:
     if not stages:
         return ""
     rows = [name for name, label in METRICS.items() if not label.aside]
+    if not any(key.rpartition("/")[2] in rows for row in stages.values() for key in row):
+        return ""
     parts = [_stages_table(stages, rows)]
     if len(stages) > 1:
         parts.append(paragraph("Rates: Wilson; other figures: bootstrap; changes: paired bootstrap.", note=True))
-        parts.append(figure(metrics_figure(stages), "figures of every stage with their intervals"))
+        if is_drawn(stages.values()):
+            parts.append(figure(metrics_figure(stages), "figures of every stage with their intervals"))
     if counts := run.comparison.get("loss_change"):
         parts.append(figure(loss_change_figure(run.comparison["edges"], counts), "changes of token losses"))
     return section("Before and after" if len(stages) > 1 else "Results", *parts)
@@ -83,12 +96,28 @@ def extraction(run: Run) -> str:
     scheme = ", ".join(f"{name} {row.get(f'extraction.{name}')}" for name in ("temperature", "top_k", "top_p"))
     parts = [
         paragraph(f"Sampling: {scheme}. p: the probability that one sample holds a sequence word for word."),
-        _stages_table(stages, OF_EXTRACTION),
+        _stages_table(stages, [*OF_EXTRACTION, *OF_EXTRACTION_OPTIONS]),
     ]
     if curves := run.extraction.get("curves"):
         drawn = extraction_figure(run.extraction["tries"], curves, stages)
         parts.insert(1, figure(drawn, "expected share extracted over the number of samples"))
     return section("Extraction by sampling", *parts)
+
+
+def leaks(run: Run) -> str:
+    """Whether texts that the model was trained on can be told from others."""
+    stages = {} if run.is_grid else run.stages
+    measures = measured_leaks(stages.values())
+    if not measures:
+        return ""
+    row = list(stages.values())[-1]
+    text = (
+        f"{row.get('leaks.members')} members, {row.get('leaks.nonmembers')} non-members; Min-K of the least likely "
+        f"{row.get('leaks.k'):.0%} of the tokens. AUC: the chance that a member scores above a non-member, 0.5 tells "
+        "nothing. A difference says only as much as the two sets were drawn in the same way."
+    )
+    keys = [f"{OF_LEAKS[name]}.{what}" for name in measures for what in ("auc", TPR)]
+    return section("Members against non-members", paragraph(text), _stages_table(stages, keys))
 
 
 def attacks(run: Run) -> str:
@@ -228,6 +257,8 @@ def findings(run: Run) -> str:
     parts = []
     if mined := run.findings.get("mining"):
         parts.append(table(["search", ""], [[key, str(value)] for key, value in mined.items()]))
+        if run.windows.is_file():
+            parts.append(image(run.windows.read_bytes(), "where documents come out, along their tokens"))
     if advised := run.findings.get("recommended"):
         setting = {key: advised[key] for key in ("blocks", "projections", "rho")}
         parts.append(paragraph(f"Recommended (chosen on one half of the sequences): {setting}. On the other half:"))
@@ -284,6 +315,7 @@ def not_measured(run: Run) -> str:
         (any("differences" in row and row["differences"] for row in rows), "Changes: no baseline was evaluated."),
         (has("stress/stress_len"), "Position stress: other prompts for the same suffixes were not tried."),
         (any(key.endswith("exact_acc") for row in rows for key in row), "Answers to questions: no set was given."),
+        (any(measured_leaks([row]) for row in rows), "Membership: no members and non-members were given."),
         (any(key.endswith("unchanged") for row in rows for key in row), "Text that the model does not recite."),
     ]
     texts = [text for measured, text in missing if not measured] if rows else []
@@ -347,8 +379,10 @@ def _change(row: Mapping[str, Any], key: str) -> str:
 
 
 def _with_bounds(text: str, style: str, bounds: list[float | None] | None) -> str:
-    if not bounds or None in bounds or bounds[0] == bounds[1]:
+    if not bounds or bounds[0] == bounds[1] is not None:
         return text
+    if None in bounds:
+        return Html(f'{as_html(text)} <span class="interval">[n/a]</span>')
     low, high = (style.format(bound) for bound in bounds)
     return Html(f'{as_html(text)} <span class="interval">[{as_html(low)}, {as_html(high)}]</span>')
 
@@ -358,6 +392,7 @@ ORDER = (
     summary,
     comparison,
     extraction,
+    leaks,
     attacks,
     findings,
     grid,

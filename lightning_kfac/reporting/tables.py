@@ -9,15 +9,19 @@ from rich.text import Text
 
 from lightning_kfac.console import literal
 from lightning_kfac.editing.report import edit_label, edit_place
+from lightning_kfac.math.separation import FPR
+from lightning_kfac.metrics.leaks import SCORES, TPR
 from lightning_kfac.reporting.escape import as_markdown
 from lightning_kfac.reporting.labels import (
     METRICS,
     OF_A_SET,
     OF_GENERAL,
+    OF_LEAKS,
     OF_QUESTIONS,
     OF_STRESS,
     SWEEP_COLUMNS,
     is_telling,
+    measured_leaks,
 )
 
 
@@ -50,7 +54,8 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     first = next(iter(records.values()))
     for prefix in _sets(first):
         count = first.get(f"{prefix}n_sequences")
-        table.add_row(_heading(prefix.rstrip("/") or "memorized", f" ({count} sequences)"))
+        noun = "sequence" if count == 1 else "sequences"
+        table.add_row(_heading(prefix.rstrip("/") or "memorized", f" ({count} {noun})"))
         _add(table, prefix, OF_A_SET, records)
     if "stress/stress_len" in first:
         table.add_row(_heading("memorized, position stress"))
@@ -61,6 +66,34 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     for prefix in _sets(first, "n_questions"):
         table.add_row(_heading(prefix.rstrip("/"), f" ({first[f'{prefix}n_questions']} questions)"))
         _add(table, prefix, OF_QUESTIONS, records)
+    return table
+
+
+def leaks_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How well each measure tells members from non-members at each stage, and what changed since the first.
+
+    Args:
+        records: As for ``comparison_table``.
+    """
+    first = next(iter(records.values()))
+    counts = f"{first.get('leaks.members')} members, {first.get('leaks.nonmembers')} non-members"
+    table = Table(box=box.SIMPLE_HEAD, title="Members against non-members", title_justify="left")
+    table.add_column(Text(counts, "dim"), overflow="fold")
+    for stage, record in records.items():
+        table.add_column(f"{stage}: AUC", justify="right")
+        table.add_column(f"found at {FPR:.0%} FPR", justify="right")
+        if record.get("differences"):
+            table.add_column("change of AUC", justify="right")
+    for name in measured_leaks(records.values()):
+        key = f"{OF_LEAKS[name]}.auc"
+        cells = []
+        for record in records.values():
+            cells.append(_with_interval("{:.3f}", record.get(key), record.get("intervals", {}).get(key)))
+            cells.append(_with_interval("{:.3f}", record.get(f"{OF_LEAKS[name]}.{TPR}"), None))
+            if changes := record.get("differences"):
+                change, *bounds = changes.get(key) or [None]
+                cells.append("" if change is None else _with_interval("{:+.3f}", change, bounds))
+        table.add_row(SCORES[name].title, *cells)
     return table
 
 
@@ -129,8 +162,10 @@ def _with_interval(style: str, value: float | None, bounds: Sequence[float | Non
     if value is None:
         return "n/a"
     text = style.format(value)
-    if not bounds or None in bounds or bounds[0] == bounds[1] == value:
+    if not bounds or bounds[0] == bounds[1] == value:
         return text
+    if None in bounds:  # of one sequence or one document, which says nothing of others
+        return Text.assemble(text, (" [n/a]", "dim"))
     return Text.assemble(text, (f" [{style.format(bounds[0])}, {style.format(bounds[1])}]", "dim"))
 
 

@@ -1,7 +1,8 @@
-"""JSON files with a checksum of their own."""
+"""JSON files, and lines of JSON, with a checksum of their own."""
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.storage.files import new_file
 
 CHECKSUM = "checksum"
+LINE_CHECKSUM = "crc"
 
 
 def write_json(path: str | Path, contents: Mapping[str, Any], checksum: bool = True) -> None:
@@ -58,6 +60,35 @@ def read_json(path: str | Path, advice: str) -> dict[str, Any]:
     return contents
 
 
+def sealed_line(row: Mapping[str, Any]) -> str:
+    """A line of JSON, without its end, with a field ``crc`` of all others.
+
+    Example:
+        >>> sealed_line({"batch": 3})
+        '{"batch": 3, "crc": 1441096883}'
+        >>> row_of_line(sealed_line({"batch": 3})), row_of_line('{"batch": 7, "crc": 1441096883}')
+        ({'batch': 3}, None)
+    """
+    row = {key: value for key, value in row.items() if key != LINE_CHECKSUM}
+    return json.dumps(row | {LINE_CHECKSUM: _line_checksum(json.loads(json.dumps(row)))})
+
+
+def row_of_line(line: str | bytes, sealed: bool = True) -> dict[str, Any] | None:
+    """The object in a line without its checksum; None where it is cut off or damaged.
+
+    Args:
+        sealed: A line without a checksum, as older versions have them, is damaged too.
+    """
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict) or (sealed and LINE_CHECKSUM not in row):
+            return None
+        known = row.pop(LINE_CHECKSUM, None)
+        return row if known is None or known == _line_checksum(row) else None
+    except (ValueError, RecursionError):
+        return None
+
+
 def file_name(name: object) -> str:
     """A name in the same folder, as metadata may give it; raises ``ValueError`` for a path that leads elsewhere."""
     if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
@@ -68,3 +99,7 @@ def file_name(name: object) -> str:
 def _checksum(contents: Mapping[str, Any]) -> str:
     """Does not depend on the order of fields or on spaces."""
     return hashlib.sha256(json.dumps(contents, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _line_checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row, sort_keys=True, separators=(",", ":")).encode())

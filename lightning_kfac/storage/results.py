@@ -1,7 +1,9 @@
 """results.jsonl: one JSON object an evaluation, appended.
 
-In the file ``extraction`` is an object with objects in it; in memory its figures are keys like all others
-(``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
+Rows that a sweep goes on from (those with a field ``point``) carry a checksum.
+
+In the file ``extraction`` and ``leaks`` are objects with objects in them; in memory their figures are keys like all
+others (``quotes/extraction.expected_at.10``), so whatever shows figures shows them.
 """
 
 import json
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_kfac.storage.files import new_file, timestamp, writing
+from lightning_kfac.storage.json_files import row_of_line, sealed_line
 from lightning_kfac.storage.manifest import announce
 
-OBJECT = "extraction"
+OBJECTS = ("extraction", "leaks")
+POINT = "point"
 
 
 def append_result(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +40,8 @@ def _append(path: Path, line: str) -> None:
             if file.read() != b"\n":
                 file.write(b"\n")
         file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_result(path: Path, row: Mapping[str, Any], same: Sequence[str]) -> dict[str, Any]:
@@ -60,22 +66,23 @@ def _line(row: Mapping[str, Any]) -> str:
     nested: dict[str, Any] = {}
     for key, value in row.items():
         prefix, slash, name = key.rpartition("/")
-        if not name.startswith(f"{OBJECT}."):
+        root, *groups = name.split(".", 2)
+        if root not in OBJECTS or not groups:
             nested[key] = value
             continue
-        _, group, *inner = name.split(".", 2)
-        place = nested.setdefault(f"{prefix}{slash}{OBJECT}", {})
+        group, *inner = groups
+        place = nested.setdefault(f"{prefix}{slash}{root}", {})
         if inner:
             place = place.setdefault(group, {})
         place[inner[0] if inner else group] = value
-    return json.dumps(nested) + "\n"
+    return (sealed_line(nested) if POINT in nested else json.dumps(nested)) + "\n"
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """What ``_line`` made a line of; objects of any other form stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if key.rpartition("/")[2] != OBJECT or not isinstance(value, dict):
+        if key.rpartition("/")[2] not in OBJECTS or not isinstance(value, dict):
             flat[key] = value
             continue
         for group, inner in value.items():
@@ -93,10 +100,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """All rows; lines that are not whole are left out. Empty where there is no file."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("point"), str | None):
+        row = row_of_line(line, sealed=False)
+        if row is not None and isinstance(row.get(POINT), str | None):
             rows.append(_flat(row))
     return rows

@@ -11,8 +11,8 @@ from lightning_kfac.attacks.asking import PromptShift, Sampling
 from lightning_kfac.attacks.registry import KINDS, attack_of
 from lightning_kfac.attacks.relearning import Relearning
 from lightning_kfac.math.statistics import Figure
+from lightning_kfac.metrics import described
 from lightning_kfac.metrics.described import Measures
-from lightning_kfac.metrics.functional import Decoding
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_named(value, message):
 def test_sampling_gets_what_many_draws_give():
     """By hand: probabilities 1/2, 1/1000 and none, in 10 draws of each."""
     attack = Sampling(tries=10, temperature=0.5, top_k=None)
-    assert attack.measures(Measures()).extraction == Decoding(0.5, None, 1.0)
+    assert attack.measures(Measures()).extraction == described.Sampling(0.5, None, 1.0)
     log10_p = torch.tensor([0.5, 0.001, 0.0], dtype=torch.float64).log10()
     got = attack.got({"extraction.median_log10_p": Figure(log10_p, torch.ones(3).double(), median=True)})
     assert got.sums.tolist() == pytest.approx([1 - 0.5**10, 1 - 0.999**10, 0.0], rel=1e-9)

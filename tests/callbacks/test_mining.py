@@ -1,12 +1,14 @@
 """Runs of train.py that mine: the planted passages are found, and a search goes on after a kill."""
 
 import json
+import math
 import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from pyarrow.parquet import read_table
 
 from lightning_kfac.assets import DEMO
 from lightning_kfac.cli.train import main
@@ -82,6 +84,44 @@ def test_two_ranks_find_the_same(one_rank, corpus, tmp_path):
     assert mined(tmp_path) == mined(one_rank)
     a, b = (json.loads((folder / "mining.json").read_text()) for folder in (tmp_path, one_rank))
     assert {**a, "timestamp": 0} == {**b, "timestamp": 0}
+    assert windows_of(tmp_path) == windows_of(one_rank)
+
+
+def windows_of(folder):
+    """Document, start, log p and verdict of each window, None where it was not measured."""
+    return [tuple(row.values()) for row in read_table(Path(folder) / "windows.parquet").to_pylist()]
+
+
+def test_every_window_is_in_the_file_of_windows(one_rank, corpus):
+    found = windows_of(one_rank)
+    summary = json.loads((one_rank / "mining.json").read_text())
+    assert len({row[:2] for row in found}) == len(found) == summary["windows"]
+    assert sum(log_p is not None for _, _, log_p, _ in found) == summary["checked"] < summary["windows"]
+    assert sum(bool(strict) for *_, strict in found) == summary["recited"]
+    assert {document for document, start, log_p, _ in found if start == 0 and (log_p or -99) > math.log(0.01)} >= {
+        *range(7)
+    }
+    assert (one_rank / "windows.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_search_is_compared_with_an_earlier_one(one_rank, corpus, tmp_path, capsys):
+    """What the first measured the second measures too, whatever it finds likely itself."""
+    changed = {"data.mining.before": one_rank, "data.mining.likely": 1.0}
+    main(options(tmp_path / "run", corpus[0], **changed))
+    for first, second in zip(windows_of(one_rank), windows_of(tmp_path / "run"), strict=True):
+        assert first[:2] == second[:2] and first[3] == second[3]
+        assert second[2] == (None if first[2] is None else pytest.approx(first[2], abs=1e-3))
+    (events,) = (tmp_path / "run" / "tensorboard").glob("events*")
+    assert b"mining/where documents come out" in events.read_bytes()
+    for setting, value, said in (
+        ("data.mining.stride", 8, "its stride is 16, here it is 8"),
+        ("model.measures.extraction.top_k", 7, "its top_k is 40, here it is 7"),
+        ("data.mining.before", tmp_path, "no such file; `predict` writes it into its folder"),
+        ("model.measures.extraction", "null", "model.measures.extraction must not be null"),
+    ):
+        with pytest.raises(SystemExit):
+            main(options(tmp_path / "other", corpus[0], **{**changed, setting: value}))
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -111,7 +151,7 @@ def test_a_search_that_was_cut_short_is_not_finished(one_rank, corpus, tmp_path,
     assert not (tmp_path / "memorized.jsonl").exists()
     assert "batches are not searched yet; the same command goes on" in " ".join(capsys.readouterr().err.split())
     main(options(tmp_path, corpus[0]))
-    assert mined(tmp_path) == mined(one_rank)
+    assert mined(tmp_path) == mined(one_rank) and windows_of(tmp_path) == windows_of(one_rank)
 
 
 def test_wrong_corpus_of_short_documents(tmp_path, capsys):

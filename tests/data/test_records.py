@@ -142,6 +142,51 @@ def test_a_line_that_does_not_end(tmp_path, monkeypatch):
         list(records_of(tmp_path / "a.json"))
 
 
+def test_tables_that_expand_without_end(tmp_path, monkeypatch):
+    """A few bytes of a column may stand for gigabytes: of one row, of equal rows, of a whole group."""
+    monkeypatch.setattr(records, "LONGEST_RECORD", 1 << 20)
+    text = "a " * (1 << 20)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [text]}), path, compression="zstd")
+    assert path.stat().st_size < 1 << 14
+    with pytest.raises(InputError, match=r"a.parquet: cannot be read: its rows have 2,097,\d+ bytes each, longer than"):
+        list(records_of(path))
+    pq.write_table(pa.table({"text": [text, "b", "c", "d"]}), path, compression="zstd")
+    with pytest.raises(InputError, match=r"a.parquet: cannot be read: a row has 2,097,152 bytes in field 'text'"):
+        list(records_of(path))
+    found = list(records_of(path, lambda names: []))
+    assert len(found) == 4  # a column that nobody reads harms nobody
+    equal = pa.DictionaryArray.from_arrays(pa.array([0] * 640, pa.int32()), pa.array([text[: 1 << 19]]))
+    pq.write_table(pa.table({"text": equal}), path, compression="zstd")
+    rows = records_of(path)
+    tracemalloc.start()
+    for _ in range(64):
+        assert len(next(rows)[1]["text"]) == 1 << 19
+    assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    tracemalloc.stop()
+    monkeypatch.setattr(records, "LARGEST_UNPACKED", 1 << 20)
+    pq.write_table(pa.table({"text": [text[: 1 << 15]] * 64}), path, compression="zstd", use_dictionary=False)
+    with pytest.raises(InputError, match=r"bytes of column text expand to [\d,]+; cut it into smaller row groups"):
+        list(records_of(path))
+
+
+@pytest.mark.parametrize("write", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_compressed_arrow_is_bounded(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(records, "LONGEST_RECORD", 1 << 20)
+    batch = pa.record_batch([pa.array(["a " * (1 << 15)] * 4)], names=["text"])
+    for compression in ("zstd", None):
+        with write(
+            str(tmp_path / "a.arrow"), batch.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
+        ) as f:
+            for _ in range(16):
+                f.write_batch(batch)
+        if compression is None:
+            assert len(list(records_of(tmp_path / "a.arrow"))) == 64
+            continue
+        with pytest.raises(InputError, match=r"it expands to more than 1,048,576 bytes; write it uncompressed"):
+            list(records_of(tmp_path / "a.arrow"))
+
+
 @pytest.mark.parametrize("name", ["array.json", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path, name):
     row = json.dumps({"text": "some text of a document " * 40})

@@ -12,7 +12,7 @@ import zstandard
 from lightning_kfac import InputError
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.questions import QuestionSet
-from lightning_kfac.data.set_formats import MemorizedSet, is_set
+from lightning_kfac.data.set_formats import MemorizedSet, TextSet, is_set
 from lightning_kfac.data.text_ids import continuation_ids
 from tests.common import write_jsonl
 
@@ -103,6 +103,19 @@ def test_wrong_arrays(tmp_path, name, array, message):
     np.save(tmp_path / name, array)
     with pytest.raises(InputError, match=message):
         load_memorized(tmp_path / name, None, 50)
+
+
+def test_the_folder_of_a_pair_of_arrays(tmp_path):
+    np.save(tmp_path / "train_prefix.npy", IDS[:, :32])
+    np.save(tmp_path / "train_suffix.npy", IDS[:, 32:])
+    np.save(tmp_path / "train_preprefix.npy", IDS[:, :32])  # the benchmark's own, which has no partner
+    np.save(tmp_path / "train_dataset.npy", IDS)
+    assert load_memorized(tmp_path, None, 50) == load_memorized(TextSet(str(tmp_path)), None, 50) == CUT
+    np.save(tmp_path / "val_prefix.npy", IDS[:, :32])
+    np.save(tmp_path / "val_suffix.npy", IDS[:, 32:])
+    with pytest.raises(InputError, match=r"holds 2 sets; name one of train_prefix\.npy, val_prefix\.npy"):
+        load_memorized(tmp_path, None, 50)
+    assert load_memorized(tmp_path / "val_suffix.npy", None, 50) == CUT
 
 
 def test_arrays_that_do_not_belong_together(tmp_path):
@@ -248,3 +261,112 @@ def test_questions_of_other_files(tmp_path, tokenizer, name):
     assert [(tokenizer.decode(q.prompt), q.answer) for q in found] == [("1 + 1 =", "2"), ("2 + 2 =", "4")]
     with pytest.raises(InputError, match="no text in the field 'prompt'; fields here: question, answer"):
         QuestionSet.parse("sums", str(path)).load(tokenizer, 2048)
+
+
+# -- whole texts -------------------------------------------------------------------------------------------------
+
+TEXTS = ["Return the value of the key, if it is there.", "A list of names and, é, of places."]
+
+
+def whole(tokenizer, text):
+    ids = tokenizer(text)["input_ids"]
+    return MemorizedSequence(ids[:1], ids[1:], whole=True)
+
+
+def in_a_folder(path, texts):
+    path.mkdir()
+    for number, text in enumerate(texts):
+        (path / f"{number}.txt").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("texts.jsonl", lambda path, texts: write_jsonl(path, [{"text": text, "label": 1} for text in texts])),
+        ("texts.json", lambda path, texts: path.write_text(json.dumps(texts))),  # MUSE
+        ("texts.txt", lambda path, texts: path.write_text("\n\n".join(texts) + "\r\n")),
+        ("texts.txt.gz", lambda path, texts: path.write_bytes(gzip.compress("\n".join(texts).encode()))),
+        ("texts.parquet", lambda path, texts: pq.write_table(pa.table({"text": texts}), path)),
+        ("texts", in_a_folder),
+    ],
+)
+def test_whole_texts_in_any_file(tmp_path, tokenizer, name, write):
+    write(tmp_path / name, TEXTS)
+    found = load_memorized(TextSet(str(tmp_path / name)), tokenizer, 2048)
+    assert found == [whole(tokenizer, text) for text in TEXTS]
+    assert found[0].suffix and TextSet(str(tmp_path / name)).files()
+
+
+def test_a_file_in_a_folder_is_one_text(tmp_path, tokenizer):
+    in_a_folder(tmp_path / "texts", ["\n".join(TEXTS)])
+    write_jsonl(tmp_path / "texts" / "more.jsonl", [{"text": text} for text in TEXTS])
+    found = load_memorized(TextSet(str(tmp_path / "texts")), tokenizer, 2048)
+    assert found == [whole(tokenizer, text) for text in ("\n".join(TEXTS), *TEXTS)]
+
+
+def test_texts_by_the_name_of_their_field(tmp_path, tokenizer):
+    """WikiMIA has them under `input`."""
+    path = write_jsonl(tmp_path / "set.jsonl", [{"input": text, "text": "no"} for text in TEXTS])
+    chosen = TextSet.parse("members", {"source": str(path), "text_field": "input"})
+    assert load_memorized(chosen, tokenizer, 2048) == [whole(tokenizer, text) for text in TEXTS]
+    with pytest.raises(InputError, match="line 1: no field 'body'; fields here: input, text"):
+        load_memorized(TextSet(str(path), text_field="body"), tokenizer, 2048)
+
+
+def test_members_may_be_any_memorized_set(tmp_path, tokenizer):
+    rows = [{"question": "Who?", "answer": "Nobody at all."}, *({"tokens": ids.tolist()} for ids in IDS), *ROWS]
+    path = write_jsonl(tmp_path / "set.jsonl", rows)
+    assert load_memorized(TextSet(str(path)), tokenizer, 2048) == load_memorized(path, tokenizer, 2048)
+
+
+def test_passages_as_a_memorized_set(tmp_path, tokenizer, capsys):
+    """MUSE's passages: cut in the middle, or where the options say."""
+    (tmp_path / "forget.json").write_text(json.dumps(TEXTS))
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    halves = [MemorizedSequence(row[: len(row) // 2], row[len(row) // 2 :]) for row in ids]
+    assert load_memorized(tmp_path / "forget.json", tokenizer, 2048) == halves
+    assert "2 rows of tokens do not say where their prefix ends" in said(capsys)
+    cut = load_memorized(tmp_path / "forget.json", tokenizer, 2048, prefix_len=3, suffix_len=2)
+    assert cut == [MemorizedSequence(row[:3], row[3:5]) for row in ids]
+
+
+def test_long_texts_are_cut_and_short_ones_compared(tmp_path, tokenizer, capsys):
+    path = write_jsonl(tmp_path / "set.jsonl", [{"text": text} for text in TEXTS])
+    found = load_memorized(TextSet(str(path)), tokenizer, 2048, longest=8)
+    assert [len(text.prefix) + len(text.suffix) for text in found] == [8, 8]
+    assert "2 texts are longer than 8 tokens; their beginning is used" in said(capsys)
+    cut = load_memorized(TextSet(str(path)), tokenizer, 2048, prefix_len=30, suffix_len=4)  # they have no prefix
+    assert [(len(text.prefix), len(text.suffix)) for text in cut] == [(1, 4), (1, 4)]
+    with pytest.raises(InputError, match=r"line 1: the suffix has \d+ tokens, data.suffix_len asks for 99"):
+        load_memorized(TextSet(str(path)), tokenizer, 2048, suffix_len=99)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": ""}], "line 1: the text is empty"),
+        ([{"text": "x"}], "line 1: the text is empty, or its only token is predicted by nothing"),
+        ([{"text": 3}], "line 1: the text is int; it must be text"),
+        ([{"body": "x"}], "line 1: needs prefix_ids and suffix_ids, or text in one of"),
+        ([{"prefix": "x", "suffix": ""}], "line 1: the suffix is empty"),
+        ([], "the set is empty"),
+    ],
+)
+def test_texts_that_cannot_be_scored(tmp_path, tokenizer, rows, message):
+    path = write_jsonl(tmp_path / "set.jsonl", rows)
+    with pytest.raises(InputError, match=message):
+        load_memorized(TextSet(str(path)), tokenizer, 2048)
+
+
+def test_texts_of_no_tokenizer_or_another(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "set.jsonl", [{"text": "Return"}])
+    with pytest.raises(InputError, match="line 1: a text row needs a tokenizer"):
+        load_memorized(TextSet(str(path)), None, 2048)
+    with pytest.raises(InputError, match=r"text id .* is outside the model's vocabulary"):
+        load_memorized(TextSet(str(write_jsonl(path, [{"text": TEXTS[0]}]))), tokenizer, 5)
+    write_jsonl(path, [ROWS[0] | {"tokenizer_fingerprint": "f" * 64}])
+    with pytest.raises(InputError, match="the ids were made by another tokenizer"):
+        load_memorized(TextSet(str(path)), tokenizer, 2048)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match=r"latin\.txt: not UTF-8"):
+        load_memorized(TextSet(str(tmp_path / "latin.txt")), tokenizer, 2048)

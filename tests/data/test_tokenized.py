@@ -13,6 +13,7 @@ from lightning_kfac import InputError
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.tokenized import tokenized_text
 from tests.common import write_jsonl
+from tests.tally import DAMAGED, tally
 
 
 def test_tokenized_text_is_made_once(tmp_path, tokenizer):
@@ -135,3 +136,62 @@ def test_bad_records_are_counted_once(tmp_path, tokenizer, capsys):
     write_jsonl(tmp_path / "a.jsonl", [*rows, {"body": "none"}])
     read(tmp_path, tokenizer, tmp_path / "a.jsonl", 9_000, skip_bad_rows=True)
     assert "1 bad rows skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["tokens", "safetensors"])
+@pytest.mark.parametrize("harm", ["half", "zeros", "bit", "part of a number", "empty", "gone", "other"])
+def test_a_damaged_text_is_tokenized_again(tmp_path, tokenizer, which, harm, capsys):
+    folder = folder_of_texts(tmp_path / "texts", 3, 90)
+    text, _ = read(tmp_path, tokenizer, folder, 500)
+    expected = text.tokens.tolist(), text.ends.tolist(), text.cuts.tolist()
+    other = folder_of_texts(tmp_path / "other", 2, 900)
+    read(tmp_path / "elsewhere", tokenizer, other, 500)
+    file = next((tmp_path / "t").glob(f"*.{which}"))
+    good = file.read_bytes()
+    middle = len(good) // 2
+    harmed = {
+        "half": good[:middle],
+        "zeros": bytes(len(good)),
+        "bit": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+        "part of a number": good[:-3],
+        "empty": b"",
+        "other": next((tmp_path / "elsewhere" / "t").glob(f"*.{which}")).read_bytes(),
+    }
+    tally(DAMAGED)
+    file.unlink()
+    if harm != "gone":
+        file.write_bytes(harmed[harm])
+    capsys.readouterr()
+    again, _ = read(tmp_path, tokenizer, folder, 500)
+    assert (again.tokens.tolist(), again.ends.tolist(), again.cuts.tolist()) == expected
+    said = capsys.readouterr().err
+    assert ("the text is tokenized again" in said) == (harm != "gone") and "500 tokens of 3 of 3 documents" in said
+    assert {path.suffix for path in (tmp_path / "t").iterdir()} == {".tokens", ".safetensors"}
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, tokenizer, monkeypatch):
+    folder = folder_of_texts(tmp_path / "texts", 3, 90)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr("lightning_kfac.data.tokenized.tokenize_documents", full)
+    with pytest.raises(InputError, match=r"\.tokens: cannot be written: no space left on the device; free some"):
+        read(tmp_path, tokenizer, folder, 500)
+    assert not list((tmp_path / "t").iterdir())
+
+
+def test_a_damaged_text_of_version_0_1_is_named(tmp_path, tokenizer):
+    folder = folder_of_texts(tmp_path / "texts", 3, 90)
+    corpus = Corpus.parse(str(folder))
+    text = tokenized_text(tmp_path / "t", "corpus", corpus, tokenizer, 500, 2048, sample=False)
+    ends = text.ends
+    file = next((tmp_path / "t").glob("*.tokens"))
+    file.with_suffix(".places.safetensors").unlink()
+    np.save(file.with_suffix(".ends.npy"), ends)
+    earlier = tokenized_text(tmp_path / "t", "corpus", corpus, tokenizer, 500, 2048)
+    assert earlier.tokens.tolist() == text.tokens.tolist() and earlier.ends.tolist() == ends.tolist()
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"\.tokens: damaged; remove it"):
+        tokenized_text(tmp_path / "t", "corpus", corpus, tokenizer, 500, 2048)

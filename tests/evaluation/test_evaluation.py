@@ -16,8 +16,11 @@ from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.packing import row_offsets
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.evaluation import Evaluation, Measures
+from lightning_kfac.evaluation.near_verbatim import near_verbatim
 from lightning_kfac.evaluation.recitation import recite
 from lightning_kfac.math.statistics import wilson
+from lightning_kfac.metrics.described import Sampling
+from lightning_kfac.metrics.functional import Decoding
 from lightning_kfac.models.tokens import TokenBatch
 from tests.common import VOCAB, build_model, generator, sequences
 
@@ -182,6 +185,37 @@ def test_extraction_is_left_out_where_it_is_not_wanted(one):
     found = evaluation.results()
     assert evaluation.curves == evaluation.settings == {} and not any("extraction" in name for name in found)
     assert {name: one.baseline.values[0][name] for name in found} == found
+
+
+def test_near_verbatim_and_prior_ratio_are_those_of_each_sequence_alone():
+    (model, _), rows, _ = material()
+    asked = Sampling(1.2, 30, near_verbatim=2, beams=3, prior_ratio=True)
+    found = []
+    for batch_size in (4, 9):
+        evaluation = Evaluation(["memorized"], [], {0}, None, Measures(extraction=asked))
+        for batch in sequence_loader(rows, batch_size, 0, 1):
+            evaluation.add_sequences("memorized", model, batch)
+        found.append(evaluation.results())
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    ratios, near = [], []
+    for number, row in enumerate(rows):
+        other = rows[(number + COUNT // 2) % COUNT].prefix
+        own, without = (
+            recite(model, [prefix], [row.suffix], {0}, False, Decoding(1.2, None))[0].log_p
+            for prefix in (row.prefix, other)
+        )
+        ratios.append((own - without) / math.log(10))
+        sampled = recite(model, [row.prefix], [row.suffix], {0}, False, Decoding(1.2, 30))[0].log_p
+        near += near_verbatim(model, [row.prefix], [row.suffix], [sampled], asked, 2, 3, {0})
+    assert found[0]["prior_ratio_log10"] == pytest.approx(statistics.median(ratios), rel=1e-9)
+    for n in (1, 10, 1000):
+        expected = statistics.mean(1 - (1 - math.exp(x)) ** n for x in near)
+        assert found[0][f"near_verbatim@{n}"] == pytest.approx(expected, rel=1e-6)
+        assert found[0][f"near_verbatim@{n}"] > found[0][f"extraction.expected_at.{n}"]
+    assert evaluation.settings["near_verbatim_edits"] == 2 and evaluation.settings["near_verbatim_beams"] == 3
+    evaluation = Evaluation(["memorized"], [], {0}, None, Measures(extraction=asked))
+    with pytest.raises(InputError, match=r"prior_ratio: memorized has one sequence"):
+        evaluation.add_sequences("memorized", model, next(iter(sequence_loader(rows[:1], 4, 0, 1))))
 
 
 def test_wrong_measures():

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from lightning_kfac import extraction, memorization_score, ndcg, perplexity
+from lightning_kfac import extraction, membership, memorization_score, ndcg, perplexity
+from lightning_kfac.evaluation.leaks import text_scores
+from lightning_kfac.math.separation import auc, auc_interval, tpr_at_fpr
 from tests.common import VOCAB, build_model, generated, sequences
 from tests.oracle import edit_distance
 
@@ -175,3 +177,69 @@ def test_extraction_of_what_makes_no_sense(model, arguments, message):
     for wrong in (lambda: score.share(0.0), lambda: score.share(1.0), lambda: score.expected_at(0)):
         with pytest.raises(ValueError, match="must"):
             wrong()
+
+
+def test_membership_is_the_scores_of_each_class(model):
+    prefixes, golds = sequences(model, count=9)
+    members = list(zip(prefixes, golds, strict=True))
+    others = [(prefix, [(token + 7) % (VOCAB - 1) + 1 for token in gold]) for prefix, gold in members[:5]]
+    reference = build_model("olmo2", torch.float64).train()
+    score = membership(model, None, members, others, k=0.4, reference=reference, batch_size=2)
+    assert reference.training
+    losses = [text["loss"] for text in text_scores(reference.eval(), prefixes, golds)]
+    expected = text_scores(model, prefixes, golds, k=0.4, reference_losses=losses)
+    for one, other in zip(score.members, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+    assert score.measures == list(expected[0]) and "zlib" not in score.measures and len(score.nonmembers) == 5
+    for name, sign in (("loss", -1), ("reference", -1), ("min_k", 1), ("extraction_strength", 1)):
+        classes = [[sign * text[name] for text in texts] for texts in (score.members, score.nonmembers)]
+        assert score.auc(name) == auc(*classes) and score.interval(name) == auc_interval(*classes)
+        assert score.tpr_at_fpr(name, 0.2) == tpr_at_fpr(*classes, 0.2)
+
+
+def test_membership_of_whole_texts(demo_model):
+    from lightning_kfac.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer("demo")
+    texts, others = (
+        ["Return the value of x.", "A list of names."],
+        ["Purple yesterday swims.", "Xylophones umbrella it."],
+    )
+    score = membership(demo_model, tokenizer, texts, others)
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    expected = text_scores(demo_model, [i[:1] for i in ids], [i[1:] for i in ids], decode=tokenizer.decode)
+    assert score.members == expected and score.auc("loss") == 1.0
+    by_ids = membership(demo_model, tokenizer, ids, [torch.tensor(tokenizer(text)["input_ids"]) for text in others])
+    assert by_ids == score
+    long = torch.randint(0, 2048, (1100,)).tolist()  # the model takes 1,024
+    assert (
+        membership(demo_model, None, [long], [long[:50]]).members
+        == membership(demo_model, None, [long[:1024]], [long[:50]]).members
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "others", "message"),
+    [
+        ([], [[1, 2]], "members: give a list of texts, at least one"),
+        ([[1, 2]], [], "nonmembers: give a list of texts, at least one"),
+        ([[1, 2]], "text", "nonmembers: give a list of texts"),
+        ([[1, 2]], [([1], [2])], "not both: their scores do not compare"),
+        ([[1, 2], [3]], [[1, 2]], "members 1: its only token is predicted by nothing"),
+        ([[1, 2]], [[]], "nonmembers 0 is empty"),
+        ([[1, VOCAB]], [[1, 2]], "members 0 has ids outside the model's vocabulary"),
+        ([([1], [])], [([1], [2])], "suffix 0 is empty"),
+        (["a"], [[1, 2]], "members 0 is a text: give a tokenizer"),
+    ],
+)
+def test_wrong_members(model, members, others, message):
+    with pytest.raises(ValueError, match=message):
+        membership(model, None, members, others)
+
+
+def test_wrong_settings_of_membership(model):
+    for settings, message in (({"k": 0}, r"leaks\.k is 0"), ({"batch_size": 0}, "batch_size is 0")):
+        with pytest.raises(ValueError, match=message):
+            membership(model, None, [[1, 2]], [[1, 2]], **settings)
+    with pytest.raises(ValueError, match="'zlib' was not measured; choose from loss"):
+        membership(model, None, [[1, 2]], [[1, 2]]).auc("zlib")

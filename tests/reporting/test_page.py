@@ -63,6 +63,20 @@ def test_report_of_extraction(tmp_path):
     assert "(other prompts, fine-tuning, paraphrase): not measured" in own
 
 
+def test_report_of_members(tmp_path):
+    for stage, value in (("baseline", 0.875), ("edited", 0.625)):
+        row = {"leaks.members": 30, "leaks.nonmembers": 40, "leaks.k": 0.2, "leaks.loss.auc": value}
+        row |= {"leaks.loss.tpr_at_fpr_0.01": value - 0.5, "intervals": {"leaks.loss.auc": [value - 0.1, value + 0.1]}}
+        row["differences"] = {"leaks.loss.auc": [-0.25, -0.4, -0.1]} if stage == "edited" else {}
+        append_result(tmp_path / "results.jsonl", {"stage": stage, **row})
+    table, own = report(tmp_path).split("Members against non-members")
+    assert "AUC of members" not in table and "30 members, 40 non-members; Min-K of the least likely 20%" in own
+    assert '0.625 <span class="interval">[0.525, 0.725]</span>' in own and "0.125</td>" in own
+    assert '-0.250 <span class="interval">[-0.400, -0.100]</span>' in own
+    assert "loss: AUC of members" in own and "loss: members found at 1% false alarms" in own
+    assert "Membership: no members" not in own and "Recitation: no memorized set" in own
+
+
 def test_report_of_a_sweep(tmp_path):
     append_result(tmp_path / "results.jsonl", {"stage": "baseline", "point": "a", "edit": None, **RATES})
     for number in range(3):

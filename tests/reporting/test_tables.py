@@ -4,7 +4,11 @@ import io
 
 from rich.console import Console
 
-from lightning_kfac.reporting.tables import Example, examples_markdown, examples_table
+from lightning_kfac.evaluation.evaluation import Evaluation
+from lightning_kfac.metrics.described import SequencesSeen
+from lightning_kfac.reporting.sections import _figure
+from lightning_kfac.reporting.tables import Example, comparison_table, examples_markdown, examples_table
+from lightning_kfac.storage.results import append_result, read_results
 
 
 def test_text_with_markup_is_shown_as_it_is():
@@ -22,3 +26,30 @@ def test_what_diverges_stands_out():
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(examples_table([example]))
     assert "one tw[o] else" in console.export_text()
+
+
+def measured(count: int) -> dict:
+    """What ``results.jsonl`` says of so many sequences, each recited but for its last token."""
+    evaluation = Evaluation(["memorized"], [], (), None)
+    golds = [[1, 2, 3, 4]] * count
+    found = [[1, 2, 3, 5]] * count
+    for metric in evaluation.sets["memorized"].metrics:
+        metric.observe(SequencesSeen(range(count), golds, found, [False] * count, {}, None, golds, [-1.0] * count))
+    results = evaluation.results()
+    return {**results, "intervals": evaluation.intervals()}
+
+
+def test_one_sequence_has_no_interval(tmp_path):
+    """It says nothing of others: n/a, where two have one. A rate has Wilson's, which is wide."""
+    for count in (1, 2):
+        append_result(tmp_path / "results.jsonl", measured(count))
+    one, two = read_results(tmp_path / "results.jsonl")
+    assert one["avg_levenshtein_norm"] == two["avg_levenshtein_norm"] == 0.25
+    assert one["intervals"]["avg_levenshtein_norm"] == one["intervals"]["extraction.expected_at.10"] == [None, None]
+    assert two["intervals"]["avg_levenshtein_norm"] == [0.25, 0.25]
+    assert one["intervals"]["strict_acc"][1] - one["intervals"]["strict_acc"][0] > 0.7
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(comparison_table({"baseline": one}))
+    shown = console.export_text()
+    assert "(1 sequence)" in shown and "0.250 [n/a]" in shown and "[0.250" not in shown
+    assert "[n/a]" in _figure(one, "avg_levenshtein_norm") and "n/a" not in _figure(two, "avg_levenshtein_norm")

@@ -30,6 +30,7 @@ from lightning_kfac.storage.json_files import read_json, write_json
 from lightning_kfac.storage.tensor_files import load_tensors, read_header, save_tensors
 from tests.forks import ROOT
 from tests.storage.common import body_of, made_factors, read_all, same, save_all
+from tests.tally import DAMAGED, KILLED, tally
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,7 @@ def test_flipped_bits_are_found_out(whole, tmp_path):
                 assert place < body, (path, place)  # names that nothing reads, and spaces
                 outcomes["no effect"] += 1
             path.write_bytes(contents)
+            tally(DAMAGED)
     assert same(read_all(folder), expected)
     assert outcomes["named"] > 10 * outcomes["no effect"] and sum(outcomes.values()) > 600, outcomes
 
@@ -71,6 +73,7 @@ def test_cut_files_are_found_out(whole, tmp_path):
         contents = path.read_bytes()
         for length in (0, 1, 7, 8, 9, 60, len(contents) // 2, len(contents) - 2):
             path.write_bytes(contents[:length])
+            tally(DAMAGED)
             with pytest.raises(InputError, match=re.escape(str(path.parent))):
                 read_all(folder)
             path.write_bytes(contents)
@@ -104,6 +107,7 @@ def test_swapped_files_are_found_out(whole, tmp_path):
         place = tmp_path / "aside"
         one.rename(place)
         other.rename(one)
+        tally(DAMAGED)
         place.rename(other)
         with pytest.raises(InputError, match=re.escape(str(folder))):
             read_all(folder)
@@ -255,6 +259,7 @@ def test_damaged_patches_and_residuals_are_named(tmp_path):
                 damaged = bytearray(contents)
                 damaged[place] ^= 4
                 path.write_bytes(damaged)
+                tally(DAMAGED)
                 with pytest.raises(InputError, match=re.escape(f"{path}: damaged or incomplete")):
                     read()
                 assert torch.equal(model.fc.weight, old)
@@ -282,7 +287,10 @@ def in_child(work) -> str:
     with open(reader, encoding="utf-8") as file:
         said = file.read()
     _, status = os.waitpid(child, 0)
-    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else said
+    if not os.WIFSIGNALED(status):
+        return said
+    tally(KILLED)
+    return signal.Signals(os.WTERMSIG(status)).name
 
 
 def killed_at(step: int, work) -> str:

@@ -40,6 +40,7 @@ from lightning_kfac.storage.json_files import write_json
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.yaml_files import check_config_files
 from tests.storage.common import body_of, read_all, same, save_all
+from tests.tally import MUTATED, tally
 
 SECONDS = 10  # of one input, on a slow machine
 # What a careless or hostile hand writes where something else belongs.
@@ -74,6 +75,7 @@ def within(seconds: int) -> Iterator[None]:
 
 def outcome(read: Callable[[], object], names: str) -> object:
     """The result, or the InputError with a message fit to read; any other error passes, and fails the test."""
+    tally(MUTATED)
     with within(SECONDS):
         try:
             return read()
@@ -462,6 +464,7 @@ def test_configs(parsers, tmp_path, monkeypatch, command, base, count):
         texts.append(mutated_bytes(text, chance) if chance.random() < 0.3 else text)
     for text in texts:
         path.write_bytes(text)
+        tally(MUTATED)
         said = io.StringIO()
 
         def parse():

@@ -1,4 +1,4 @@
-"""results.jsonl: extraction is an object in the file and flat keys in memory; older files have none."""
+"""results.jsonl: extraction and leaks are objects in the file and flat keys in memory; older files have none."""
 
 import json
 
@@ -60,3 +60,42 @@ def test_older_rows_are_read_as_they_are(tmp_path):
     old = {"stage": "baseline", "strict_acc": 0.5, "extraction": None}
     path.write_text(json.dumps(old) + "\n")
     assert read_results(path) == [old]
+
+
+def test_a_damaged_row_of_a_sweep_is_measured_again(tmp_path):
+    """Rows that a sweep goes on from have a checksum; those of older versions are taken as they are."""
+    path = tmp_path / "results.jsonl"
+    older = {"stage": "edited", "point": "a", "strict_acc": 0.5}
+    path.write_text(json.dumps(older) + "\n")
+    append_result(path, {"stage": "edited", "point": "b", "strict_acc": 0.25, "extraction.expected_at.10": 0.5})
+    append_result(path, {"stage": "edited", "strict_acc": 0.125})
+    rows = read_results(path)
+    assert [row["strict_acc"] for row in rows] == [0.5, 0.25, 0.125] and not any("crc" in row for row in rows)
+    write_results(path, rows)
+    assert read_results(path) == rows
+    path.write_text(path.read_text().replace("0.25", "0.24"))
+    assert [row["strict_acc"] for row in read_results(path)] == [0.5, 0.125]
+
+
+def test_leaks_are_an_object_in_the_file(tmp_path):
+    path = tmp_path / "results.jsonl"
+    row = {
+        "leaks.members": 3,
+        "leaks.nonmembers": 4,
+        "leaks.loss.auc": 0.75,
+        "leaks.loss.low": 0.5,
+        "leaks.loss.high": None,
+        "leaks.min_k_plus_plus.tpr_at_fpr_0.01": 0.25,
+        "intervals": {"leaks.loss.auc": [0.5, None]},
+        "measured": {"leaks": {"k": 0.2}},
+    }
+    append_result(path, row)
+    line = json.loads(path.read_text())
+    assert line["leaks"] == {
+        "members": 3,
+        "nonmembers": 4,
+        "loss": {"auc": 0.75, "low": 0.5, "high": None},
+        "min_k_plus_plus": {"tpr_at_fpr_0.01": 0.25},
+    }
+    assert line["intervals"] == row["intervals"] and line["measured"] == row["measured"]
+    assert [plain(row) for row in read_results(path)] == [row]

@@ -26,7 +26,7 @@ from lightning_kfac.cli.options import (
     open_model,
     output_folder,
 )
-from lightning_kfac.console import console, show, track_count, visible
+from lightning_kfac.console import console, say, show, track_count, visible
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import TokenRows, row_loader
 from lightning_kfac.data.memorized import load_memorized
@@ -62,7 +62,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--against", type=str, help="Ratios are taken to this text; by default the last one.")
     parser.add_argument("--bands", type=int, default=10, help="Bands of equal component count.")
-    parser.add_argument("--shards", type=int, default=32, help="Parts of each text, which give the intervals.")
+    parser.add_argument("--shards", type=int, default=32, help="Parts of each text: whole documents, for intervals.")
     parser.add_argument("--max_tokens", type=int, default=100_000, help="Token budget of each corpus.")
     parser.add_argument("--seq_len", type=int, default=128, help="Tokens a row of a corpus.")
     parser.add_argument("--batch_size", type=int, default=16, help="Rows at once.")
@@ -112,18 +112,21 @@ def _measure(
     vocab_size = config.get_text_config().vocab_size
     with new_folder(output) as partial:
         rows = {}
+        bounds = {}
         for text, source in texts.items():
             rows[text] = _rows(source, tokenizer, vocab_size, options, partial / "data")
-            if len(rows[text]) < options.shards:
-                raise InputError(f"{source}: {len(rows[text])} rows, fewer than --shards {options.shards}")
+            bounds[text] = _bounds(rows[text], options.shards)
+            if len(bounds[text]) <= FEWEST_SHARDS:
+                bounds[text] = bounds[text][[0, -1]]
+                say(f"{source}: intervals are n/a: they need {FEWEST_SHARDS} documents in as many rows")
         bases = BasisCache.beside(factors, getattr(torch, options.precision))
         with track_count("curvature bands", "layers", total=len(factors)) as advance_to:
             forms = layer_forms(model, factors, bases, options.bands)
             advance_to(len(factors))
         found = {}
         for text in texts:
-            with track_count(f"run {text}", "shards", total=options.shards) as advance_to:
-                shards = _shards(rows[text], options.shards, options.batch_size, advance_to)
+            with track_count(f"run {text}", "rows", total=len(rows[text])) as advance_to:
+                shards = _shards(rows[text], bounds[text], options.batch_size, advance_to)
                 found[text] = excitation(model, factors, forms, shards)
         made_by = {"tokenizer_fingerprint": fingerprint}
         _write(
@@ -138,22 +141,33 @@ def _rows(
     if is_set(source):
         sequences = load_memorized(source, tokenizer, vocab_size)
         ids = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in sequences]
-        return TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
+        ends = np.cumsum([0, *map(len, ids)])
+        return TokenRows(np.concatenate(ids), ends, ends=ends[1:])
     corpus = Corpus.parse(source, embedded_split="heldout")
     corpus.check()
     start = start_tokens(tokenizer)
-    tokens = tokenized_text(folder, "text", corpus, tokenizer, options.max_tokens, vocab_size, start=start).tokens
-    return TokenRows(np.array(tokens), row_offsets(len(tokens), options.seq_len), tuple(start))
+    read = tokenized_text(folder, "text", corpus, tokenizer, options.max_tokens, vocab_size, start=start)
+    offsets = row_offsets(len(read.tokens), options.seq_len)
+    return TokenRows(np.array(read.tokens), offsets, tuple(start), read.ends)
+
+
+def _bounds(rows: TokenRows, count: int) -> np.ndarray:
+    """Numbers of the rows where shards begin and end: so many of whole documents, up to the row that two of them share.
+
+    Fewer where there are fewer documents: rows of the same one are no sample of others.
+    """
+    ends = rows.ends if rows.ends is not None else rows.offsets[1:]
+    last_of_shard = np.linspace(0, len(ends), min(count, len(ends)) + 1).astype(int)[1:] - 1
+    return np.unique([0, *np.searchsorted(rows.offsets, ends[last_of_shard])])
 
 
 def _shards(
-    rows: TokenRows, count: int, batch_size: int, advance_to: Callable[[int], None]
+    rows: TokenRows, bounds: np.ndarray, batch_size: int, advance_to: Callable[[int], None]
 ) -> Iterator[DataLoader[Any]]:
-    """Batches of each of ``count`` stretches of the text."""
-    bounds = np.linspace(0, len(rows), count + 1).astype(int)
-    for number, (first, last) in enumerate(pairwise(bounds), start=1):
+    """Batches of each stretch of the text."""
+    for first, last in pairwise(bounds):
         yield row_loader(TokenRows(rows.tokens, rows.offsets[first : last + 1], rows.start), batch_size, 0, 1)
-        advance_to(number)
+        advance_to(int(last))
 
 
 def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, about: dict[str, Any]) -> None:
@@ -186,8 +200,8 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
-def _numbers(bands: Bands) -> dict[str, list[float]]:
-    return {name: values.tolist() for name, values in bands._asdict().items()}
+def _numbers(bands: Bands) -> dict[str, list[float | None]]:
+    return {name: [None if np.isnan(v) else v for v in values.tolist()] for name, values in bands._asdict().items()}
 
 
 def _table(text: str, against: str, layers: dict[str, Bands]) -> Table:
@@ -198,6 +212,9 @@ def _table(text: str, against: str, layers: dict[str, Bands]) -> Table:
     for number in range(1, count + 1):
         table.add_column(str(number), justify="right", no_wrap=True)
     for label, bands in layers.items():
-        cells = [f"{v:.2f} ±{max(v - lo, hi - v):.2f}" for v, lo, hi in zip(*bands, strict=True)]
-        table.add_row(label, *cells)
+        table.add_row(label, *(_cell(*figures) for figures in zip(*bands, strict=True)))
     return table
+
+
+def _cell(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} n/a" if np.isnan(low) else f"{value:.2f} ±{max(value - low, high - value):.2f}"

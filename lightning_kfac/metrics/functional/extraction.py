@@ -6,11 +6,13 @@ over its tokens. One teacher-forced forward gives all of it, so nothing is sampl
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.metrics.functional.ndcg import top_tokens
 
 # Of float64 logits, where all of them are needed.
 VALUES_AT_ONCE = 1 << 22
@@ -69,6 +71,31 @@ def log_probabilities(logits: Tensor, wanted: Tensor, decoding: Decoding) -> Ten
 
 def _of_slice(logits: Tensor, wanted: Tensor, decoding: Decoding) -> Tensor:
     """The same for [n, V] and [n]."""
+    kept = _kept(logits, decoding)
+    gold = logits.gather(-1, wanted[:, None])
+    log_q = (gold.double() - kept.best).squeeze(-1) / decoding.temperature - kept.log_total
+    if kept.counts is None:
+        return log_q
+    return log_q.masked_fill(_ranks(logits, wanted, kept.values, gold) >= kept.counts, -torch.inf)
+
+
+class _Kept(NamedTuple):
+    """What a scheme leaves of logits [n, V].
+
+    Attributes:
+        values: The logits among which all that can be drawn are, descending where any are left out.
+        best: float64 [n, 1].
+        log_total: float64 [n], of exp((logit - best) / temperature) over the tokens that can be drawn.
+        counts: int64 [n], how many can be drawn; None for all.
+    """
+
+    values: Tensor
+    best: Tensor
+    log_total: Tensor
+    counts: Tensor | None
+
+
+def _kept(logits: Tensor, decoding: Decoding) -> _Kept:
     vocabulary = logits.shape[-1]
     k = min(decoding.top_k or vocabulary, vocabulary)
     nucleus = decoding.top_p < 1
@@ -77,21 +104,42 @@ def _of_slice(logits: Tensor, wanted: Tensor, decoding: Decoding) -> Tensor:
         values = top_values(logits, k)
     elif nucleus:
         values = logits.sort(dim=-1, descending=True).values
-    gold = logits.gather(-1, wanted[:, None])
     best = values.amax(-1, keepdim=True).double()
     scaled = (values.double() - best) / decoding.temperature
-    inside = torch.ones_like(wanted, dtype=torch.bool)
-    if k < vocabulary or nucleus:
-        rank = _ranks(logits, wanted, values, gold)
-        inside = rank < k
-        if nucleus:
-            mass = scaled.softmax(-1).cumsum(-1)
-            above = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
-            kept = above < decoding.top_p
-            scaled = scaled.masked_fill(~kept, -torch.inf)
-            inside = rank < kept.sum(-1)
-    log_q = (gold.double() - best).squeeze(-1) / decoding.temperature - scaled.exp().sum(-1).log()
-    return log_q.masked_fill(~inside, -torch.inf)
+    counts = None
+    if k < vocabulary:
+        counts = torch.full((len(logits),), k, device=logits.device)
+    if nucleus:
+        mass = scaled.softmax(-1).cumsum(-1)
+        above = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
+        within = above < decoding.top_p
+        scaled = scaled.masked_fill(~within, -torch.inf)
+        counts = within.sum(-1)
+    return _Kept(values, best, scaled.exp().sum(-1).log(), counts)
+
+
+def likeliest(logits: Tensor, count: int, decoding: Decoding) -> tuple[Tensor, Tensor]:
+    """The tokens that are drawn most often, ties by the lowest token id, and logarithms of their probabilities.
+
+    Args:
+        logits: [n, V], finite or -inf.
+        count: How many; at most V are given, and no more than ``top_k``.
+
+    Returns:
+        int64 [n, c] and float64 [n, c], descending; -inf for tokens that are never drawn.
+
+    Example:
+        >>> tokens, log_q = likeliest(torch.tensor([[0.2, 0.5, 0.3]]).log(), 2, Decoding(top_k=2))
+        >>> tokens.tolist(), log_q.exp()
+        ([[1, 2]], tensor([[0.6250, 0.3750]], dtype=torch.float64))
+    """
+    kept = _kept(logits, decoding)
+    tokens = top_tokens(logits, min(count, kept.values.shape[-1]))
+    log_q = (logits.gather(-1, tokens).double() - kept.best) / decoding.temperature - kept.log_total[:, None]
+    if kept.counts is not None:
+        ranks = torch.arange(tokens.shape[-1], device=logits.device)
+        log_q = log_q.masked_fill(ranks >= kept.counts[:, None], -torch.inf)
+    return tokens, log_q
 
 
 def _ranks(logits: Tensor, wanted: Tensor, values: Tensor, gold: Tensor) -> Tensor:
@@ -208,6 +256,24 @@ def extraction_rates(log_p: Tensor, tries: list[float], chances: list[float]) ->
     n = torch.tensor(tries, dtype=torch.float64, device=log_p.device)
     found = extracted_in(log_p[:, None, None], n[:, None])
     return (found >= bounds * (1 - SLACK)).double().mean(0)
+
+
+def prior_ratio(log_p: Tensor, log_prior: Tensor) -> Tensor:
+    """How much likelier a sequence is behind its own prefix than behind an unrelated one (arXiv 2602.18733).
+
+    Text that is merely easy is likely behind any prefix; text that is memorized is likely behind its own.
+
+    Args:
+        log_p, log_prior: float64 [n], natural logarithms of its probability behind either.
+
+    Returns:
+        float64 [n], natural logarithms; -inf for what is drawn behind neither.
+
+    Example:
+        >>> prior_ratio(torch.tensor([-1.0, -2.0]), torch.tensor([-9.0, -2.0]))
+        tensor([8., 0.], dtype=torch.float64)
+    """
+    return torch.where(log_p == -math.inf, -math.inf, log_p.double() - log_prior.double())
 
 
 def _chance(p: float) -> float:

@@ -1,109 +1,18 @@
 """Runs that are killed, stopped, starved of disk or of a rank, and what is left: for real, in processes."""
 
-import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from lightning_kfac import load_factors
-from lightning_kfac.assets import DEMO
 from lightning_kfac.callbacks.collection.state_writer import steps
+from tests.callbacks.collection.common import kill_and_go_on, look_at_ruins, options, outcome
 from tests.forks import ROOT, Run, free_port
-
-WORDS = [f"{a}{b}" for a in ("loss", "rank", "basis", "token", "gate") for b in ("", "s", "ed", "ing", "er")]
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """A corpus, a held-out text and a few memorized sequences."""
-    folder, draw = tmp_path_factory.mktemp("texts"), random.Random(0)
-    for name in ("corpus", "heldout"):
-        lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=30))}) for _ in range(60)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    planted = (DEMO / "planted_report.jsonl").read_text().splitlines()[:3]
-    (folder / "few.jsonl").write_text("\n".join(planted) + "\n")
-    return folder
-
-
-def options(texts, folder, **changes):
-    """A run of seconds that writes its state after every batch."""
-    settings = {
-        "model.model_name": "demo",
-        "model.dtype": "float32",
-        "data.corpus": texts / "corpus.jsonl",
-        "data.max_tokens": 700,
-        "data.seq_len": 32,
-        "data.batch_size": 2,
-        "data.heldout": texts / "heldout.jsonl",
-        "data.heldout_tokens": 300,
-        "data.memorized": texts / "few.jsonl",
-        "collect.blocks": "[2]",
-        "collect.projections": "[gate,up]",
-        "collect.save_minutes": 0,
-        "edit.rho": 0.8,
-        "trainer.logger": "false",
-        "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": folder,
-    } | changes
-    return ["fit", *[word for name, value in settings.items() for word in (f"--{name}", str(value))]]
-
-
-def outcome(folder) -> dict:
-    """Every bit that a run gives: files by content, results without their times."""
-    files = {}
-    for path in sorted(Path(folder).rglob("*.safetensors")):
-        if "bases" not in path.parts:
-            tensors = load_file(path)
-            digest = hashlib.sha256(b"".join(tensors[k].view(torch.uint8).numpy().tobytes() for k in sorted(tensors)))
-            files[str(path.relative_to(folder))] = digest.hexdigest()
-    results = Path(folder) / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    for row in rows:
-        row.pop("timestamp")
-    return {"files": files, "results": rows, "edit": json.loads((Path(folder) / "edited" / "edit.json").read_text())}
-
-
-@pytest.fixture(scope="module")
-def whole(forks, texts, tmp_path_factory):
-    """A run that nothing interrupts: its outcome, and how much work on files it does."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    count = folder.parent / "count"
-    code, said = forks.run(options(texts, folder), folder.parent / "log", watched=str(folder), count_to=str(count))
-    assert code == 0, said
-    return outcome(folder), int(count.read_text()), folder
-
-
-def look_at_ruins(folder, reference):
-    """What stands under its name after a kill is whole and right."""
-    if (folder / "factors").exists():
-        factors = load_factors(folder / "factors")
-        assert all(factors[name].A.isfinite().all() for name in factors)
-    for name, digest in reference["files"].items():
-        path = folder / name
-        if path.exists():
-            tensors = load_file(path)
-            found = hashlib.sha256(b"".join(tensors[k].view(torch.uint8).numpy().tobytes() for k in sorted(tensors)))
-            assert found.hexdigest() == digest, name
-
-
-def kill_and_go_on(forks, args, folder, logs, kills, reference=None):
-    """Runs a command that dies again and again until it ends; returns the number of deaths and the last output."""
-    for deaths, kill_at in enumerate([*kills, 0]):
-        code, said = forks.run(args, logs / f"log{deaths}", watched=str(folder), kill_at=kill_at)
-        if code == 0:
-            return deaths, said
-        assert code == -9, said
-        if reference:
-            look_at_ruins(folder, reference)
-    raise AssertionError("it never ended")
 
 
 @pytest.mark.parametrize("chain", range(5))

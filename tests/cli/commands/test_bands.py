@@ -3,9 +3,12 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
+from lightning_kfac.cli.commands.bands import _bounds
 from lightning_kfac.cli.edit import main as edit_main
+from lightning_kfac.data.loaders import TokenRows
 from tests.common import write_jsonl
 
 
@@ -22,20 +25,37 @@ def test_bands_of_the_demo(demo_factors, tmp_path, capsys):
     assert {"bands_3_up.png", "ratios_memorized.png"} <= set(os.listdir(tmp_path / "b"))
 
 
+def test_few_documents_give_no_intervals(demo_factors, tmp_path, capsys):
+    """Whatever the number of rows: those of one document are no sample of others."""
+    row = {"prefix_ids": [1, 2], "suffix_ids": [3]}
+    few = write_jsonl(tmp_path / "few.jsonl", [row, {**row, "suffix_ids": [4]}])
+    (tmp_path / "long.txt").write_text(" ".join(f"word {i}" for i in range(4000)))
+    words = ["--factors", str(demo_factors), "--texts.few", str(few), "--texts.long", str(tmp_path / "long.txt")]
+    edit_main(["bands", *words, "--max_tokens", "4000", "--output", str(tmp_path / "b")])
+    said = capsys.readouterr()
+    assert said.err.count("intervals are n/a: they need 16 documents") == 2 and " n/a" in said.out
+    layer = json.loads((tmp_path / "b" / "bands.json").read_text())["layers"]["model.layers.3.mlp.up_proj"]
+    for figures in (layer["few"]["ratio"], layer["few"]["share"], layer["long"]["share"]):
+        assert set(figures["low"]) == set(figures["high"]) == {None} and None not in figures["value"]
+
+
+def test_shards_are_of_whole_documents():
+    ends = np.array([3, 10, 11, 30])
+    rows = TokenRows(np.arange(30, dtype=np.int32), np.array([0, 5, 10, 15, 20, 25, 30]), ends=ends)
+    assert _bounds(rows, 32).tolist() == [0, 1, 2, 3, 6] and _bounds(rows, 2).tolist() == [0, 2, 6]
+    assert _bounds(TokenRows(rows.tokens, rows.offsets, ends=ends[-1:]), 32).tolist() == [0, 6]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({}, "--texts is missing"),
         ({"texts.a": "embedded", "against": "b"}, "--against b: no such text; there are a"),
         ({"texts.a": "embedded", "shards": 3}, "--shards must be at least 16"),
-        ({"texts.a": "few"}, "2 rows, fewer than --shards 32"),
         ({"texts.a/b": "embedded"}, "the name 'a/b' may hold letters"),
     ],
 )
 def test_wrong_bands(demo_factors, tmp_path, capsys, changes, message):
-    row = {"prefix_ids": [1, 2], "suffix_ids": [3]}
-    few = write_jsonl(tmp_path / "few.jsonl", [row, {**row, "suffix_ids": [4]}])
-    changes = {name: few if value == "few" else value for name, value in changes.items()}
     words = ["--factors", str(demo_factors), "--output", str(tmp_path / "b")]
     with pytest.raises(SystemExit):
         edit_main(["bands", *words, *(part for n, v in changes.items() for part in (f"--{n}", str(v)))])
