@@ -92,8 +92,8 @@ def attacks_table(rows: Sequence[Row]) -> Table:
     """What survives, at 80 columns: intervals stand below their figures."""
     table = Table(box=box.SIMPLE_HEAD, title=TITLE, title_justify="left", padding=(0, 1, 0, 0))
     for name in HEADER:
-        first = name == "attack"
-        table.add_column(name, justify="left" if first else "right", max_width=LABEL if first else None)
+        how: dict[str, Any] = {"max_width": LABEL} if name == HEADER[0] else {"justify": "right"}
+        table.add_column(name, overflow="fold", **how)
     for line in attack_lines(rows):
         table.add_row(
             literal(line.label), *(Text.assemble(cell.text, (f"\n{cell.bounds}", "dim")) for cell in line.cells)

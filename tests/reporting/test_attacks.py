@@ -45,6 +45,7 @@ ROWS = [
     row("noise", {"name": "noise"}, [0.04, 0.01, 0.1], None),
     row("samples", {"name": "sampling"}, [0.05, 0.01, 0.1], [0.01, None, None]),
     relearned("relearning", 20, 0.3),
+    relearned("relearning demo:some_long_name_of_a_file.jsonl", 5, 0.1),
     relearned("relearning", 1, 0.1),
     relearned("relearning", 1, 0.2, lr=0.2),
 ]
@@ -89,6 +90,7 @@ def test_curves_are_in_the_order_of_their_steps_and_apart():
     curves = recovery_curves(ROWS)
     assert {label: [row["attack"]["steps"] for row in points] for label, points in curves.items()} == {
         "relearning": [1, 20],
+        "relearning demo:some_long_name_of_a_file.jsonl": [5],
         "relearning (2)": [1],
     }
     assert recovery_curves(ROWS[:5]) == {}
@@ -98,7 +100,7 @@ def test_figure_draws_every_curve_from_the_edited_model():
     figure = recovery_figure(ROWS, "of $money$")
     share, cost = figure.axes
     drawn = {line[0].get_label(): line[0] for line in share.containers}
-    assert len(share.containers) == len(cost.containers) == 2
+    assert len(share.containers) == len(cost.containers) == 3
     first = share.containers[0][0]
     assert first.get_ydata().tolist() == pytest.approx([0.04, 0.1, 0.3]) and len(drawn) >= 1
     assert first.get_xdata()[0] == 0
