@@ -30,7 +30,8 @@ from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import load_config
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules.evaluator import ModelEvaluator
-from lightning_kfac.modules.relearning import Checkpoints, RelearningLM, relearn
+from lightning_kfac.modules.measured_training import Checkpoints, train_and_measure
+from lightning_kfac.modules.relearning import RelearningLM
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.attacks import attacks_table, recovery_curves
 from lightning_kfac.reporting.figures.recovery import recovery_figure
@@ -139,7 +140,7 @@ class _Planned:
 
         same = {key: value for key, value in self.abouts[0].items() if key != "steps"}
         kept = Checkpoints(folder / STATE, f"relearning-{measured.key(same)}")
-        relearn(RelearningLM(model, self.learned, attack), attack.steps, measure, folder, accelerator, kept)
+        train_and_measure(RelearningLM(model, self.learned, attack), attack.steps, measure, folder, accelerator, kept)
 
 
 def _show(rows: list[Row], folder: Path, name: str) -> None:
