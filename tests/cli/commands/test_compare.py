@@ -142,7 +142,9 @@ def test_it_goes_on_and_shows_one_command_to_copy(ran, demo_factors, few, capsys
     advised = out.partition("Recommended:\n")[2].splitlines()
     written = json.loads((folder / "compared.json").read_text())
     assert advised[0].strip() == written["command"] and advised[1] == f"Expect: {written['expected']}."
-    best = chosen(rows, 0.3)[0].row
+    best = chosen(rows, 0.3)[0].row  # none that reaches it does without the half that chooses
+    assert "It was shown the half that chose it, and needs the text that is to be forgotten." in advised
+    assert "Of the attacks brings most back: relearning one half, lr 0.0001, 1 step (" in "".join(advised)
     assert f"(unedited: 100); perplexity {rows[0]['perplexity']:.4g} -> {best['perplexity']:.4g}" in advised[1]
     events = EventAccumulator(str(folder / "tensorboard" / "coherent step"))
     events.Reload()
