@@ -162,7 +162,7 @@ def test_an_edit_that_changed_nothing_has_nothing_to_recover(demo_factors, few, 
 def test_a_model_without_its_unedited_one_is_refused_before_it_is_read(few, tmp_path, capsys, monkeypatch):
     load_model("demo").save_pretrained(tmp_path / "model")
     monkeypatch.setattr(command, "open_model", None)
-    monkeypatch.setattr(command, "_data", None)
+    monkeypatch.setattr(command, "in_halves", None)
     told = failed(capsys, "attack", model=tmp_path / "model", output=tmp_path / "out", **{"data.memorized": few})
     assert "has no edit.json" in told and "--unedited" in told
     (tmp_path / "model" / "edit.json").write_text(json.dumps({"model": str(tmp_path / "gone")}))
