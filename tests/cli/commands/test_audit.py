@@ -185,6 +185,13 @@ def test_what_cannot_be_audited_is_said_before_the_model_is_read(mixed, whole, t
     assert not (tmp_path / "run" / "audit.html").exists()
 
 
+@pytest.mark.parametrize("accelerator", ["tpu", "xpus"])
+def test_an_accelerator_that_is_not_here_is_one_line(mixed, tmp_path, capsys, monkeypatch, accelerator):
+    monkeypatch.setattr(audited, "open_model", lambda *_: pytest.fail("the model was read"))
+    options = {"model": "demo", "texts": mixed[0], "output": tmp_path / "audit"}
+    assert failed(capsys, "audit", **options, accelerator=accelerator).startswith(f"error: accelerator {accelerator}: ")
+
+
 def test_an_interrupted_audit_goes_on(mixed, tmp_path, capsys, monkeypatch):
     options = {"model": "demo", "texts": mixed[0], "output": tmp_path / "run"}
 
