@@ -12,6 +12,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase
@@ -206,7 +207,7 @@ def _numbers(bands: Bands) -> dict[str, list[float | None]]:
 
 def _table(text: str, against: str, layers: dict[str, Bands]) -> Table:
     title = f"RMS output on {text} over that on {against}, by band of curvature (1: highest), within 95 %"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=0)
     table.add_column("layer", no_wrap=True)
     count = len(next(iter(layers.values())).value)
     for number in range(1, count + 1):
@@ -216,5 +217,7 @@ def _table(text: str, against: str, layers: dict[str, Bands]) -> Table:
     return table
 
 
-def _cell(value: float, low: float, high: float) -> str:
-    return f"{value:.2f} n/a" if np.isnan(low) else f"{value:.2f} ±{max(value - low, high - value):.2f}"
+def _cell(value: float, low: float, high: float) -> Text:
+    """The interval below the figure, so that ten bands fit a terminal."""
+    within = "n/a" if np.isnan(low) else f"±{max(value - low, high - value):.2f}"
+    return Text.assemble(f"{value:.2f}\n", (within, "dim"))

@@ -1,14 +1,17 @@
 """edit.py bands as a user runs it."""
 
+import io
 import json
 import os
 
 import numpy as np
 import pytest
 
-from lightning_kfac.cli.commands.bands import _bounds
+from lightning_kfac.cli.commands.bands import _bounds, _table
 from lightning_kfac.cli.edit import main as edit_main
+from lightning_kfac.console import PlainConsole
 from lightning_kfac.data.loaders import TokenRows
+from lightning_kfac.math.bands import Bands
 from tests.common import write_jsonl
 
 
@@ -23,6 +26,17 @@ def test_bands_of_the_demo(demo_factors, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "3 up" in shown and "the paper averages norms instead" in shown
     assert {"bands_3_up.png", "ratios_memorized.png"} <= set(os.listdir(tmp_path / "b"))
+
+
+def test_the_table_is_as_wide_as_a_terminal():
+    """With every figure in it."""
+    values = np.linspace(0.8, 1.3, 10)
+    bands = Bands(values, values - 0.04, values + 0.03)
+    console = PlainConsole(width=80, record=True, file=io.StringIO())
+    console.print(_table("memorized", "general", {"3 gate": bands, "13 gate_up": bands}))
+    shown = console.export_text()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert shown.count("±0.04") == 20 and all(f"{value:.2f}" in shown for value in values)
 
 
 def test_few_documents_give_no_intervals(demo_factors, tmp_path, capsys):
