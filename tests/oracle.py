@@ -145,13 +145,13 @@ def greedy(model: nn.Module, prefix: list[int], length: int) -> list[int]:
     return row[len(prefix) :]
 
 
-def sampled_targets(model: nn.Module, rows: list[list[int]], seed: int) -> list[list[int]]:
+def sampled_targets(model: nn.Module, rows: list[list[int]], seed: int, draw: int = 0) -> list[list[int]]:
     """Labels drawn as the design says, one token at a time: smallest k with cdf_k > u cdf_last."""
     drawn = []
     for index, row in enumerate(rows):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row])).logits[0].double().numpy()
-        bits = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
+        bits = np.random.Philox(key=np.array([seed, index], dtype=np.uint64), counter=[0, 0, 0, draw])
         numbers = np.random.Generator(bits).random(len(row))
         labels = []
         for t in range(len(row) - 1):

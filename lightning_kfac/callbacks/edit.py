@@ -73,8 +73,9 @@ class EditCallback(Callback):
         check_alpha(self.config, domains)
         for domain in domains:
             self.config.alpha_of(domain)
+        there = {"moments": collector.moments is not None, "coupled": collector.coupled}
         for name in named_in_layers(self.config, targets):
-            check_formula(self.config.for_layer(name), bool(domains), collector.moments is not None)
+            check_formula(self.config.for_layer(name), bool(domains), [need for need in there if there[need]])
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -17,12 +17,13 @@ from typing_extensions import override
 from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import console, say
 from lightning_kfac.data.names import CORPUS
+from lightning_kfac.editing.edited_model import edit_details
 from lightning_kfac.math.strips import covered, most_extracted, strips_of
 from lightning_kfac.mining.duplicates import entropy_bits, first_of_each
 from lightning_kfac.mining.scores import WINDOWS, read_windows, write_windows
 from lightning_kfac.mining.search import Found, Looked
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.source import origin
+from lightning_kfac.models.source import ModelSource, origin
 from lightning_kfac.modules.text_data import TextData, text_data
 from lightning_kfac.reporting.figures.strips import strips_figure
 from lightning_kfac.storage.files import new_file, timestamp
@@ -120,6 +121,8 @@ class MiningWriter(Callback):
         _write(folder / MINED, (telling[f] for f in kept), data)  # last: it says that the search has finished
         remove_ours(folder / LOG)
         _tell(summary, folder)
+        if data.windows_before is None and (source := ModelSource.recorded(edit_details(module.source))):
+            console.print(f"To see what the edit changed, name a search with {source} as --data.mining.before FOLDER.")
 
 
 def _draw(trainer: Trainer, data: TextData, folder: Path) -> None:

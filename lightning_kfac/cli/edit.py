@@ -47,7 +47,7 @@ def _own_parser(name: str) -> ArgumentParser:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs a command; what the user can mend ends in one line and exit code 2."""
+    """Runs a command; what the user can mend ends in one line and exit code 2, what a command finds in its own."""
     quiet()
     begin = time.monotonic()
     typed = sys.argv[1:] if args is None else args
@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> None:
         announce_code(words)
         settings = make_parser([name for name in words[:1] if name in command_names()] or None).parse_args(words)
         name = settings.subcommand
-        _run(name, settings[name], typed)
+        status = _run(name, settings[name], typed)
     except InputError as error:
         say_error(f"error: {error.with_options()}")
         raise SystemExit(2) from None
@@ -71,15 +71,19 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(130) from None
     if not getattr(load_command(name), "PRINTS", False):
         console.print(f"{name} took {format_seconds(time.monotonic() - begin)}")
+    if status:
+        raise SystemExit(status)
 
 
-def _run(name: str, options: Namespace, typed: Sequence[str]) -> None:
+def _run(name: str, options: Namespace, typed: Sequence[str]) -> int | None:
+    """Runs a command; gives its exit status, where it has one."""
     command = load_command(name)
     outputs = getattr(command, "OUTPUTS", None)
     with RunFolder(options.output, name, outputs, "output").opened() if outputs else nullcontext():
-        command.run(options)
+        status: int | None = command.run(options)
         if getattr(command, "NOTED", False):
             _note(name, options, typed)
+    return status
 
 
 def _note(name: str, options: Namespace, typed: Sequence[str]) -> None:

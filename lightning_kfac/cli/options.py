@@ -22,13 +22,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def add_model_options(parser: ArgumentParser, required: bool = False) -> None:
-    """Which model, of which revision, from which file, and in which dtype."""
+def add_model_options(
+    parser: ArgumentParser, required: bool = False, otherwise: str = "By default the one that the factors name."
+) -> None:
+    """Which model, of which revision, from which file, and in which dtype.
+
+    Args:
+        otherwise: What else there is to say of a model that need not be named.
+    """
     parser.add_argument(
         "--model",
         type=str,
         required=required,
-        help="Hub name, folder, or demo." + ("" if required else " By default the one that the factors name."),
+        help="Hub name, folder, or demo." + ("" if required else f" {otherwise}"),
     )
     parser.add_argument("--revision", type=str | None, help="Branch, tag or commit of a hub model.")
     parser.add_argument("--gguf_file", type=str | None, help="A GGUF file in the model's folder or repository.")

@@ -91,6 +91,7 @@ class CurvatureCapture:
     ):
         self.ranks = ranks or Ranks()
         self.layers = dict(layers)
+        self._make = sums
         self.per_position_masks = per_position_masks
         self.sums = {name: sums(layer) for name, layer in self.layers.items()}
         device = next(iter(self.layers.values())).device
@@ -217,7 +218,7 @@ class CurvatureCapture:
 
     def snapshot(self, add_over_ranks: Callable[[Tensor], Tensor], draws: int = 1) -> dict[str, KroneckerFactors]:
         """The factors so far, of all ranks; collection goes on."""
-        copy = CurvatureCapture(self.layers, uses=Uses(self.leaders))
+        copy = CurvatureCapture(self.layers, self._make, uses=Uses(self.leaders))
         copy.counts = dict(self.counts)
         for name, sums in self.sums.items():
             copy.sums[name].load(sums.tensors())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -41,6 +42,7 @@ def collect_factors(
     loss_fn: LossFunction | None = None,
     max_memory_gb: float | None = None,
     layers_per_pass: int | None = None,
+    coupled: bool = False,
     verbose: bool = False,
 ) -> dict[str, KroneckerFactors]:
     """Collects the Kronecker factors of a causal language model, or of any model with a loss of your own.
@@ -63,6 +65,8 @@ def collect_factors(
             passed on as they are; an ``attention_mask`` masks layers whose input has its shape.
         max_memory_gb: Cap on memory beside the weights; text is read in several passes if it must be.
         layers_per_pass: Fixes the number of projections a pass.
+        coupled: Also collect ``A_coupled`` and ``G_coupled``, in the same pass: for the formulas ``coupled``,
+            ``coupled_modified`` and ``output_side``.
         verbose: Print the memory plan.
 
     Returns:
@@ -83,10 +87,15 @@ def collect_factors(
     layers = resolve_targets(model, blocks, projections, modules)
     with frozen(model):
         if loss_fn is not None:
-            return _collect_with(loss_fn, model, batches, layers)
+            return _collect_with(loss_fn, model, batches, layers, coupled)
         objective = FisherLoss(labels, seed, mc_samples)
         session = CollectionSession(
-            model, layers, objective, max_memory_gb=max_memory_gb, layers_per_pass=layers_per_pass
+            model,
+            layers,
+            objective,
+            max_memory_gb=max_memory_gb,
+            layers_per_pass=layers_per_pass,
+            coupled=coupled,
         )
         batches = _planned(session, batches)
         passes = session.plan.passes
@@ -96,7 +105,7 @@ def collect_factors(
             raise InputError(f"{len(passes)} passes are needed: give `batches` as a list or a data loader")
         factors: dict[str, KroneckerFactors] = {}
         for names in passes:
-            factors |= _pass(session, objective, batches, names, FactorSums)
+            factors |= _pass(session, objective, batches, names, partial(FactorSums, coupled=coupled))
         return factors
 
 
@@ -199,7 +208,7 @@ def _pass(
 
 
 def _collect_with(
-    loss_fn: LossFunction, model: nn.Module, batches: Batches, layers: Mapping[str, Layer]
+    loss_fn: LossFunction, model: nn.Module, batches: Batches, layers: Mapping[str, Layer], coupled: bool
 ) -> dict[str, KroneckerFactors]:
     first, batches = _peek(batches)
     if first is None:
@@ -208,7 +217,8 @@ def _collect_with(
         with Trial(layers) as trial:
             loss_fn(model, first)
             uses = trial.uses()
-        with CurvatureCapture(layers, uses=uses, per_position_masks=True) as capture:
+        sums = partial(FactorSums, coupled=coupled)
+        with CurvatureCapture(layers, sums, uses, per_position_masks=True) as capture:
             for number, batch in enumerate(batches):
                 mask = batch.get("attention_mask")
                 capture.begin(None if mask is None else mask.bool())

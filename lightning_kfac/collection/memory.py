@@ -80,6 +80,7 @@ def plan_memory(
     layers_per_pass: int | None = None,
     processes: int = 1,
     owning_ranks: int | None = None,
+    coupled: bool = False,
 ) -> MemoryPlan:
     """Chooses passes, rows at once and head chunk before the first batch.
 
@@ -92,6 +93,7 @@ def plan_memory(
         layers_per_pass: Fixes the number of projections a pass, as the original tool does.
         processes: How many processes of this machine collect; on a CPU they share its memory.
         owning_ranks: The accumulators are spread over so many ranks; by default each rank keeps all.
+        coupled: Each layer has two more, which no two share.
 
     Raises:
         InputError: Not even one row and one projection a pass fit (says what would), or a layer is in
@@ -107,7 +109,7 @@ def plan_memory(
     row_bytes, uses = _try_out(model, layers, objective, chunk, seq_len)
     leaders = dict(uses.leaders)
     ranks = owning_ranks or 1
-    size = partial(_factor_bytes, layers, leaders, ranks=ranks)
+    size = partial(_factor_bytes, layers, leaders, ranks=ranks, coupled=coupled)
     room = budget - head_bytes
     cut = cut_collection(list(layers), size, room, row_bytes, rows, seq_len, device.type, layers_per_pass)
     factor_bytes = int(cut.factor_bytes)
@@ -118,7 +120,7 @@ def plan_memory(
             f"{layers_per_pass or 1} projections a pass it needs {readable_bytes(needed)}; "
             "free memory, raise max_memory_gb, shorten the rows or choose fewer layers"
         )
-    owners = {n: r for names in cut.passes for n, r in _owners(layers, leaders, names, ranks).items()}
+    owners = {n: r for names in cut.passes for n, r in _owners(layers, leaders, names, ranks, coupled).items()}
     return MemoryPlan(
         cut.passes,
         cut.rows_at_once,
@@ -244,13 +246,17 @@ def _try_out(
     return (row_bytes // (tokens - 1) + transient) * seq_len, uses
 
 
-def _numbers(layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str]) -> dict[str, int]:
+def _numbers(
+    layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], coupled: bool
+) -> dict[str, int]:
     """How many numbers the accumulators of each layer of a pass hold."""
     numbers: dict[str, int] = {}
     inputs: set[str] = set()
     for name in names:
         d_out, d_in = layers[name].shape
         numbers[name] = accumulator_numbers(d_out)
+        if coupled:
+            numbers[name] += accumulator_numbers(d_out) + accumulator_numbers(d_in)
         if leaders[name] not in inputs:
             inputs.add(leaders[name])
             numbers[name] += accumulator_numbers(d_in)
@@ -258,19 +264,19 @@ def _numbers(layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Col
 
 
 def _owners(
-    layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], ranks: int
+    layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], ranks: int, coupled: bool
 ) -> dict[str, int]:
     """The rank that keeps each layer of a pass; layers that share an input have one."""
-    return share_out(_numbers(layers, leaders, names), leaders, ranks)
+    return share_out(_numbers(layers, leaders, names, coupled), leaders, ranks)
 
 
 def _factor_bytes(
-    layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], ranks: int = 1
+    layers: Mapping[str, Layer], leaders: Mapping[str, str], names: Collection[str], ranks: int, coupled: bool
 ) -> int:
     """Bytes of the accumulators of one pass, on the rank with most of them; and of a panel on its way to its owner."""
-    owners = _owners(layers, leaders, names, ranks)
+    owners = _owners(layers, leaders, names, ranks, coupled)
     loads = [0] * ranks
-    for name, numbers in _numbers(layers, leaders, names).items():
+    for name, numbers in _numbers(layers, leaders, names, coupled).items():
         loads[owners[name]] += numbers
     widest = max(max(layers[name].shape) for name in names)
     panel = widest * max(last - first for first, last in panel_edges(widest)) if ranks > 1 else 0

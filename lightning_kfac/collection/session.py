@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic
 
 import torch
@@ -30,6 +31,7 @@ class CollectionSession(Generic[BatchT]):
         layers: The tracked layers by name.
         objective: What is differentiated.
         max_memory_gb, layers_per_pass, processes, owning_ranks: As for ``plan_memory``.
+        coupled: Also collect the coupled factors, in the same pass.
 
     Attributes:
         loss: Summed loss of the latest batch, detached.
@@ -46,6 +48,7 @@ class CollectionSession(Generic[BatchT]):
         layers_per_pass: int | None = None,
         processes: int = 1,
         owning_ranks: int | None = None,
+        coupled: bool = False,
     ):
         self.model = model
         self.layers = dict(layers)
@@ -54,6 +57,7 @@ class CollectionSession(Generic[BatchT]):
         self.layers_per_pass = layers_per_pass
         self.processes = processes
         self.owning_ranks = owning_ranks
+        self.coupled = coupled
         self.loss = torch.zeros(())
         self.n_tokens = 0
         self._plan: MemoryPlan | None = None
@@ -110,6 +114,7 @@ class CollectionSession(Generic[BatchT]):
             layers_per_pass=self.layers_per_pass,
             processes=self.processes,
             owning_ranks=self.owning_ranks,
+            coupled=self.coupled,
         )
         self.plan = agree(plan)
 
@@ -131,8 +136,9 @@ class CollectionSession(Generic[BatchT]):
         ranks = Ranks()
         if plan.owners is not None:
             ranks = current_ranks()
-            sums = sharded_sums(ranks, plan.owners)
-        self._capture = CurvatureCapture(layers, sums or FactorSums, plan.uses, ranks=ranks)
+            sums = sharded_sums(ranks, plan.owners, self.coupled)
+        sums = sums or partial(FactorSums, coupled=self.coupled)
+        self._capture = CurvatureCapture(layers, sums, plan.uses, ranks=ranks)
         self._listening = ExitStack()
         self._listening.enter_context(without_leftover_gradients(self.model))
         self._listening.enter_context(self._capture)

@@ -81,10 +81,15 @@ class ShardedMoment:
         return torch.zeros((), device=self.device) if self.kept is None else self.kept.trace()
 
 
-def sharded_sums(ranks: Ranks, owners: Mapping[str, int]) -> Callable[[Layer], FactorSums]:
-    """Makes sums of A and G for a ``CurvatureCapture`` that the owner of a layer keeps."""
+def sharded_sums(ranks: Ranks, owners: Mapping[str, int], coupled: bool = False) -> Callable[[Layer], FactorSums]:
+    """Makes sums of A and G for a ``CurvatureCapture`` that the owner of a layer keeps.
+
+    Args:
+        coupled: See ``FactorSums``.
+    """
 
     def sums(layer: Layer) -> FactorSums:
-        return FactorSums(layer, lambda size, device: ShardedMoment(size, device, ranks, owners[layer.name]))
+        owner = owners[layer.name]
+        return FactorSums(layer, lambda size, device: ShardedMoment(size, device, ranks, owner), coupled)
 
     return sums

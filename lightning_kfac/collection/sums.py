@@ -88,12 +88,16 @@ class FactorSums(LayerSums[KroneckerFactors]):
 
     Args:
         moment: Makes a running sum from a size and a device.
+        coupled: Also sum ||g||^2 a a^T and ||a||^2 g g^T, which no two layers share.
     """
 
-    def __init__(self, layer: Layer, moment: Callable[[int, torch.device], Moment] = SecondMoment):
+    def __init__(
+        self, layer: Layer, moment: Callable[[int, torch.device], Moment] = SecondMoment, coupled: bool = False
+    ):
         d_out, d_in = layer.shape
         self.G = moment(d_out, layer.device)
         self.A: Moment | None = moment(d_in, layer.device)
+        self.coupled = (moment(d_out, layer.device), moment(d_in, layer.device)) if coupled else None
 
     @override
     def share_input(self) -> None:
@@ -104,6 +108,10 @@ class FactorSums(LayerSums[KroneckerFactors]):
         self.G.add(g.flatten(0, -2))
         if first_draw and self.A is not None:
             self.A.add(a.flatten(0, -2))
+        if self.coupled is not None:
+            by_output, by_input = self.coupled
+            by_output.add(weighted(g, a))
+            by_input.add(weighted(a, g))
 
     @override
     def tensors(self) -> list[Tensor]:
@@ -127,15 +135,21 @@ class FactorSums(LayerSums[KroneckerFactors]):
 
     @override
     def trace(self) -> dict[str, Tensor]:
-        return {"gradient": self.G.trace()} | ({"input": self.A.trace()} if self.A is not None else {})
+        gradient = self.G.trace() if self.coupled is None else self.G.trace() + self.coupled[0].trace()
+        return {"gradient": gradient} | ({"input": self.A.trace()} if self.A is not None else {})
 
     @override
     def result(self, n_tokens: int, draws: int, leader: KroneckerFactors | None) -> KroneckerFactors:
         """The factors A and G, zero where nothing came; layers that share an input share the tensor A."""
         A = self._mean_input(n_tokens) if leader is None else leader.A
         self.A = None
-        G = self.G.sum().div_(draws * max(n_tokens, 1))
-        return KroneckerFactors(A, G, n_tokens)
+        count = draws * max(n_tokens, 1)
+        G = self.G.sum().div_(count)
+        if self.coupled is None:
+            return KroneckerFactors(A, G, n_tokens)
+        G_coupled, A_coupled = (moment.sum().div_(count) for moment in self.coupled)
+        self.coupled = None
+        return KroneckerFactors(A, G, n_tokens, A_coupled, G_coupled)
 
     def _mean_input(self, n_tokens: int) -> Tensor:
         if self.A is None:
@@ -147,7 +161,15 @@ class FactorSums(LayerSums[KroneckerFactors]):
         return [moment for _, moment in self._sides() if moment.here]
 
     def _sides(self) -> list[tuple[str, Moment]]:
-        return [("G", self.G)] if self.A is None else [("G", self.G), ("A", self.A)]
+        sides = [("G", self.G)] if self.A is None else [("G", self.G), ("A", self.A)]
+        if self.coupled is not None:
+            sides += zip(("G_coupled", "A_coupled"), self.coupled, strict=True)
+        return sides
+
+
+def weighted(x: Tensor, by: Tensor) -> Tensor:
+    """Each vector of x [..., d] times the length of the vector beside it, flattened. float32 [n, d]."""
+    return (x.float() * by.float().norm(dim=-1, keepdim=True)).flatten(0, -2)
 
 
 class MomentSums(LayerSums[Tensor]):

@@ -32,8 +32,8 @@ ALIASES = {"olmo": "allenai/olmo-mix-1124", "dolmo": "allenai/dolmino-mix-1124"}
 ANY_TOKENS = TokenKind(eos=-1, known=1, vocab_size=1 << 31)
 # A mixture keeps its sources in separate files; reading this many in turn samples them all.
 FILES_IN_TURN = 16
-# "all" leaves the documents of the planted sequences out, "whole" does not.
-EMBEDDED_SPLITS = ("train", "heldout", "all", "whole")
+# "all" leaves the documents of the planted sequences out, "whole" does not, and "planted" has nothing else.
+EMBEDDED_SPLITS = ("train", "heldout", "all", "whole", "planted")
 CHOICE = "corpus: give either `embedded: true` or a `source` (file, folder or hub data set)"
 
 
@@ -47,8 +47,8 @@ class Corpus:
             set of the Hugging Face hub (``olmo`` and ``dolmo`` stand for the OLMo-2 mixes).
         subset: Configuration name of a hub data set.
         split: Split of a data set of the hub, or of a folder that keeps splits apart (by default ``train``); of the
-            embedded corpus ``train``, ``heldout``, ``all`` or, with what the demo model has memorized, ``whole`` (by
-            default what it is used for).
+            embedded corpus ``train``, ``heldout``, ``all`` or, with what the demo model has memorized, ``whole``
+            (``planted`` for these documents alone; by default what it is used for).
         text_field: Field of records that holds the text, or a text with several in it, such as
             ``{question} {answer}``; records without it may hold token ids in ``input_ids``, ``token_ids`` or
             ``tokens``.
@@ -248,8 +248,10 @@ def _embedded_texts(split: str) -> Iterator[str]:
     from lightning_kfac.data.demo.embedded import embedded_documents, split_documents
     from lightning_kfac.data.demo.planted import planted_documents
 
-    if split == "whole":
-        chosen = split_documents(embedded_documents(), "all")
-    else:
+    chosen = split_documents(embedded_documents(), "all")
+    if split == "planted":
+        planted = planted_documents()
+        chosen = [document for document in chosen if document.name in planted]
+    elif split != "whole":
         chosen = split_documents(embedded_documents(), split, planted_documents())
     yield from (document.text for document in chosen)

@@ -1,6 +1,6 @@
 """What must hold before an edit: layers, shapes, formulas, domains, device. Each check raises ``InputError``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -72,16 +72,31 @@ def named_in_layers(config: EditConfig, names: list[str]) -> list[str]:
     return [name for name, place in places.items() if place in wanted]
 
 
-def check_formula(config: EditConfig, mixing: bool, measured: bool) -> None:
-    """Raises ``InputError`` where a layer's formula cannot be used with domains, or lacks moments."""
+MENDS = {
+    "moments": (
+        "moments measured in the basis of the factors: collect with collect.moments token (or sequence), or from "
+        "Python with collect_moments",
+        "collect.moments",
+    ),
+    "coupled": (
+        "coupled factors: collect with collect.coupled true, or from Python with collect_factors(coupled=True)",
+        "collect.coupled",
+    ),
+}
+
+
+def check_formula(config: EditConfig, mixing: bool, there: Collection[str]) -> None:
+    """Raises ``InputError`` where a layer's formula cannot be used with domains, or what it needs was not collected.
+
+    Args:
+        there: What was, beside A and G.
+    """
     if mixing:
         config.check_mixing()
-    if "moments" in FORMULAS[config.formula].needs and not measured:
-        raise InputError(
-            f"formula {config.formula} needs moments measured in the basis of the factors: collect with "
-            "collect.moments token (or sequence), or from Python with collect_moments",
-            "collect.moments",
-        )
+    for need in FORMULAS[config.formula].needs:
+        if need not in there:
+            what, setting = MENDS[need]
+            raise InputError(f"formula {config.formula} needs {what}", setting)
 
 
 def check_alpha(config: EditConfig, domains: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ class EditConfig:
     Args:
         rho: Share of the curvature mass to keep in each layer, in [0, 1].
         formula: What ranks the components: FORMULAS.
+        rho_G, rho_A: Of the formula ``rectangle``: the share of each side's spectrum; by default rho.
         blocks: Edit only these blocks (negative from the end); by default all that have factors.
         projections: Edit only these projections; by default all that have factors.
         layers: Instead of blocks and projections: a rho for each, as in ``{"31": {"gate": 0.8, "up": 0.9}}``;
@@ -65,6 +66,8 @@ class EditConfig:
     seed: int = 0
     expert_min_tokens: int | None = None
     expert_inputs: ExpertInputs = "own"
+    rho_G: float | None = None
+    rho_A: float | None = None
 
     def __post_init__(self) -> None:
         check_rho(self.rho)
@@ -81,8 +84,7 @@ class EditConfig:
                 raise InputError(f"unknown {name} {value!r}; choose from {', '.join(get_args(kind))}")
         if self.formula not in FORMULAS:
             raise InputError(f"unknown formula {self.formula!r}; choose from {', '.join(FORMULAS)}")
-        if self.budget == "mass" and not FORMULAS[self.formula].mass:
-            raise InputError(f"formula {self.formula} has no mass to keep a share of; use budget count")
+        self._check_formula()
         if self.mix == "factors" and self.basis == "general":
             raise InputError("mix factors makes a basis of its own; leave basis out, or say mixed")
         for value in self.alpha.values() if isinstance(self.alpha, Mapping) else [self.alpha]:
@@ -91,6 +93,28 @@ class EditConfig:
         if self.expert_min_tokens is not None and not self.expert_min_tokens >= 0:
             raise InputError(f"expert_min_tokens is {self.expert_min_tokens}; it must not be negative")
         self._check_layers()
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """The shares of a rectangle: of G and of A."""
+        return (
+            self.rho if self.rho_G is None else self.rho_G,
+            self.rho if self.rho_A is None else self.rho_A,
+        )
+
+    def _check_formula(self) -> None:
+        formula = FORMULAS[self.formula]
+        if self.budget == "mass" and not formula.mass:
+            raise InputError(f"formula {self.formula} has no mass to keep a share of; use budget count")
+        if formula.rectangle and self.budget is not None:
+            raise InputError("formula rectangle keeps a share of each side; leave budget out")
+        for name, value in (("rho_G", self.rho_G), ("rho_A", self.rho_A)):
+            if value is None:
+                continue
+            if not formula.rectangle and self.layers is None:
+                raise InputError(f"{name} is of the formula rectangle alone; leave it out")
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}; it is a share of one side's spectrum and must lie in [0, 1]")
 
     def for_layer(self, name: str) -> "EditConfig":
         """What holds for one layer: its own rho and formula where ``layers`` gives them.
@@ -123,13 +147,18 @@ class EditConfig:
         formula = FORMULAS[self.formula]
         if self.expert_inputs == "layer":
             raise InputError("expert_inputs layer takes no domain; leave one of them out")
-        if formula.control:
-            raise InputError(f"formula {self.formula} is a control and takes no domain; leave the domain out")
+        if formula.curvature is None:
+            what = "is a control and" if formula.control else "has no curvature that is added up: it"
+            raise InputError(f"formula {self.formula} {what} takes no domain; leave the domain out")
         if self.mode == "ablate":
             raise InputError("mode ablate removes the top curvature of the factors given: give the domain's alone")
-        if formula.needs and (self.mix == "factors" or self.basis == "mixed"):
+        if "moments" in formula.needs and (self.mix == "factors" or self.basis == "mixed"):
             raise InputError(
                 f"formula {self.formula} was measured in the general basis; with a domain use mix scores or union"
+            )
+        if self.mix == "factors" and not formula.mixes_factors:
+            raise InputError(
+                f"mix factors adds up A and G, of which formula {self.formula} is not made; use mix scores or union"
             )
 
     def _check_layers(self) -> None:

@@ -86,7 +86,7 @@ class LayerCurvature:
         self.repeated = repeated
         self._components: Tensor | None = None
         self._singular: tuple[Tensor, Tensor, Tensor] | None = None
-        self._along: dict[str | None, tuple[Tensor, Tensor]] = {}
+        self._along: dict[tuple[str | None, str], tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def general(self) -> Basis:
@@ -134,18 +134,53 @@ class LayerCurvature:
             raise InputError(f"the moments are {list(moments.shape)}, the weight is {list(shape)}")
         return moments.to(self.device, torch.float64)
 
+    def coupled(self, basis: Basis, domain: str | None = None) -> tuple[Tensor, Tensor]:
+        """Row and column sums of the moments in any basis, from the coupled factors: float64 [d_out], [d_in].
+
+        The token moments m_ij = E[(u_i^T g)^2 (v_j^T a)^2] have the row sums E[(u_i^T g)^2 ||a||^2], since the columns
+        of a basis are complete.
+
+        Raises:
+            InputError: They were not collected.
+        """
+        if self.pool is not None:
+            raise InputError("coupled factors are of an expert's own inputs; use expert_inputs own")
+        kept = (domain, "coupled")
+        if basis is self.general and kept in self._along:
+            return self._along[kept]
+        factors = self.sources.of(domain)[self.name]
+        if factors.G_coupled is None or factors.A_coupled is None:
+            of = "" if domain is None else f" of the domain {domain}"
+            raise InputError(
+                f"this formula needs coupled factors{of}: collect with collect.coupled true, or from Python with "
+                "collect_factors(coupled=True)",
+                "collect.coupled",
+            )
+        rows = curvature_along(factors.G_coupled.to(self.device), basis.G.vectors)
+        columns = curvature_along(factors.A_coupled.to(self.device), basis.A.vectors)
+        if basis is self.general and self.repeated:
+            self._along[kept] = rows, columns
+        return rows, columns
+
+    def inputs(self, basis: Basis, domain: str | None = None) -> Tensor:
+        """mu_j = v_j^T A v_j of the general text or a domain, in any basis. float64 [d_in]."""
+        if domain is None and basis is self.general:
+            return basis.A.values
+        return curvature_along(self.sources.of(domain)[self.name].A.to(self.device), basis.A.vectors)
+
     def product(self, basis: Basis, domain: str | None = None) -> Tensor:
         """S_ij = (u_i^T G u_i)(v_j^T A v_j) of the general text or a domain, in any basis. float64 [d_out, d_in]."""
         if domain is None and basis is self.general:
             return original(basis.G.values, basis.A.values)
         in_general = basis is self.general
-        if in_general and domain in self._along:
-            return original(*self._along[domain])
+        kept = (domain, "product")
+        if in_general and kept in self._along:
+            return original(*self._along[kept])
         factors = self.sources.of(domain)[self.name]
         along_G = curvature_along(factors.G.to(self.device), basis.G.vectors)
         along_A = curvature_along(factors.A.to(self.device), basis.A.vectors)
         if in_general and self.repeated:
-            self._along[domain] = along_G, along_A
+            self._along[kept] = along_G, along_A
         return original(along_G, along_A)
 
     def mixed(self, alphas: Mapping[str, float]) -> Basis:

@@ -25,7 +25,7 @@ from lightning_kfac.editing.layer import edit_layer
 from lightning_kfac.editing.report import EditReport, LayerReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
-from lightning_kfac.factors.folder import FactorFolder
+from lightning_kfac.factors.folder import FactorFolder, has_coupled
 from lightning_kfac.factors.moments import has_moments
 from lightning_kfac.models.dtypes import as_stored
 from lightning_kfac.models.fingerprint import weights_fingerprint
@@ -152,10 +152,16 @@ class KFACEditor:
         active = self._active(config)
         for domain in active:
             check_domain(domain, self.sources.domains[domain], self.sources.factors, layers)
+        there = self._collected()
         for name in layers:
-            measured = self.sources.moments is not None or has_moments(self.sources.factors)
-            check_formula(config.for_layer(name), bool(active), measured)
+            check_formula(config.for_layer(name), bool(active), there)
         return layers
+
+    def _collected(self) -> set[str]:
+        """What was, beside A and G, as formulas need it."""
+        factors = self.sources.factors
+        moments = {"moments"} if self.sources.moments is not None or has_moments(factors) else set()
+        return moments | ({"coupled"} if has_coupled(factors) else set())
 
     def _active(self, config: EditConfig) -> list[str]:
         """The domains that have a say."""

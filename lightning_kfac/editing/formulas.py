@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from lightning_kfac.editing.curvature import Basis, LayerCurvature
-from lightning_kfac.math.importance import modified, original, random
+from lightning_kfac.math.importance import coupled, modified, original, random
 
-Need = Literal["moments"]
+Need = Literal["moments", "coupled"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Formula:
         entries: S ranks the entries of W itself, in no basis.
         directions: Instead of components, the leading singular directions are kept: how many, from the number of
             components that ``original`` keeps and the weight's shape.
+        rectangle: The leading directions on each side are kept, those that hold a share of either spectrum.
     """
 
     name: str
@@ -53,11 +54,17 @@ class Formula:
     seeded: bool = False
     entries: bool = False
     directions: Callable[[int, tuple[int, int]], int] | None = None
+    rectangle: bool = False
 
     @property
     def control(self) -> bool:
         """What a sceptic compares with: knows nothing of curvature, or turns it round."""
-        return self.curvature is None
+        return self.curvature is None and not self.rectangle
+
+    @property
+    def mixes_factors(self) -> bool:
+        """Whether S can be read off factors that are added up, from their spectra alone."""
+        return self.curvature is _product
 
     @property
     def counted(self) -> bool:
@@ -98,6 +105,19 @@ def _product(layer: LayerCurvature, basis: Basis, domain: str | None) -> Tensor:
 
 def _measured(layer: LayerCurvature, basis: Basis, domain: str | None) -> Tensor:
     return layer.measured(domain)
+
+
+def _coupled(layer: LayerCurvature, basis: Basis, domain: str | None) -> Tensor:
+    return coupled(*layer.coupled(basis, domain))
+
+
+def _output_side(layer: LayerCurvature, basis: Basis, domain: str | None) -> Tensor:
+    rows, columns = layer.coupled(basis, domain)
+    return rows[:, None].expand(len(rows), len(columns))
+
+
+def _input_side(layer: LayerCurvature, basis: Basis, domain: str | None) -> Tensor:
+    return layer.inputs(basis, domain).expand(len(basis.G.values), -1)
 
 
 def _noise(layer: LayerCurvature, c: Tensor, seed: int) -> Tensor:
@@ -150,6 +170,43 @@ _RECORDS = (
         curvature=_measured,
         squared=True,
         needs=("moments",),
+    ),
+    Formula(
+        "coupled",
+        "r_i c_j / sum r, with r and c the row and column sums of m_ij, collected in the same pass as A and G",
+        "coupled factors: G_coupled = E[||a||^2 g g^T], A_coupled = E[||g||^2 a a^T] (public journal of the repository "
+        "smarter/memorization_kfac); m_ij of rank one",
+        curvature=_coupled,
+        needs=("coupled",),
+    ),
+    Formula(
+        "coupled_modified",
+        "the same times C_ij^2",
+        "both of the above",
+        curvature=_coupled,
+        squared=True,
+        needs=("coupled",),
+    ),
+    Formula(
+        "output_side",
+        "r_i C_ij^2",
+        "the outputs' side of the coupled factors alone (the same journal)",
+        curvature=_output_side,
+        squared=True,
+        needs=("coupled",),
+    ),
+    Formula(
+        "foof",
+        "mu_j",
+        "inputs alone: FOOF (Benzing, 2022, arXiv 2201.12250)",
+        curvature=_input_side,
+    ),
+    Formula(
+        "rectangle",
+        "the leading directions of G and of A, by a share of each spectrum",
+        "rectangular truncation, as the original tool of arXiv 2510.24256 has it",
+        mass=False,
+        rectangle=True,
     ),
     Formula(
         "random",

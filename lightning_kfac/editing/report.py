@@ -88,6 +88,7 @@ class EditReport:
             "budget": config.budget,
             "mode": config.mode,
             "seed": config.seed if FORMULAS[config.formula].seeded else None,
+            **(dict(zip(("rho_G", "rho_A"), config.sides, strict=True)) if FORMULAS[config.formula].rectangle else {}),
             "fraction_kept": self.fraction_kept,
             "mass_kept": self.mass_kept,
             "relative_change": self.relative_change,

@@ -1,5 +1,6 @@
 """The edit of one layer: which components stay, and the new weight. Tensors in, tensors out."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,10 @@ def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig, domain
     formula = FORMULAS[config.formula]
     if formula.directions is not None:
         return _by_directions(weight, curvature, formula.directions, config.rho)
+    if formula.rectangle:
+        keep, mass = _rectangle(curvature, *config.sides)
+        c = curvature.components(weight)
+        return Selection(partial(_part, c, keep, curvature.general), int(keep.sum()), keep.numel(), mass)
     if formula.entries:
         keep, mass = _kept(weight, curvature, formula, config)
         return Selection(lambda dtype: weight * keep, int(keep.sum()), keep.numel(), mass)
@@ -84,6 +89,14 @@ def _staircase(curvature: LayerCurvature, rho: float) -> tuple[Tensor, float]:
     total = lambda_G.sum() * prefix[-1]
     share = ((lambda_G * prefix[counts]).sum() / total).item() if total else 1.0
     return torch.arange(len(mu_A), device=mu_A.device) < counts[:, None], share
+
+
+def _rectangle(curvature: LayerCurvature, rho_G: float, rho_A: float) -> tuple[Tensor, float]:
+    """The leading directions on each side that hold a share of its spectrum, and what they hold of both."""
+    sides = (curvature.general.G.values, rho_G), (curvature.general.A.values, rho_A)
+    leading = [select_components(values, rho) for values, rho in sides]
+    mass = math.prod(_share(values, kept) for (values, _), kept in zip(sides, leading, strict=True))
+    return leading[0][:, None] & leading[1], mass
 
 
 def _mixed(

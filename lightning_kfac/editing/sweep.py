@@ -102,7 +102,8 @@ def grid(
     for block, projection, (formula, rho) in itertools.product(blocks or [base.blocks], chosen, points):
         record = FORMULAS[formula]
         weights = [base.alpha] if alphas is None or not mixing or base.mix == "union" else alphas
-        weights = [0.0] if mixing and record.control else weights
+        alone = record.curvature is None  # takes no domain
+        weights = [0.0] if mixing and alone else weights
         for seed, alpha in itertools.product(seeds if record.seeded else [base.seed], weights):
             configs.append(
                 replace(
@@ -113,9 +114,11 @@ def grid(
                     rho=rho,
                     seed=seed,
                     alpha=alpha,
-                    mix="scores" if record.control else base.mix,  # controls take no domain
-                    basis=None if record.control else base.basis,
+                    mix="scores" if alone else base.mix,
+                    basis=None if alone else base.basis,
                     budget=base.budget if record.mass else None,
+                    rho_G=base.rho_G if record.rectangle else None,
+                    rho_A=base.rho_A if record.rectangle else None,
                 )
             )
     return configs

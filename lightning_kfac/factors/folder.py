@@ -2,7 +2,7 @@
 
 A folder holds ``metadata.json`` and one safetensors file a layer. Only upper triangles are stored; an
 A that several layers share is stored once, and metadata says where. Metadata knows the checksum of every file,
-and its own.
+and its own. Folders with coupled factors are of format 2, which version 0.1 refuses; all others are of format 1.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +23,8 @@ from lightning_kfac.storage.json_files import file_name, read_json, write_json
 from lightning_kfac.storage.tensor_files import load_tensors, save_tensors
 
 FORMAT = 1
+FORMAT_COUPLED = 2
+COUPLED = ("A_coupled", "G_coupled")
 METADATA = "metadata.json"
 ADVICE = "collect the factors again"
 LARGEST = 2**63 - 1
@@ -43,8 +45,9 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
 
     def __getitem__(self, name: str) -> KroneckerFactors:
         entry = self.metadata["layers"][name]
-        A = self._triangle(entry["A"], entry["d_in"])
-        return KroneckerFactors(A, self._triangle(entry["G"], entry["d_out"]), entry["n_tokens"])
+        sizes = {"A": entry["d_in"], "G": entry["d_out"]}
+        found = {side: self._triangle(entry[side], sizes[side[0]]) for side in stored_sides(entry)}
+        return KroneckerFactors(n_tokens=entry["n_tokens"], **found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.metadata["layers"])
@@ -75,6 +78,11 @@ class FactorFolder(Mapping[str, KroneckerFactors]):
             raise InputError(f"{path}: damaged or incomplete: {key} is {packed.dtype}, not torch.float32; {ADVICE}")
         self._verified.add(file)
         return unpack_upper(packed, size)
+
+
+def stored_sides(entry: Mapping[str, Any]) -> list[str]:
+    """Which matrices there are of a layer, from its metadata."""
+    return [side for side in ("A", "G", *COUPLED) if side in entry]
 
 
 def pack_matrix(name: str, matrix: Tensor) -> Tensor:
@@ -111,7 +119,7 @@ def stored_matrices(factors: Mapping[str, KroneckerFactors]) -> Iterator[tuple[s
     """What is stored of each layer, in this order: its G, and its A unless it is that of a layer before."""
     seen = set()
     for name, layer in factors.items():
-        yield name, {"G": layer.G} | ({} if id(layer.A) in seen else {"A": layer.A})
+        yield name, {side: m for side, m in layer.matrices.items() if side != "A" or id(layer.A) not in seen}
         seen.add(id(layer.A))
 
 
@@ -133,12 +141,15 @@ def _write(
         layers[name] = {
             "A": places[id(layer.A)],
             "G": f"{file}:G",
+            **{side: f"{file}:{side}" for side in COUPLED if side in tensors},
             "d_in": d_in,
             "d_out": d_out,
             "n_tokens": layer.n_tokens,
             "checksum": checksum,
         }
-    contents = {"format": FORMAT, "version": version("lightning-kfac"), **(metadata or {}), "layers": layers}
+    coupled = any(layer.G_coupled is not None for layer in factors.values())
+    form = FORMAT_COUPLED if coupled else FORMAT
+    contents = {"format": form, "version": version("lightning-kfac"), **(metadata or {}), "layers": layers}
     write_json(partial / METADATA, contents)
 
 
@@ -169,8 +180,9 @@ def load_factors(path: str | Path) -> FactorFolder:
         raise InputError(f"{path}: not a factor folder: it has no {METADATA}")
     metadata = read_json(path / METADATA, ADVICE)
     known = metadata.get("format")
-    if type(known) is not int or known != FORMAT:
-        raise InputError(f"{path}: factor format {_short(known)}; this version reads format {FORMAT}")
+    if type(known) is not int or known not in (FORMAT, FORMAT_COUPLED):
+        readable = f"{FORMAT} and {FORMAT_COUPLED}"
+        raise InputError(f"{path}: factor format {_short(known)}; this version reads formats {readable}")
     try:
         _check(metadata)
     except ValueError as error:
@@ -198,7 +210,7 @@ def _check(metadata: Mapping[str, Any]) -> None:
 def _check_layer(entry: object) -> None:
     if not isinstance(entry, dict):
         raise ValueError(f"it is {_short(entry)}, not a mapping")
-    for side in "AG":
+    for side in dict.fromkeys(("A", "G", *stored_sides(entry))):
         place = entry.get(side)
         if not isinstance(place, str) or not place.partition(":")[2]:
             raise ValueError(f"{side} is {_short(place)}, it must be FILE:NAME")
@@ -224,6 +236,13 @@ def _short(value: object) -> str:
 def layer_shape(factors: Mapping[str, KroneckerFactors], name: str) -> tuple[int, int]:
     """(d_out, d_in) of a layer, without reading a tensor from the disk."""
     return factors.layer_shape(name) if isinstance(factors, FactorFolder) else factors[name].shape
+
+
+def has_coupled(factors: Mapping[str, KroneckerFactors]) -> bool:
+    """Whether every layer has coupled factors, without reading a tensor from the disk."""
+    if isinstance(factors, FactorFolder):
+        return all(side in entry for entry in factors.metadata["layers"].values() for side in COUPLED)
+    return all(layer.G_coupled is not None for layer in factors.values())
 
 
 def layer_tokens(factors: Mapping[str, KroneckerFactors], name: str) -> int:

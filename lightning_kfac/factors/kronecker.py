@@ -1,6 +1,6 @@
 """Kronecker factors of one layer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ class KroneckerFactors:
         A: float32 [d_in, d_in], mean of a a^T over valid positions.
         G: float32 [d_out, d_out], mean of g g^T over valid positions.
         n_tokens: Number of valid positions.
+        A_coupled: float32 [d_in, d_in], mean of ||g||^2 a a^T; None where it was not collected.
+        G_coupled: float32 [d_out, d_out], mean of ||a||^2 g g^T; None where it was not collected.
 
     Example:
         >>> import torch
@@ -26,11 +28,29 @@ class KroneckerFactors:
     A: Tensor
     G: Tensor
     n_tokens: int
+    A_coupled: Tensor | None = None
+    G_coupled: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in), the shape of the layer's weight."""
         return len(self.G), len(self.A)
+
+    @property
+    def matrices(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        named = {"G": self.G, "A": self.A, "G_coupled": self.G_coupled, "A_coupled": self.A_coupled}
+        return {name: matrix for name, matrix in named.items() if matrix is not None}
+
+    def each(self, change: Callable[[Tensor], Tensor], **given: Tensor) -> "KroneckerFactors":
+        """The same layer with another form of each matrix.
+
+        Args:
+            change: Gives it.
+            given: Matrices that are there already, by name.
+        """
+        changed = {name: given[name] if name in given else change(matrix) for name, matrix in self.matrices.items()}
+        return KroneckerFactors(n_tokens=self.n_tokens, **changed)
 
 
 def most_tokens(factors: Mapping[str, KroneckerFactors]) -> int:

@@ -26,6 +26,18 @@ def modified(curvature: Tensor, c: Tensor) -> Tensor:
     return curvature * c.double() ** 2
 
 
+def coupled(rows: Tensor, columns: Tensor) -> Tensor:
+    """S_ij = r_i c_j / sum r, the moments m_ij of which r and c are the sums over rows and over columns, if they were
+    of rank one: no measured moments are needed. float64 [d_out, d_in].
+
+    Args:
+        rows: float64 [d_out], r_i = sum over j of m_ij = u_i^T G_coupled u_i.
+        columns: float64 [d_in], c_j = sum over i of m_ij = v_j^T A_coupled v_j. Its sum is that of ``rows``.
+    """
+    total = rows.sum()
+    return rows[:, None] * (columns / total if total > 0 else columns)
+
+
 def random(shape: tuple[int, int], seed: int, name: str) -> Tensor:
     """Uniform noise in [0, 1), fixed by the seed and the layer's name alone. float64 [d_out, d_in]."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()

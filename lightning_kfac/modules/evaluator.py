@@ -7,6 +7,7 @@ from lightning import Trainer
 from torch import nn
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.language import language_model
 from lightning_kfac.models.loading import Dtype
 from lightning_kfac.models.source import ModelSource
@@ -25,15 +26,22 @@ class ModelEvaluator:
         data: Memorized sets, held-out text, questions.
         folder: For tokenized text.
         accelerator: As for a Trainer.
+        measures: What else to measure.
 
     Raises:
         InputError: There is nothing to measure, or the data do not fit the model.
     """
 
     def __init__(
-        self, model: ModelSource, dtype: Dtype, data: TextData, folder: Path, accelerator: str = "auto"
+        self,
+        model: ModelSource,
+        dtype: Dtype,
+        data: TextData,
+        folder: Path,
+        accelerator: str = "auto",
+        measures: Measures = Measures(),  # noqa: B008 (frozen)
     ) -> None:
-        self.module = CausalLM(dtype=dtype, **model.settings())
+        self.module = CausalLM(dtype=dtype, measures=measures, **model.settings())
         self.data = data
         data.read_as(model)
         data.check(self.module.vocab_size, self.module.max_positions)

@@ -15,12 +15,14 @@ from typing_extensions import override
 
 from lightning_kfac.attacks.attack import attacked_layers
 from lightning_kfac.attacks.relearning import Relearning
+from lightning_kfac.console import say
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.adapters import check_peft
 from lightning_kfac.models.experts import ExpertLayer
 from lightning_kfac.modules.sequence_training import SequenceTraining
-from lightning_kfac.storage.files import new_file
+from lightning_kfac.storage.files import content_hash, new_file
+from lightning_kfac.storage.json_files import read_json, write_json
 from lightning_kfac.storage.manifest import remove_ours
 
 # Told after how many steps, and the model as it then is.
@@ -125,8 +127,10 @@ class MeasureSteps(Callback):
 class Checkpoints:
     """What an interrupted relearning goes on from: weights, optimizer and step, of the latest measurement.
 
+    Each is a file of Lightning's and a record with its checksum, which appears after it.
+
     Attributes:
-        folder: Where the file is.
+        folder: Where they are.
         key: Identifies the relearning, but for its number of steps.
     """
 
@@ -135,26 +139,44 @@ class Checkpoints:
 
     def save(self, step: int, trainer: Trainer) -> None:
         """Keeps the state after a step in the place of an earlier one."""
-        older = self._found()
+        older = self._files()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with new_file(self.folder / f"{self.key}-{step:08}.ckpt") as partial:
+        path = self.folder / f"{self.key}-{step:08}.ckpt"
+        with new_file(path) as partial:
             trainer.save_checkpoint(partial, weights_only=False)  # also the optimizer's state
-        for path in older.values():
-            remove_ours(path)
+        write_json(path.with_suffix(".json"), {"step": step, "content": content_hash([path])})
+        for file in older:
+            if file.stem != path.stem:
+                remove_ours(file)
 
     def before(self, step: int) -> Path | None:
-        """The file of the latest state before a step."""
-        return max(((n, path) for n, path in self._found().items() if n < step), default=(0, None))[1]
+        """The file of the latest state before a step; None where there is none, or a damaged one, which is said."""
+        records = [file for file in self._files() if file.suffix == ".json" and _step_of(file) < step]
+        if not records:
+            return None
+        record = max(records, key=_step_of)
+        path = record.with_suffix(".ckpt")
+        try:
+            if read_json(record, "remove it")["content"] == content_hash([path]):
+                return path
+        except (InputError, KeyError, OSError):
+            pass
+        say(f"{path}: damaged; the relearning begins again")
+        return None
 
     def remove(self) -> None:
         """Removes what was kept."""
-        for path in self._found().values():
-            remove_ours(path)
+        for file in self._files():
+            remove_ours(file)
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _found(self) -> dict[int, Path]:
-        return {int(path.stem.rpartition("-")[2]): path for path in self.folder.glob(f"{self.key}-{'[0-9]' * 8}.ckpt")}
+    def _files(self) -> list[Path]:
+        return [file for kind in ("ckpt", "json") for file in self.folder.glob(f"{self.key}-{'[0-9]' * 8}.{kind}")]
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])
 
 
 def relearn(

@@ -21,7 +21,7 @@ from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED
 from lightning_kfac.models.language import language_model
-from lightning_kfac.models.tokens import TokenBatch
+from lightning_kfac.models.tokens import TokenBatch, parts_of
 
 OPTIMIZERS: dict[str, type[Adam] | type[SGD]] = {"adam": Adam, "sgd": SGD}
 
@@ -196,7 +196,8 @@ class SequenceTraining(LightningModule):
 
     def summed_loss(self, tokens: TokenBatch) -> Tensor:
         """What is minimised, summed over the targets of a rank's rows; here the cross-entropy of the suffixes."""
-        return tokens.gold_loss(language_model(self.model))
+        model = language_model(self.model)
+        return torch.stack([part.gold_loss(model) for part in parts_of(model, tokens, len(tokens.input_ids))]).sum()
 
     @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:

@@ -33,6 +33,7 @@ class Product:
         expert: Its number, for a single expert's weight.
         share: Of the tokens, that come to it.
         shared: Whether it is of an expert that every token goes through, beside those that a router chooses.
+        coupled: Whether coupled factors are collected of it too.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Product:
     expert: int | None = None
     share: float = 1.0
     shared: bool = False
+    coupled: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
@@ -130,7 +132,7 @@ def covariance_flops(tracked: Iterable[Product]) -> float:
     groups: dict[float, list[Product]] = {}
     for product in tracked:
         groups.setdefault(product.share, []).append(product)
-    return sum(share * sum(map(accumulator_numbers, matrix_sizes(group))) for share, group in groups.items())
+    return sum(share * sum(map(accumulator_numbers, factor_sizes(group))) for share, group in groups.items())
 
 
 def _attended_again(model: Architecture, lowest: tuple[int, int]) -> int:
@@ -139,10 +141,17 @@ def _attended_again(model: Architecture, lowest: tuple[int, int]) -> int:
 
 
 def matrix_sizes(tracked: Iterable[Product]) -> list[int]:
-    """Sizes of all factors: a G for each layer and an A for each input, which layers of one stage share."""
+    """Sizes of A and G: a G for each layer and an A for each input, which layers of one stage share."""
     tracked = list(tracked)
     inputs = {(p.group, p.d_in) for p in tracked}
     return [p.d_out for p in tracked] + [size for _, size in inputs]
+
+
+def factor_sizes(tracked: Iterable[Product]) -> list[int]:
+    """The same with the coupled factors, which no two layers share."""
+    tracked = list(tracked)
+    coupled = [size for p in tracked if p.coupled for size in (p.d_out, p.d_in)]
+    return matrix_sizes(tracked) + coupled
 
 
 def owner_groups(tracked: Iterable[Product]) -> list[list[Product]]:
@@ -169,17 +178,17 @@ def largest_share(costs: Iterable[float], ranks: int) -> float:
 
 def accumulator_bytes(tracked: Iterable[Product]) -> int:
     """Both float32 accumulators of every factor."""
-    return 4 * sum(map(accumulator_numbers, matrix_sizes(tracked)))
+    return 4 * sum(map(accumulator_numbers, factor_sizes(tracked)))
 
 
 def triangle_bytes(tracked: Iterable[Product]) -> int:
     """Packed float32 triangles: what travels between ranks, and what lies in a factor folder."""
-    return 4 * sum(d * (d + 1) // 2 for d in matrix_sizes(tracked))
+    return 4 * sum(d * (d + 1) // 2 for d in factor_sizes(tracked))
 
 
 def square_bytes(tracked: Iterable[Product]) -> int:
     """Factors as full float32 squares, as they are in host memory once collected."""
-    return 4 * sum(d * d for d in matrix_sizes(tracked))
+    return 4 * sum(d * d for d in factor_sizes(tracked))
 
 
 def basis_bytes(tracked: Iterable[Product]) -> int:

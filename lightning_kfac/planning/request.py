@@ -35,6 +35,7 @@ PLACES = {
     "blocks": ("collect", "blocks"),
     "projections": ("collect", "projections"),
     "modules": ("collect", "modules"),
+    "coupled": ("collect", "coupled"),
     "dtype": ("model", "dtype"),
 }
 # Settings of such a config that change what a run takes and are not in the arithmetic.
@@ -113,6 +114,8 @@ def _check(settings: Mapping[str, Any]) -> None:
     for name in ("projections", "modules"):
         if not isinstance(settings[name], list | None):
             raise InputError(f"{name} must be a list, got {settings[name]!r}", name)
+    if not isinstance(settings["coupled"], bool | None):
+        raise InputError(f"coupled must be true or false, got {settings['coupled']!r}", "coupled")
     blocks = settings["blocks"]
     dtype = settings["dtype"]
     if blocks != "all" and not isinstance(blocks, list):
@@ -134,7 +137,7 @@ def _tracked(module: nn.Module, model: cost.Architecture, settings: Mapping[str,
     tracked = tuple(model.select(layers))
     if len(tracked) < len(layers):
         raise InputError("the head cannot be planned: leave it out of modules", "modules")
-    return tracked
+    return tuple(replace(product, coupled=bool(settings["coupled"])) for product in tracked)
 
 
 def _job(

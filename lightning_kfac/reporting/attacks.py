@@ -1,5 +1,6 @@
 """What survives of an edit under attack, as a person reads it: rows of ``results.jsonl`` in, cells out."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ TITLE = "What survives: share of the sequences got word for word"
 # Of 80 columns the figures take the rest.
 LABEL = 20
 HEADER = ("attack", "unedited", "edited", "attacked", "recovered", "perplexity")
+# What else may come back, where there is room for it; samples and prompts have none of it.
+NEARLY = {"loose_acc": "of loose accuracy", "avg_levenshtein_norm": "of the distance"}
 
 
 class Cell(NamedTuple):
@@ -27,10 +30,17 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What one attack does; ``cells`` are those of ``HEADER`` but for the first."""
+    """What one attack does.
+
+    Attributes:
+        label: Its name.
+        cells: Those of ``HEADER`` but for the first.
+        nearly: What it recovers of each figure of ``NEARLY``.
+    """
 
     label: str
     cells: tuple[Cell, ...]
+    nearly: tuple[Cell, ...]
 
 
 def attack_rows(rows: Sequence[Row]) -> list[Row]:
@@ -57,6 +67,7 @@ def attack_lines(rows: Sequence[Row]) -> list[Line]:
         Line(
             attack_label(row),
             (*before, _share(row["got"][0], row["got"][1:]), _recovered(row["recovered"][STRICT]), _perplexity(row)),
+            tuple(_recovered(row["recovered"][name]) if name in row["recovered"] else Cell("") for name in NEARLY),
         )
         for row in attack_rows(rows)
     ]
@@ -71,7 +82,8 @@ def recovery_curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
             curves.setdefault((row["label"], json.dumps(settings, sort_keys=True)), []).append(row)
     named: dict[str, list[Row]] = {}
     for (label, _), points in curves.items():
-        name = label if label not in named else f"{label} ({len(named)})"  # the same but for another setting
+        alike = (f"{label} ({number})" for number in itertools.count(2))  # the same but for another setting
+        name = next(name for name in itertools.chain([label], alike) if name not in named)
         named[name] = sorted(points, key=lambda row: row["attack"]["steps"])
     return named
 
@@ -80,8 +92,8 @@ def attacks_table(rows: Sequence[Row]) -> Table:
     """What survives, at 80 columns: intervals stand below their figures."""
     table = Table(box=box.SIMPLE_HEAD, title=TITLE, title_justify="left", padding=(0, 1, 0, 0))
     for name in HEADER:
-        first = name == "attack"
-        table.add_column(name, justify="left" if first else "right", max_width=LABEL if first else None)
+        how: dict[str, Any] = {"max_width": LABEL} if name == HEADER[0] else {"justify": "right"}
+        table.add_column(name, overflow="fold", **how)
     for line in attack_lines(rows):
         table.add_row(
             literal(line.label), *(Text.assemble(cell.text, (f"\n{cell.bounds}", "dim")) for cell in line.cells)

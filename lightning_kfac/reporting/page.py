@@ -10,7 +10,7 @@ from lightning_kfac.reporting.escape import as_html
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h1, li, blockquote { overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
@@ -19,6 +19,7 @@ th:first-child, td:first-child { text-align: left; } th { background: #f4f4f4; }
 pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: 12.5px; }
 .interval, .note { color: #666; font-size: 12.5px; } blockquote { margin: .2rem 0 .8rem 0; color: #333; }
 mark { background: #ffe2c7; }
+@media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal; min-width: 7rem; } }
 """
 
 
@@ -26,7 +27,8 @@ def page(title: str, sections: Iterable[str]) -> str:
     """The whole document."""
     body = "\n".join(section for section in sections if section)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{as_html(title)}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{as_html(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body>\n<h1>{as_html(title)}</h1>\n{body}\n</body></html>\n"
     )
 

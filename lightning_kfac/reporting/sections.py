@@ -12,7 +12,7 @@ from lightning_kfac.factors.spectra import layer_spectrum
 from lightning_kfac.metrics.leaks import BY_LAYER, BY_LAYER_RANDOM, TPR
 from lightning_kfac.models.targets import layer_label
 from lightning_kfac.reporting.attacks import HEADER as ATTACKS_HEADER
-from lightning_kfac.reporting.attacks import Cell, attack_lines, attack_rows, recovery_curves
+from lightning_kfac.reporting.attacks import NEARLY, Cell, attack_lines, attack_rows, recovery_curves
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
@@ -149,11 +149,12 @@ def attack_results(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     text = (
         "Share of the sequences got word for word, on the half of the set that no attack sees. Recovered: (attacked - "
-        "edited) / (unedited - edited), with a paired bootstrap over the sequences. Perplexity on held-out text: an "
-        "attack that raises it much has broken the model rather than brought anything back."
+        "edited) / (unedited - edited), with a paired bootstrap over the sequences; the last columns have the same of "
+        "near recitation. Perplexity on held-out text: an attack that raises it much has broken the model rather than "
+        "brought anything back."
     )
-    body = [[line.label, *(_cell(cell) for cell in line.cells)] for line in attack_lines(rows)]
-    parts = [paragraph(text), table(ATTACKS_HEADER, body)]
+    body = [[line.label, *map(_cell, (*line.cells, *line.nearly))] for line in attack_lines(rows)]
+    parts = [paragraph(text), table([*ATTACKS_HEADER, *NEARLY.values()], body)]
     if recovery_curves(rows):
         drawn = recovery_figure(rows, "what relearning brings back")
         parts.append(figure(drawn, "recovery over the steps of relearning"))

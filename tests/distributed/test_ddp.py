@@ -51,7 +51,7 @@ def fit(folder: Path, size: int, rows: int, labels: str, again: bool = False) ->
         batch_size=2 if rows < 100 else 100,
         tokenizer="demo",
     )
-    callbacks = [CurvatureCollector(projections=["gate", "up", "down"])]
+    callbacks = [CurvatureCollector(projections=["gate", "up", "down"], coupled=True)]
     if (rows, labels) == EDITED:
         callbacks.append(EditCallback(EditConfig(rho=0.6)))
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -130,7 +130,7 @@ def test_factors_and_counts_are_those_of_one_process(folder, size, rows, labels)
     assert more.metadata["world_size"] == size and list(one) == list(more) and len(one) == 9
     for name in one:
         assert one[name].n_tokens == more[name].n_tokens == rows * SEQ_LEN - 3 - rows
-        for side in "AG":
+        for side in ("A", "G", "A_coupled", "G_coupled"):
             a, b = getattr(one[name], side), getattr(more[name], side)
             assert (a - b).norm() < 1e-6 * a.norm(), (name, side)
 

@@ -12,4 +12,4 @@ from tests.common import batched, projections_of
 def collected(any_model, rows):
     """A model of its own for each test, and factors of all MLP layers."""
     model = copy.deepcopy(any_model)
-    return model, collect_factors(model, batched(rows, 3), projections=projections_of(model))
+    return model, collect_factors(model, batched(rows, 3), projections=projections_of(model), coupled=True)

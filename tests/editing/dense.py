@@ -12,12 +12,15 @@ CELLS = [(i, j) for i in range(D_OUT) for j in range(D_IN)]
 
 def random_factors(seed: int) -> KroneckerFactors:
     """Factors with a decaying spectrum, as real ones have."""
-    made = []
+    seen = []
     for size, shift in ((D_IN, 0), (D_OUT, 100)):
         scales = torch.arange(1, size + 1, dtype=torch.float64) ** -1.0
-        x = torch.randn(40, size, generator=generator(seed + shift), dtype=torch.float64) * scales
-        made.append((x.T @ x / 40).float())
-    return KroneckerFactors(*made, n_tokens=40)
+        seen.append(torch.randn(40, size, generator=generator(seed + shift), dtype=torch.float64) * scales)
+    a, g = seen
+    squares = [(x**2).sum(1, keepdim=True) for x in seen]
+    made = [a.T @ a, g.T @ g, a.T @ (squares[1] * a), g.T @ (squares[0] * g)]
+    A, G, A_coupled, G_coupled = ((matrix / 40).float() for matrix in made)
+    return KroneckerFactors(A, G, 40, A_coupled, G_coupled)
 
 
 def one_layer(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -55,7 +58,16 @@ def edit(config, weight_dtype=torch.float32, **options):
 
 
 def dense_importance(formula, C, lam, mu, moments=None):
+    """Of the layer ``fc`` with the factors GENERAL."""
     S = lam[:, None] * mu if not formula.startswith("corrected") else moments
     if formula == "magnitude":
         return C**2
-    return S * C**2 if formula.endswith("modified") else S
+    if formula == "foof":
+        return mu.expand(D_OUT, -1)
+    if formula.startswith("coupled") or formula == "output_side":
+        layer = GENERAL["fc"]
+        _, U_G, _, U_A = dense_basis(layer.A, layer.G)
+        r = torch.stack([U_G[:, i] @ layer.G_coupled.double() @ U_G[:, i] for i in range(D_OUT)])
+        c = torch.stack([U_A[:, j] @ layer.A_coupled.double() @ U_A[:, j] for j in range(D_IN)])
+        S = torch.outer(r, c) / r.sum() if formula.startswith("coupled") else torch.outer(r, torch.ones_like(c))
+    return S * C**2 if formula.endswith("modified") or formula == "output_side" else S

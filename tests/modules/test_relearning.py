@@ -95,7 +95,35 @@ def test_a_stop_changes_nothing(tmp_path, attack, stop):
     rest, second = run(model, attack, tmp_path, steps=left, checkpoints=kept)
     assert list(rest) == left and all(torch.equal(rest[step], whole[step]) for step in left)
     assert second.losses == module.losses[-len(second.losses) :] and len(second.losses) == (2 if stop == 4 else 4)
-    assert not list((tmp_path / "state").glob("*.ckpt"))
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "record", "lost", "no record"])
+def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, capsys, damage):
+    Manifest(tmp_path).create("attack")
+    model = build_model("olmo2")
+    kept = Checkpoints(tmp_path / "state", "key")
+    whole, _ = run(model, FULL, tmp_path)
+
+    def kill(step, relearned):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(model, FULL, tmp_path, kill, checkpoints=kept)
+    path = kept.before(4)
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    if damage in ("flip", "cut"):
+        path.write_bytes(contents if damage == "flip" else contents[:-100])
+    elif damage == "record":
+        path.with_suffix(".json").write_text('{"step": 2}')
+    else:
+        (path if damage == "lost" else path.with_suffix(".json")).unlink()
+    assert kept.before(4) is None
+    assert ("damaged; the relearning begins again" in capsys.readouterr().err) == (damage != "no record")
+    rest, _ = run(model, FULL, tmp_path, steps=[4], checkpoints=kept)
+    assert torch.equal(rest[4], whole[4]) and not (tmp_path / "state").exists()
 
 
 def test_nothing_is_trained_for_no_steps(tmp_path):

@@ -1,6 +1,8 @@
 """The cost model against counters, allocations and files."""
 
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.scaling import counted_flops, modelled_flops, run_batches
+from lightning_kfac import collect_factors
 from lightning_kfac.collection import memory as run_time
 from lightning_kfac.collection.fisher import FisherLoss
 from lightning_kfac.factors.folder import save_factors
+from lightning_kfac.math.covariance import accumulator_numbers
 from lightning_kfac.models.loading import skeleton
 from lightning_kfac.models.targets import resolve_targets
 from lightning_kfac.planning import cost
@@ -148,7 +152,28 @@ def test_accumulators_are_as_large_as_modelled(collected):
     panels = [panel for m in moments for panel in (*m._recent, *m._settled)]
     tracked = read_architecture(model).select(layers)
     assert cost.accumulator_bytes(tracked) == sum(panel.untyped_storage().nbytes() for panel in panels)
-    assert cost.accumulator_bytes(tracked) == run_time._factor_bytes(layers, capture.leaders, list(layers))
+    assert cost.accumulator_bytes(tracked) == run_time._factor_bytes(
+        layers, capture.leaders, list(layers), 1, coupled=False
+    )
+
+
+def test_coupled_factors_are_counted(collected, tmp_path):
+    """Two more matrices a layer, of which nothing is shared: in memory, on the disk and in the products' arithmetic."""
+    model, layers, _ = collected
+    tracked = read_architecture(model).select(layers)
+    coupled = [replace(product, coupled=True) for product in tracked]
+    more = [size for layer in layers.values() for size in layer.shape]
+    assert sorted(cost.factor_sizes(coupled)) == sorted([*cost.matrix_sizes(tracked), *more])
+    assert cost.factor_sizes(tracked) == cost.matrix_sizes(tracked) == cost.matrix_sizes(coupled)
+    leaders = {name: name for name in layers} | {n: n.replace("up", "gate") for n in layers if "up" in n}
+    assert cost.accumulator_bytes(coupled) == run_time._factor_bytes(layers, leaders, list(layers), 1, coupled=True)
+    assert cost.eigen_flops(coupled) == cost.eigen_flops(tracked)
+    assert cost.covariance_flops(coupled) - cost.covariance_flops(tracked) == sum(map(accumulator_numbers, more))
+    batch = {"input_ids": torch.ones(1, 9, dtype=torch.long)}
+    factors = collect_factors(model, [batch], modules=[re.escape(name) for name in layers], coupled=True)
+    save_factors(factors, tmp_path / "factors")
+    real = sum(file.stat().st_size for file in (tmp_path / "factors").iterdir())
+    assert cost.triangle_bytes(coupled) == pytest.approx(real, rel=0.01)
 
 
 def test_what_ranks_send_is_as_large_as_modelled(collected):

@@ -1,6 +1,7 @@
 """What a collection has found so far, in memory and in the run's folder."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning_kfac.data.names import CORPUS
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
-from lightning_kfac.factors.folder import input_leaders, load_factors, save_factors
+from lightning_kfac.factors.folder import input_leaders, load_factors, save_factors, stored_sides
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.factors.moments import load_moments, save_moments
 from lightning_kfac.factors.sharded import save_sharded
@@ -146,10 +147,11 @@ class Collected:
                 layer = stored[name]
             else:
                 d_out, d_in = stored.layer_shape(name)
-                A, G = (torch.empty(d, d, device="meta") for d in (d_in, d_out))
-                layer = KroneckerFactors(A, G, stored.metadata["layers"][name]["n_tokens"])
-            A = inputs.setdefault(stored.shared_A(name), layer.A)
-            found[name] = KroneckerFactors(A, layer.G, layer.n_tokens)
+                entry = stored.metadata["layers"][name]
+                sizes = {"A": d_in, "G": d_out}
+                empty = {s: torch.empty(sizes[s[0]], sizes[s[0]], device="meta") for s in stored_sides(entry)}
+                layer = KroneckerFactors(n_tokens=entry["n_tokens"], **empty)
+            found[name] = replace(layer, A=inputs.setdefault(stored.shared_A(name), layer.A))
         return found
 
     def reuse(self, metadata: Mapping[str, Any], layers: list[str]) -> dict[str, Any] | None:
@@ -189,8 +191,8 @@ def _all_on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, Kronecker
     moved: dict[str, KroneckerFactors] = {}
     for name, leader in input_leaders(factors).items():
         layer = factors[name]
-        A = moved[leader].A if leader in moved else _on_host(layer.A)
-        moved[name] = KroneckerFactors(A, _on_host(layer.G), layer.n_tokens)
+        there = {"A": moved[leader].A} if leader in moved else {}
+        moved[name] = layer.each(_on_host, **there)
     return moved
 
 
@@ -200,4 +202,6 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 def _equal(a: KroneckerFactors, b: KroneckerFactors) -> bool:
     """Whether what is on the disk is what this rank has; of another rank's layer it has nothing."""
-    return a.n_tokens == b.n_tokens and (b.A.is_meta or (a.A.equal(b.A) and a.G.equal(b.G)))
+    if a.n_tokens != b.n_tokens or a.matrices.keys() != b.matrices.keys():
+        return False
+    return b.A.is_meta or all(matrix.equal(b.matrices[side]) for side, matrix in a.matrices.items())

@@ -55,6 +55,8 @@ class CurvatureCollector(Callback):
         stop_overlap: End the collection when no layer's overlap is below this, in [0, 1].
         moments: Also measure the curvature in the bases of the factors, in a second pass (EK-FAC: for the
             formulas ``corrected`` and ``corrected_modified``): per ``token`` or per ``sequence``.
+        coupled: Also collect ||g||^2 a a^T and ||a||^2 g g^T in the same pass, which tell how inputs and gradients go
+            together: for the formulas ``coupled``, ``coupled_modified`` and ``output_side``.
         reuse: Do not collect the corpus again where the run folder holds its factors already, of the same
             weights, layers, text and settings. (Domains are always collected.)
         save_minutes: How often the state is written from which an interrupted collection goes on. Each takes as
@@ -82,6 +84,7 @@ class CurvatureCollector(Callback):
         watch_rho: float | None = None,
         stop_overlap: float | None = None,
         moments: Literal["token", "sequence"] | None = None,
+        coupled: bool = False,
         reuse: bool = False,
         save_minutes: float = 5.0,
         shard_factors: bool | None = None,
@@ -97,6 +100,7 @@ class CurvatureCollector(Callback):
         self.max_memory_gb = max_memory_gb
         self.layers_per_pass = layers_per_pass
         self.moments = moments
+        self.coupled = coupled
         self.reuse = reuse
         self.save_minutes = save_minutes
         self.shard_factors = shard_factors
@@ -191,9 +195,12 @@ class CurvatureCollector(Callback):
             layers_per_pass=self.layers_per_pass,
             processes=trainer.num_devices,
             owning_ranks=trainer.world_size if self.is_sharded(trainer) else None,
+            coupled=self.coupled,
         )
         task.collection = session
         metadata = collection_metadata(trainer, task, session.layers)
+        if self.coupled:
+            metadata["coupled"] = True
         course = Course(trainer, session, metadata, self.moments, self.watch, self.save_minutes)
         self._course = course
         course.identity = identity_of(course, self.is_sharded(trainer), trainer)

@@ -19,6 +19,9 @@ from lightning_kfac.data.loaders import Position
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.tensor_files import load_tensors
 
+# Metadata that only some collections have.
+OF_SOME = ("coupled",)
+
 
 @dataclass(frozen=True)
 class CollectionState:
@@ -60,7 +63,8 @@ class CollectionState:
 
     def check(self, identity: dict[str, Any], folder: Path) -> None:
         """Raises ``InputError`` where another collection is asked for than the one in the folder."""
-        for key, value in identity.items():
+        for key in dict.fromkeys((*identity, *OF_SOME)):
+            value = identity.get(key)
             if (theirs := self.identity.get(key)) != value:
                 if key in ("text", "rows"):
                     raise InputError(

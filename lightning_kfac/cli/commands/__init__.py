@@ -1,6 +1,7 @@
 """The commands beside fit, validate and predict: one module each, which is found by its name, and nothing else.
 
-A module has a docstring, whose first line is its help, and two functions: ``add_options(parser)`` and ``run(options)``.
+A module has a docstring, whose first line is its help, and two functions: ``add_options(parser)`` and ``run(options)``,
+which may give an exit status.
 Three facts can be stated in it:
 
 - ``NOTED = True``: the command and its settings are written beside its results in ``--output``.

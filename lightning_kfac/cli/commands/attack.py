@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.editing.edited_model import edit_details, find_reference
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.adapters import check_peft
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import load_config
@@ -47,14 +48,14 @@ NOT_ASKED = {"planted", "exposures", "shuffle", "domains", "domain_tokens", "min
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
-    add_model_options(parser)
+    add_model_options(parser, required=True)
     parser.add_argument("--unedited", type=str, help="The model before the edit; by default the one in edit.json.")
     parser.add_argument("--output", type=str, default="runs/attacks", help="Folder of results, figure and TensorBoard.")
     parser.add_argument(
         "--attacks",
         type=list[str | dict[str, Any]],
         default=DEFAULT,
-        help="Each by its name, or a mapping of name and settings.",
+        help=f"Each by its name ({', '.join(KINDS)}), or a mapping of name and settings (docs/attacks.md).",
     )
     parser.add_argument("--half_seed", type=int, default=0, help="Decides which half of the set attacks may learn.")
     parser.add_argument("--accelerator", type=str, default="auto", help="Where to compute: auto, cpu, gpu.")
@@ -73,7 +74,10 @@ def run(options: Namespace) -> None:
     evaluator = ModelEvaluator(edited, options.dtype, data, folder, options.accelerator)
     model = open_model(edited, options)
     attacked_layers(model)  # a model that cannot be attacked is refused before the work
-    context = weights_fingerprint(model, _layers(edited)), unedited.about(), data.measured(), options.dtype
+    details = edit_details(edited)
+    layers = [layer["name"] for layer in details.get("layers", [])]
+    before = unedited.about(), None if options.unedited else details.get("fingerprint")
+    context = weights_fingerprint(model, layers), before, data.measured(), options.dtype
     measured = AttackedModel(evaluator, folder / RESULTS, context)
     plan = [_Planned.of(attack, halves, data, edited, folder) for attack in attacks]
     abouts = [about for planned in plan for about in planned.abouts]
@@ -109,6 +113,8 @@ class _Planned:
     def of(cls, attack: Attack, halves: Halves, data: TextData, edited: ModelSource, folder: Path) -> "_Planned":
         if not isinstance(attack, Relearning):
             return cls(attack, (attack.about(),))
+        if attack.weights == "lora":
+            check_peft("attacks: relearning: weights lora")
         learned = to_learn(attack.source, halves, data, edited, folder)
         of = {"n_learned": len(learned), "learned": content_of_sequences(learned)}
         return cls(attack, tuple(attack.after(step) | of for step in attack.steps), tuple(learned))
@@ -165,8 +171,6 @@ def _log(writer: SummaryWriter, label: str, row: Row) -> None:
 
 
 def _edited(options: Namespace) -> ModelSource:
-    if not options.model:
-        raise InputError("--model is missing: the edited model to attack, such as runs/NAME/edited")
     given = options.revision, options.gguf_file, options.adapter
     return ModelSource.named(options.model, *given, options.trust_remote_code)
 
@@ -183,11 +187,6 @@ def _unedited(edited: ModelSource, options: Namespace) -> ModelSource:
     if unedited is None:
         raise InputError(f"{edited}: {why}; name the unedited model with --unedited")
     return unedited
-
-
-def _layers(edited: ModelSource) -> list[str]:
-    layers: list[Mapping[str, Any]] = edit_details(edited).get("layers", [])
-    return [layer["name"] for layer in layers]
 
 
 def _data(edited: ModelSource, options: Namespace, folder: Path) -> tuple[Halves, TextData]:

@@ -31,6 +31,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--blocks", type=Literal["all"] | list[int] | None, help="Block numbers. (default: all)")
     parser.add_argument("--projections", type=list[str] | None, help="Of gate, up, down, q, k, v, o, expert_gate, ...")
     parser.add_argument("--modules", type=list[str] | None, help="Instead: regular expressions on layer names.")
+    parser.add_argument("--coupled", type=bool | None, help="Whether coupled factors are collected too.")
     parser.add_argument("--hardware", type=str, default="h100", help=f"One of {', '.join(HARDWARE)}.")
     parser.add_argument("--devices", type=int, default=1, help="Of one node.")
     parser.add_argument("--nodes", type=int, default=1, help="Number of nodes.")

@@ -154,3 +154,23 @@ def test_another_user_s_folder(forks, texts, whole, open_folder):
     code, said = forks.run(words, open_folder / "log", module="lightning_kfac", **somebody)
     assert code == 0 and contents(factors) == kept, said
     assert forks.run(args, open_folder / "log")[0] == 0 and outcome(interrupted)["files"] == reference["files"]
+
+
+def test_coupled_factors_go_on_bit_for_bit(forks, texts, tmp_path):
+    """In two passes, the second of which is interrupted as well."""
+    changes = {"collect.coupled": "true", "collect.layers_per_pass": 1, "edit.formula": "coupled"}
+    changes |= {"data.memorized": "null", "data.heldout": "null"}
+    whole, run = options(texts, tmp_path / "whole", **changes), options(texts, tmp_path / "run", **changes)
+    count = tmp_path / "count"
+    code, said = forks.run(whole, tmp_path / "log", watched=str(tmp_path / "whole"), count_to=str(count))
+    assert code == 0, said
+    events = int(count.read_text())
+    for kill_at in (events // 3, events // 3):
+        assert forks.run(run, tmp_path / "log", watched=str(tmp_path / "run"), kill_at=kill_at)[0] == -9
+    code, said = forks.run([*run, "--collect.coupled", "false", "--edit.formula", "original"], tmp_path / "log")
+    assert code == 2 and "an unfinished run whose coupled is True" in said, said
+    code, said = forks.run(run, tmp_path / "log")
+    assert code == 0, said
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    factors = load_factors(tmp_path / "run" / "factors")
+    assert all(list(factors[name].matrices) == ["G", "A", "G_coupled", "A_coupled"] for name in factors)

@@ -193,6 +193,13 @@ def test_what_cannot_be_attacked_is_one_line(edited, few, tmp_path, capsys, chan
     assert message in failed(capsys, "attack", **options)
 
 
+def test_adapters_without_peft_are_refused_before_anything_is_measured(edited, few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_kfac.models.adapters.find_spec", lambda name: None)
+    attacks = json.dumps(["pruning", {"name": "relearning", "weights": "lora"}])
+    told = failed(capsys, "attack", model=edited, output=tmp_path / "out", attacks=attacks, **{"data.memorized": few})
+    assert "needs peft" in told and not (tmp_path / "out" / "results.jsonl").exists()
+
+
 def test_a_file_that_gives_the_reported_half_away_is_cut(ran, edited, few, tmp_path, capsys):
     """The whole set as something to learn: the measured half is left out of it."""
     folder, _, _ = ran
