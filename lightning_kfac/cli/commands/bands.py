@@ -14,7 +14,6 @@ from rich import box
 from rich.table import Table
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedTokenizerBase
 
 from lightning_kfac.cli.options import (
     add_model_options,
@@ -26,14 +25,9 @@ from lightning_kfac.cli.options import (
     open_model,
     output_folder,
 )
+from lightning_kfac.cli.text_rows import add_row_options, text_rows
 from lightning_kfac.console import console, say, show, track_count, visible
-from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.loaders import TokenRows, row_loader
-from lightning_kfac.data.memorized import load_memorized
-from lightning_kfac.data.packing import row_offsets
-from lightning_kfac.data.set_formats import is_set
-from lightning_kfac.data.text_ids import start_tokens
-from lightning_kfac.data.tokenized import tokenized_text
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.excitation import Excitation, excitation, layer_forms
 from lightning_kfac.factors.bases import BasisCache
@@ -63,11 +57,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--against", type=str, help="Ratios are taken to this text; by default the last one.")
     parser.add_argument("--bands", type=int, default=10, help="Bands of equal component count.")
     parser.add_argument("--shards", type=int, default=32, help="Parts of each text: whole documents, for intervals.")
-    parser.add_argument("--max_tokens", type=int, default=100_000, help="Token budget of each corpus.")
-    parser.add_argument("--seq_len", type=int, default=128, help="Tokens a row of a corpus.")
-    parser.add_argument("--batch_size", type=int, default=16, help="Rows at once.")
-    differing = "Where transformers ignores tokenizer.json: use the file's own tokenizer (true) or the other (false)."
-    parser.add_argument("--data.own_tokenizer", type=bool | None, default=None, help=differing)
+    add_row_options(parser, max_tokens=100_000)
     parser.add_argument("--output", type=str, default="runs/bands", help="Folder of figures, numbers, TensorBoard.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
     add_precision_option(parser)
@@ -114,7 +104,7 @@ def _measure(
         rows = {}
         bounds = {}
         for text, source in texts.items():
-            rows[text] = _rows(source, tokenizer, vocab_size, options, partial / "data")
+            rows[text] = text_rows(source, tokenizer, vocab_size, options, partial / "data")
             bounds[text] = _bounds(rows[text], options.shards)
             if len(bounds[text]) <= FEWEST_SHARDS:
                 bounds[text] = bounds[text][[0, -1]]
@@ -132,23 +122,6 @@ def _measure(
         _write(
             partial, found, against, {**model_source.about(), **made_by, "texts": texts, "factors": str(factors.path)}
         )
-
-
-def _rows(
-    source: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, options: Namespace, folder: Path
-) -> TokenRows:
-    """A memorized set row by row, or a corpus packed into rows."""
-    if is_set(source):
-        sequences = load_memorized(source, tokenizer, vocab_size)
-        ids = [np.asarray([*s.prefix, *s.suffix], dtype=np.int32) for s in sequences]
-        ends = np.cumsum([0, *map(len, ids)])
-        return TokenRows(np.concatenate(ids), ends, ends=ends[1:])
-    corpus = Corpus.parse(source, embedded_split="heldout")
-    corpus.check()
-    start = start_tokens(tokenizer)
-    read = tokenized_text(folder, "text", corpus, tokenizer, options.max_tokens, vocab_size, start=start)
-    offsets = row_offsets(len(read.tokens), options.seq_len)
-    return TokenRows(np.array(read.tokens), offsets, tuple(start), read.ends)
 
 
 def _bounds(rows: TokenRows, count: int) -> np.ndarray:
