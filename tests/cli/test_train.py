@@ -436,7 +436,9 @@ def fails(capfd, args):
         ({"trainer.precision": "16-true"}, "float16 gradients overflow"),
         ({"trainer.devices": "0"}, "trainer: "),
         ({"trainer.strategy": "dddp"}, "trainer: "),
+        ({"trainer.devices": "two"}, "trainer: "),
         ({"trainer.accelerator": "gpu"}, "trainer: "),
+        ({"trainer.accelerator": "tpu"}, "trainer: "),
         ({"collect.modules": "[lm_head]", "edit.rho": "0.5"}, "lm_head shares its weight with model.embed_tokens"),
     ],
 )

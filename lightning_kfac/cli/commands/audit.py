@@ -133,7 +133,7 @@ def _audited(options: Namespace, sampling: Sampling) -> dict[str, Any]:
     try:
         _claim(folder, options)
         found = measured(options, sampling, subject, folder.path, sets)
-        audit = described(options, sampling, subject, texts, found)
+        audit = described(options, sampling, subject, sets, found)
         excerpts = excerpts_of(texts, found, options.chance, tokenizer)
         strips = [strip for name in sets if name != NONMEMBERS for strip in strips_along(name, sets[name], found)]
         _write(folder.path, audit, excerpts, strips, texts, found)
