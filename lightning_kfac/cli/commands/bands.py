@@ -32,13 +32,14 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.excitation import Excitation, excitation, layer_forms
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder
-from lightning_kfac.math.bands import Bands, band_ratios, band_shares
+from lightning_kfac.math.bands import Bands, Exponent, band_ratios, band_shares, whitening_exponent
 from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.targets import layer_labels
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
-from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure
+from lightning_kfac.reporting.figures.bands import bands_figure, ratios_figure, whitening_figure
 from lightning_kfac.storage.files import new_folder
+from lightning_kfac.storage.json_files import for_json
 
 NOTED = True
 RESULT = "bands.json"
@@ -56,6 +57,11 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--against", type=str, help="Ratios are taken to this text; by default the last one.")
     parser.add_argument("--bands", type=int, default=10, help="Bands of equal component count.")
+    parser.add_argument(
+        "--cuts",
+        type=list[float] | None,
+        help="Instead: where each band ends, as shares of all components; the paper's are [0.1, 0.25, 0.5, 1].",
+    )
     parser.add_argument("--shards", type=int, default=32, help="Parts of each text: whole documents, for intervals.")
     add_row_options(parser, max_tokens=100_000)
     parser.add_argument("--output", type=str, default="runs/bands", help="Folder of figures, numbers, TensorBoard.")
@@ -77,6 +83,9 @@ def run(options: Namespace) -> None:
         raise InputError(f"--against {against}: no such text; there are {', '.join(texts)}")
     if options.shards < FEWEST_SHARDS or options.bands < 2:
         raise InputError(f"--shards must be at least {FEWEST_SHARDS} and --bands at least 2")
+    cuts = options.cuts
+    if cuts is not None and (len(cuts) < 2 or sorted(set(cuts)) != cuts or not 0 < cuts[0] <= cuts[-1] <= 1):
+        raise InputError(f"--cuts {cuts}: at least two shares above 0 and up to 1, ascending")
     check_not_within(Path(options.output), {"the factors": factors.path, "the model": model_source})
     with output_folder(options, "bands") as output:
         _measure(options, factors, model_source, texts, against, output.new)
@@ -111,7 +120,7 @@ def _measure(
                 say(f"{source}: intervals are n/a: they need {FEWEST_SHARDS} documents in as many rows")
         bases = BasisCache.beside(factors, getattr(torch, options.precision))
         with track_count("curvature bands", "layers", total=len(factors)) as advance_to:
-            forms = layer_forms(model, factors, bases, options.bands)
+            forms = layer_forms(model, factors, bases, options.cuts or options.bands)
             advance_to(len(factors))
         found = {}
         for text in texts:
@@ -147,13 +156,16 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
     others = [text for text in found if text != against]
     layers: dict[str, dict[str, Any]] = {}
     by_text: dict[str, dict[str, Bands]] = {}
+    exponents: dict[str, dict[str, dict[str, Exponent]]] = {}
     labels = layer_labels(found[against])
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         for name in found[against]:
             label = labels[name]
             base = found[against][name]
             shares = {text: band_shares(layer[name].energies) for text, layer in found.items()}
-            ratios = {text: band_ratios(*found[text][name], *base) for text in others}
+            ratios = {text: band_ratios(*found[text][name][:2], *base[:2]) for text in others}
+            for text in others:
+                exponents.setdefault(text, {})[label] = _exponents(found[text][name], base)
             for text, bands in ratios.items():
                 by_text.setdefault(text, {})[label] = bands
             figure = bands_figure(label, shares, ratios or shares, against)
@@ -163,11 +175,18 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
                 text: {"share": _numbers(shares[text]), **({"ratio": _numbers(ratios[text])} if text in ratios else {})}
                 for text in found
             }
+            for text in others:
+                of_text = exponents[text][label]
+                layers[name][text]["whitening"] = {side: for_json(e._asdict()) for side, e in of_text.items()}
         for text, of_layers in by_text.items():
             figure = ratios_figure(text, against, of_layers)
             figure.savefig(folder / f"ratios_{text}.png", dpi=110)
             writer.add_figure(f"bands/{visible(text)} over {visible(against)}", figure)
             show(_table(text, against, of_layers))
+            figure = whitening_figure(text, against, exponents[text])
+            figure.savefig(folder / f"whitening_{text}.png", dpi=110)
+            writer.add_figure(f"bands/whitening of {visible(text)}", figure)
+            show(_whitening_table(text, against, exponents[text]))
     counts = {text: int(next(iter(layer.values())).counts.sum()) for text, layer in found.items()}
     result = {**about, "against": against, "n_positions": counts, "statistic": "root mean square", "layers": layers}
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
@@ -186,6 +205,27 @@ def _table(text: str, against: str, layers: dict[str, Bands]) -> Table:
         table.add_column(str(number), justify="right", no_wrap=True)
     for label, bands in layers.items():
         table.add_row(label, *(_cell(*figures) for figures in zip(*bands, strict=True)))
+    return table
+
+
+def _exponents(text: Excitation, other: Excitation) -> dict[str, Exponent]:
+    """Of inputs and outputs of one layer."""
+    return {
+        "inputs": whitening_exponent(text.inputs, text.counts, other.inputs, other.counts),
+        "outputs": whitening_exponent(text.outputs, text.counts, other.outputs, other.counts),
+    }
+
+
+def _whitening_table(text: str, against: str, layers: dict[str, dict[str, Exponent]]) -> Table:
+    console.print(
+        f"Whitening exponent of {text}: slope, over directions, of log(energy / that of {against}) on the log of the latter"
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("layer", no_wrap=True)
+    for side in ("inputs", "outputs"):
+        table.add_column(side, justify="right", no_wrap=True)
+    for label, sides in layers.items():
+        table.add_row(label, *(_cell(*exponent) for exponent in sides.values()))
     return table
 
 

@@ -15,14 +15,17 @@ from tests.common import write_jsonl
 def test_bands_of_the_demo(demo_factors, tmp_path, capsys):
     words = ["--factors", str(demo_factors), "--texts.memorized", "demo:planted_report.jsonl"]
     words += ["--texts.general", "embedded", "--max_tokens", "4000", "--output", str(tmp_path / "b")]
-    edit_main(["bands", *words, "--shards", "16"])
+    edit_main(["bands", *words, "--seq_len", "32"])
     result = json.loads((tmp_path / "b" / "bands.json").read_text())
     assert result["against"] == "general" and result["n_positions"]["memorized"] == 100 * 111
     layer = result["layers"]["model.layers.3.mlp.up_proj"]
     assert len(layer["memorized"]["ratio"]["value"]) == 10 and "ratio" not in layer["general"]
     shown = capsys.readouterr().out
     assert "3 up" in shown and "the paper averages norms instead" in shown
-    assert {"bands_3_up.png", "ratios_memorized.png"} <= set(os.listdir(tmp_path / "b"))
+    whitening = layer["memorized"]["whitening"]
+    assert whitening["inputs"]["low"] < whitening["inputs"]["value"] < whitening["inputs"]["high"]
+    assert "Whitening exponent of memorized: slope" in shown and "whitening" not in layer["general"]
+    assert {"bands_3_up.png", "ratios_memorized.png", "whitening_memorized.png"} <= set(os.listdir(tmp_path / "b"))
 
 
 def test_few_documents_give_no_intervals(demo_factors, tmp_path, capsys):
@@ -52,6 +55,8 @@ def test_shards_are_of_whole_documents():
         ({}, "--texts is missing"),
         ({"texts.a": "embedded", "against": "b"}, "--against b: no such text; there are a"),
         ({"texts.a": "embedded", "shards": 3}, "--shards must be at least 16"),
+        ({"texts.a": "embedded", "cuts": "[0.5, 0.1]"}, "--cuts [0.5, 0.1]: at least two shares above 0"),
+        ({"texts.a": "embedded", "cuts": "[0.5, 1.1]"}, "--cuts [0.5, 1.1]: at least two shares above 0"),
         ({"texts.a/b": "embedded"}, "the name 'a/b' may hold letters"),
     ],
 )
