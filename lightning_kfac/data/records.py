@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_kfac.data.rows import BadRows, check_object, json_errors, parse_object
 from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.storage.special_files import check_not_special
 
 LINES = (".jsonl", ".ndjson")
 JSON = (*LINES, ".json")
@@ -88,7 +89,8 @@ def place(file: Path, number: int) -> str:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turns what reading a file may raise into an ``InputError`` that names it."""
+    """Turns what reading a file may raise into an ``InputError`` that names it; a pipe or a device is refused."""
+    check_not_special(file)
     try:
         yield
     except InputError:

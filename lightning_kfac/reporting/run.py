@@ -7,6 +7,7 @@ from typing import Any
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.storage.json_files import read_json
+from lightning_kfac.storage.manifest import Manifest
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -71,6 +72,8 @@ def read_run(path: Path) -> Run:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such run folder")
+    if Manifest(path).kind == "audit":
+        raise InputError(f"{path}: the folder of an audit, which wrote its own page, audit.html")
     names = ("mining", "recommended", "crystallization", "bands")
     findings = {name: found for name in names if (found := _json(path / f"{name}.json"))}
     results = read_results(path / "results.jsonl")

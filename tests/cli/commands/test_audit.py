@@ -79,6 +79,14 @@ def test_the_page(whole):
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"] == "demo"
 
 
+def test_a_report_of_an_audit_names_its_page(whole, capsys):
+    """Rather than a page that says of all of it that it was not measured."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(whole[0])])
+    assert stopped.value.code == 2 and not (whole[0] / "report.html").exists()
+    assert "the folder of an audit, which wrote its own page, audit.html" in capsys.readouterr().err
+
+
 def test_exit_status_and_json(mixed, tmp_path, capsys, whole):
     options = {"model": "demo", "texts": mixed[0]}
     with pytest.raises(SystemExit) as stopped:
