@@ -154,12 +154,12 @@ class KFACEditor:
         active = self._active(config)
         for domain in active:
             check_domain(domain, self.sources.domains[domain], self.sources.factors, layers)
-        there = self._collected()
+        there = self.collected()
         for name in layers:
             check_formula(config.for_layer(name), bool(active), there)
         return layers
 
-    def _collected(self) -> set[str]:
+    def collected(self) -> set[str]:
         """What was, beside A and G, as formulas need it."""
         factors = self.sources.factors
         moments = {"moments"} if self.sources.moments is not None or has_moments(factors) else set()
@@ -197,7 +197,7 @@ class KFACEditor:
         """
         curvature = self._curvature(name, torch.device(self.device or "cpu"), None)
         basis = curvature.general
-        there = self._collected()
+        there = self.collected()
         formula = "corrected" if "moments" in there else "coupled" if "coupled" in there else "original"
         moments = FORMULAS[formula].part(curvature, basis, None)
         dC = components(dW.to(basis.G.vectors), basis.G.vectors, basis.A.vectors)

@@ -217,9 +217,7 @@ def _exponents(text: Excitation, other: Excitation) -> dict[str, Exponent]:
 
 
 def _whitening_table(text: str, against: str, layers: dict[str, dict[str, Exponent]]) -> Table:
-    console.print(
-        f"Whitening exponent of {text}: slope over directions of log(energy / {against}) on log({against})"
-    )
+    console.print(f"Whitening exponent of {text}: slope over directions of log(energy / {against}) on log({against})")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)
     for side in ("inputs", "outputs"):
