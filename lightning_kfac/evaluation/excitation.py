@@ -12,7 +12,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import input_leaders
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.math.bands import band_forms, band_masks, energies
+from lightning_kfac.math.bands import band_forms, band_masks, energies, singular_forms
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.importance import original
 from lightning_kfac.models.language import language_model
@@ -59,17 +59,29 @@ class LayerForms(NamedTuple):
 
 
 def layer_forms(
-    model: nn.Module, factors: Mapping[str, KroneckerFactors], bases: BasisCache, bands: int | Sequence[float]
+    model: nn.Module,
+    factors: Mapping[str, KroneckerFactors],
+    bases: BasisCache,
+    bands: int | Sequence[float],
+    singular: bool = False,
 ) -> dict[str, LayerForms]:
-    """The forms of every layer; ``bands`` as for ``band_masks``."""
+    """The forms of every layer.
+
+    Args:
+        bands: As for ``band_masks``.
+        singular: Bands of the weight's singular directions instead of curvature's components.
+    """
     forms = {}
     layers = find_layers(model)
     for name in factors:
         weight = layers[name].W
         G, A = bases.of(factors, name, weight.device)
         outputs = G.vectors.T @ weight.detach().to(G.vectors.dtype)
-        masks = band_masks(original(G.values, A.values), bands)
-        of_bands = band_forms(outputs @ A.vectors, A.vectors, masks)
+        if singular:
+            of_bands = singular_forms(weight.detach().to(G.vectors.dtype), bands)
+        else:
+            masks = band_masks(original(G.values, A.values), bands)
+            of_bands = band_forms(outputs @ A.vectors, A.vectors, masks)
         forms[name] = LayerForms(of_bands, A.vectors.T.float().contiguous(), outputs.float())
     return forms
 

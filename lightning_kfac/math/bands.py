@@ -69,6 +69,21 @@ def band_forms(C: Tensor, basis_A: Tensor, masks: list[Tensor]) -> Tensor:
     return torch.stack(forms)
 
 
+def singular_forms(W: Tensor, bands: int | Sequence[float]) -> Tensor:
+    """The same for bands of singular directions instead of components, the largest singular values first.
+
+    Args:
+        W: [d_out, d_in].
+        bands: As for ``band_masks``, of the min(d_out, d_in) directions.
+
+    Returns:
+        float32 [n_bands + 1, d_in, d_in].
+    """
+    _, sigma, V = torch.linalg.svd(W, full_matrices=False)
+    masks = [*band_masks(sigma[None], bands), torch.ones_like(sigma[None], dtype=torch.bool)]
+    return torch.stack([((V.T * (sigma**2 * mask[0])) @ V).float() for mask in masks])
+
+
 def energies(forms: Tensor, A_sum: Tensor) -> Tensor:
     """Sum over inputs x of ||W_b x||^2, from the sum of x x^T [d_in, d_in]. float64 [n_bands + 1]."""
     return (forms.flatten(1) @ A_sum.float().flatten()).double()

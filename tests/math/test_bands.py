@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_kfac.math.bands import band_forms, band_masks, band_ratios, band_shares, energies, whitening_exponent
+from lightning_kfac.math.bands import (
+    band_forms,
+    band_masks,
+    band_ratios,
+    band_shares,
+    energies,
+    singular_forms,
+    whitening_exponent,
+)
 from tests.common import descending, generator
 
 # -- masks -------------------------------------------------------------------------------------------------
@@ -238,3 +246,16 @@ def test_bands_between_cuts():
     assert torch.equal(torch.stack(masks).sum(0), torch.ones(10, 8, dtype=torch.long))
     for above, below in itertools.pairwise(masks):
         assert importance[above].min() >= importance[below].max()
+
+
+def test_bands_of_singular_directions():
+    """By a loop over inputs: what the weight's parts, cut by singular values, make of them."""
+    W = torch.randn(9, 7, generator=generator(1), dtype=torch.float64)
+    X = torch.randn(20, 7, generator=generator(2), dtype=torch.float64)
+    u, sigma, v = torch.linalg.svd(W, full_matrices=False)
+    found = energies(singular_forms(W, [0.3, 1]), X.T @ X)
+    parts = [(u[:, some] * sigma[some]) @ v[some] for some in (slice(0, 2), slice(2, 7), slice(0, 7))]
+    assert found.tolist() == pytest.approx(
+        [sum((part @ x).square().sum().item() for x in X) for part in parts], rel=1e-6
+    )
+    assert found[:2].sum().item() == pytest.approx(found[2].item(), rel=1e-6)  # singular directions do not mix

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,12 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--against", type=str, help="Ratios are taken to this text; by default the last one.")
     parser.add_argument("--bands", type=int, default=10, help="Bands of equal component count.")
+    parser.add_argument(
+        "--directions",
+        type=Literal["curvature", "svd"],
+        default="curvature",
+        help="Bands of what: components of the curvature basis, or the weight's singular directions.",
+    )
     parser.add_argument(
         "--cuts",
         type=list[float] | None,
@@ -120,14 +126,14 @@ def _measure(
                 say(f"{source}: intervals are n/a: they need {FEWEST_SHARDS} documents in as many rows")
         bases = BasisCache.beside(factors, getattr(torch, options.precision))
         with track_count("curvature bands", "layers", total=len(factors)) as advance_to:
-            forms = layer_forms(model, factors, bases, options.cuts or options.bands)
+            forms = layer_forms(model, factors, bases, options.cuts or options.bands, options.directions == "svd")
             advance_to(len(factors))
         found = {}
         for text in texts:
             with track_count(f"run {text}", "rows", total=len(rows[text])) as advance_to:
                 shards = _shards(rows[text], bounds[text], options.batch_size, advance_to)
                 found[text] = excitation(model, factors, forms, shards)
-        made_by = {"tokenizer_fingerprint": fingerprint}
+        made_by = {"tokenizer_fingerprint": fingerprint, "directions": options.directions, "cuts": options.cuts}
         _write(
             partial, found, against, {**model_source.about(), **made_by, "texts": texts, "factors": str(factors.path)}
         )

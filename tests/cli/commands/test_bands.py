@@ -28,6 +28,16 @@ def test_bands_of_the_demo(demo_factors, tmp_path, capsys):
     assert {"bands_3_up.png", "ratios_memorized.png", "whitening_memorized.png"} <= set(os.listdir(tmp_path / "b"))
 
 
+def test_singular_bands_between_the_paper_s_cuts(demo_factors, tmp_path):
+    words = ["--factors", str(demo_factors), "--texts.memorized", "demo:planted_report.jsonl", "--max_tokens", "2000"]
+    words += ["--texts.general", "embedded", "--seq_len", "32", "--output", str(tmp_path / "b")]
+    edit_main(["bands", *words, "--directions", "svd", "--cuts", "[0.1, 0.25, 0.5, 1]"])
+    result = json.loads((tmp_path / "b" / "bands.json").read_text())
+    shares = result["layers"]["model.layers.3.mlp.up_proj"]["general"]["share"]["value"]
+    assert len(shares) == 4 and sum(share**2 for share in shares) == pytest.approx(1, rel=1e-5)
+    assert (result["directions"], result["cuts"]) == ("svd", [0.1, 0.25, 0.5, 1])
+
+
 def test_few_documents_give_no_intervals(demo_factors, tmp_path, capsys):
     """Whatever the number of rows: those of one document are no sample of others."""
     row = {"prefix_ids": [1, 2], "suffix_ids": [3]}
