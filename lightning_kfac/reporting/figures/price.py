@@ -38,3 +38,22 @@ def price_figure(records: Sequence[Mapping[str, Any]], text: str) -> Figure:
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def price_curve_figure(prices: Mapping[str, Mapping[float, float]]) -> Figure:
+    """The diagonal form over rho, a line a formula.
+
+    Args:
+        prices: Nats a token by formula and rho.
+    """
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    for number, (formula, of_rho) in enumerate(prices.items()):
+        line = sorted(of_rho.items())
+        axes.plot(*zip(*line, strict=True), color=colour(number), marker=marker(number), label=as_label(formula))
+    axes.set_xlabel("rho: share of the importance that is kept (not comparable between formulas)")
+    axes.set_ylabel("change of the loss, nats a token")
+    axes.set_title("What an edit costs to second order, by what was collected", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return figure
