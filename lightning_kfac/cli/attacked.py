@@ -4,18 +4,28 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lightning_kfac.attacks.attack import Attack
+from lightning_kfac.attacks.relearning import Relearning
+from lightning_kfac.cli.learned import content_of_sequences, to_learn
+from lightning_kfac.data.halves import Halves
+from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.statistics import Figure, interval, recovered_share
 from lightning_kfac.metrics.registry import LABELS
-from lightning_kfac.models.source import origin
+from lightning_kfac.models.adapters import check_peft
+from lightning_kfac.models.source import ModelSource, origin
 from lightning_kfac.modules.evaluator import ModelEvaluator
+from lightning_kfac.modules.measured_training import Checkpoints, train_and_measure
+from lightning_kfac.modules.relearning import RelearningLM
+from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.storage.results import append_result, read_results
+from lightning_kfac.storage.run_folder import STATE
 
 # What is compared like with like; strict accuracy is compared with what an attack gets out word for word.
 STRICT = "strict_acc"
@@ -109,6 +119,62 @@ class AttackedModel:
         row |= origin(self.evaluator.module.source)
         row["tokenizer_fingerprint"] = self.evaluator.data.tokenizer_fingerprint
         self.rows[key] = append_result(self.results, row)
+
+
+@dataclass(frozen=True)
+class PlannedAttack:
+    """An attack and its measurements.
+
+    Attributes:
+        attack: What is done.
+        abouts: Name and settings of each measurement, for the results.
+        learned: Of a relearning: what is learned.
+    """
+
+    attack: Attack
+    abouts: tuple[dict[str, Any], ...]
+    learned: tuple[MemorizedSequence, ...] = ()
+
+    @classmethod
+    def of(cls, attack: Attack, halves: Halves, data: TextData, edited: ModelSource, folder: Path) -> "PlannedAttack":
+        """With what a relearning learns.
+
+        Args:
+            attack: What is done.
+            halves: Of the memorized set.
+            data: Whose corpus a relearning of text learns.
+            edited: The model.
+            folder: For tokenized text.
+        """
+        if not isinstance(attack, Relearning):
+            return cls(attack, (attack.about(),))
+        if attack.weights == "lora":
+            check_peft("attacks: relearning: weights lora")
+        learned = to_learn(attack.source, halves, data, edited, folder)
+        of = {"n_learned": len(learned), "learned": content_of_sequences(learned)}
+        return cls(attack, tuple(attack.after(step) | of for step in attack.steps), tuple(learned))
+
+    def run(
+        self, measured: AttackedModel, model: nn.Module, folder: Path, accelerator: str, on_done: Callable[[], None]
+    ) -> None:
+        """Measures what is not in the results yet."""
+        missing = {about.get("steps"): about for about in self.abouts if not measured.done(about)}
+        if not missing:
+            return
+        if not isinstance(self.attack, Relearning):
+            with self.attack.on(model):
+                measured.measure(self.attack, model)
+            on_done()
+            return
+        attack = replace(self.attack, steps=tuple(about["steps"] for about in missing.values()))
+
+        def measure(step: int, relearned: nn.Module) -> None:
+            measured.measure(attack, relearned, missing[step])
+            on_done()
+
+        same = {key: value for key, value in self.abouts[0].items() if key != "steps"}
+        kept = Checkpoints(folder / STATE, f"relearning-{measured.key(same)}")
+        train_and_measure(RelearningLM(model, self.learned, attack), attack.steps, measure, folder, accelerator, kept)
 
 
 def _plain(numbers: Iterable[float]) -> list[float | None]:

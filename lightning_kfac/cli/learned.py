@@ -1,23 +1,51 @@
-"""What a relearning may learn: a half of the set, text, or another set, without what is measured."""
+"""What a training may see: a half of the set, text, or another set, without what is measured."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_kfac.attacks.relearning import HALF, TEXT
 from lightning_kfac.console import say
-from lightning_kfac.data.halves import GIVEN_AWAY, Halves, giving_away
+from lightning_kfac.data.halves import GIVEN_AWAY, Halves, giving_away, seeded_halves, write_sequences
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
-from lightning_kfac.data.names import CORPUS
+from lightning_kfac.data.names import CORPUS, MEMORIZED
+from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import load_config
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules.text_data import TextData
 
+RELEARNING = "attacks: relearning"
 
-def to_learn(source: str, halves: Halves, data: TextData, model: ModelSource, folder: Path) -> list[MemorizedSequence]:
+
+def in_halves(model: ModelSource, settings: dict[str, Any], seed: int, folder: Path) -> tuple[Halves, TextData]:
+    """Both halves of the memorized set, written as files, and the data with the one that is measured.
+
+    Args:
+        model: Whose tokenizer reads it.
+        settings: Of ``TextData``, with a memorized set.
+        seed: Decides which sequences go where.
+        folder: For the files.
+    """
+    memorized = MemorizedSet.parse(MEMORIZED, settings["memorized"])
+    if memorized.files()[0].resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"data.memorized {memorized.source} is a half that this would write; name the whole set")
+    whole = TextData(**settings)
+    whole.read_as(model)
+    config = load_config(model).get_text_config()
+    whole.check(config.vocab_size, most_positions(config))
+    halves = seeded_halves(whole.sequences(MEMORIZED), seed, memorized.source)
+    for name, sequences in halves._asdict().items():
+        write_sequences(sequences, folder / f"{name}.jsonl")
+    return halves, TextData(**settings | {"memorized": str(folder / "reported.jsonl")})
+
+
+def to_learn(
+    source: str, halves: Halves, data: TextData, model: ModelSource, folder: Path, what: str = RELEARNING
+) -> list[MemorizedSequence]:
     """Sequences to learn; those that give away what is measured are left out, with a notice.
 
     Args:
@@ -26,6 +54,7 @@ def to_learn(source: str, halves: Halves, data: TextData, model: ModelSource, fo
         data: Whose corpus is the text.
         model: That learns.
         folder: For tokenized text.
+        what: Learns it, for messages.
 
     Raises:
         InputError: Nothing is left, or a sequence is longer than the model takes.
@@ -34,10 +63,10 @@ def to_learn(source: str, halves: Halves, data: TextData, model: ModelSource, fo
     left_out = set(giving_away(found, halves.reported))
     kept = [sequence for number, sequence in enumerate(found) if number not in left_out]
     if not kept:
-        raise InputError(f"attacks: relearning: {source} holds nothing to learn that is not measured", "attacks")
+        raise InputError(f"{what}: {source} holds nothing to learn that is not measured", what.partition(":")[0])
     if left_out:
         say(
-            f"attacks: relearning: {len(left_out):,} of {len(found):,} sequences of {source} hold {GIVEN_AWAY} tokens "
+            f"{what}: {len(left_out):,} of {len(found):,} sequences of {source} hold {GIVEN_AWAY} tokens "
             "in a row of a suffix that is measured: left out"
         )
     return kept

@@ -1,17 +1,16 @@
 """Writing models: Hugging Face checkpoints, and what an edit made of one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import nn
 
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.distributed.sharding import is_sharded
 from lightning_kfac.editing.patch import save_patch
-from lightning_kfac.editing.report import EditReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.loading import load_config
@@ -26,11 +25,33 @@ if TYPE_CHECKING:
 Save = Literal["full", "patch", "none"]
 
 
+class Named(Protocol):
+    """A layer that was changed."""
+
+    @property
+    def name(self) -> str:
+        """Its dotted name."""
+
+
+class Report(Protocol):
+    """What was done to a model: an ``EditReport``, or that of another method."""
+
+    @property
+    def layers(self) -> Sequence[Named]:
+        """What was done to each layer."""
+
+    def summary(self) -> dict[str, Any]:
+        """The field ``edit`` of a result."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for ``edit.json``."""
+
+
 def save_edited(
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase | None",
     path: Path,
-    report: EditReport,
+    report: Report,
     *,
     source: ModelSource | str | None,
     fingerprint: str,

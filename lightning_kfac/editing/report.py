@@ -117,7 +117,9 @@ def edit_place(edit: Mapping[str, Any]) -> str:
 
 
 def edit_label(edit: Mapping[str, Any]) -> str:
-    """The kind of an edit, without rho: ``original``, ``modified + arithmetic 0.5 (union)``."""
+    """The kind of an edit, without rho: ``original``, ``modified + arithmetic 0.5 (union)``; or another method."""
+    if "method" in edit:
+        return str(edit["method"])
     label = edit["formula"] + (" (ablate)" if edit["mode"] == "ablate" else "")
     if edit["alpha"]:
         label += " + " + ", ".join(f"{name} {alpha:g}" for name, alpha in edit["alpha"].items())

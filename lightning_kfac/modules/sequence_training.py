@@ -5,8 +5,9 @@ same steps. Ranks share out the sequences of a step, and the loss is the mean ov
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -96,6 +97,13 @@ def _n_targets(sequence: MemorizedSequence) -> int:
     return len(sequence.suffix) if len(sequence.prefix) else len(sequence.suffix) - 1
 
 
+class Steps(Protocol):
+    """What a rank takes in each step."""
+
+    def __getitem__(self, step: int) -> Any:
+        """Of a step, from 0."""
+
+
 @dataclass(frozen=True)
 class StepLoader:
     """The batches of steps in order, as long as the whole training wherever it begins.
@@ -107,14 +115,14 @@ class StepLoader:
         begin, end: The first step, and the one behind the last.
     """
 
-    data: SequenceSteps
+    data: Steps
     begin: int
     end: int
 
     def __len__(self) -> int:
         return self.end
 
-    def __iter__(self) -> Iterator[StepBatch]:
+    def __iter__(self) -> Iterator[Any]:
         return (self.data[step] for step in range(self.begin, self.end))
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,6 +150,7 @@ class SequenceTraining(LightningModule):
 
     Attributes:
         losses: Mean loss of a target before each step that this process has taken, of all ranks.
+        dtypes: In which a parameter is stored, by name, where it is trained in another one.
     """
 
     def __init__(
@@ -166,6 +175,7 @@ class SequenceTraining(LightningModule):
         self.lr = lr
         self.seed = seed
         self.losses: list[float] = []
+        self.dtypes: dict[str, torch.dtype] = {}
         self.train(False)
 
     @override
@@ -207,3 +217,25 @@ class SequenceTraining(LightningModule):
         self.losses.append(float(mean))
         self.log("train/loss", mean, batch_size=len(batch["index"]))
         return loss
+
+    @contextmanager
+    def as_stored(self) -> Iterator[nn.Module]:
+        """The model as it would be used: its weights for the moment in the dtypes that they had."""
+        trained = {name: p.data for name, p in self.model.named_parameters() if name in self.dtypes}
+        parameters = dict(self.model.named_parameters())
+        try:
+            for name in trained:
+                parameters[name].data = trained[name].to(self.dtypes[name])
+            yield self.model
+        finally:
+            for name, data in trained.items():
+                parameters[name].data = data
+
+
+def in_float32(model: nn.Module) -> dict[str, torch.dtype]:
+    """Makes all parameters float32, so that small steps are not lost; gives the dtypes that they had, by name."""
+    dtypes: dict[str, torch.dtype] = {}
+    for name, parameter in model.named_parameters():
+        dtypes[name] = parameter.dtype
+        parameter.data = parameter.data.float()
+    return dtypes

@@ -66,11 +66,16 @@ def attack_lines(rows: Sequence[Row]) -> list[Line]:
     return [
         Line(
             attack_label(row),
-            (*before, _share(row["got"][0], row["got"][1:]), _recovered(row["recovered"][STRICT]), _perplexity(row)),
+            (*before, _share(row["got"][0], row["got"][1:]), recovered_cell(row), _perplexity(row)),
             tuple(_recovered(row["recovered"][name]) if name in row["recovered"] else Cell("") for name in NEARLY),
         )
         for row in attack_rows(rows)
     ]
+
+
+def recovered_cell(row: Row) -> Cell:
+    """What an attack recovers of the recitation that was suppressed, with its interval."""
+    return _recovered(row["recovered"][STRICT])
 
 
 def recovery_curves(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -11,6 +11,9 @@ from lightning_kfac.storage.manifest import Manifest
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
+# Fields of results that are in tables of their own.
+ASIDE = ("rank", "attack", "method")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,6 +29,7 @@ class Run:
         extraction: ``extraction.json``: expected share extracted over the number of tries, by set and stage.
         findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, ``bands.json``, if they are there.
         factors: The collected factors, if any.
+        compared: ``compared.json`` of a comparison of methods; ``attacked`` has the results of attacks on each.
     """
 
     path: Path
@@ -37,11 +41,13 @@ class Run:
     extraction: dict[str, Any]
     findings: dict[str, dict[str, Any]]
     factors: FactorFolder | None
+    compared: dict[str, Any]
+    attacked: dict[str, list[dict[str, Any]]]
 
     @property
     def is_grid(self) -> bool:
         """Whether the results are those of many edits."""
-        return any("point" in row for row in self.results) and not self.attacks
+        return any("point" in row for row in self.results) and not (self.attacks or self.compared)
 
     @property
     def attacks(self) -> list[dict[str, Any]]:
@@ -61,7 +67,7 @@ class Run:
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """The latest result of each stage; those of a rank, in a study of attention, are in its own table."""
-        return {row["stage"]: row for row in self.results if row.get("rank") is None and "attack" not in row}
+        return {row["stage"]: row for row in self.results if all(row.get(key) is None for key in ASIDE)}
 
 
 def read_run(path: Path) -> Run:
@@ -94,6 +100,8 @@ def read_run(path: Path) -> Run:
         _json(path / "extraction.json"),
         findings,
         factors,
+        compared := _json(path / "compared.json"),
+        {label: read_results(path / file) for label, file in compared.get("attacked", {}).items()},
     )
 
 

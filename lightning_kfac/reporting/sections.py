@@ -13,6 +13,7 @@ from lightning_kfac.metrics.leaks import BY_LAYER, BY_LAYER_RANDOM, TPR
 from lightning_kfac.models.targets import layer_label
 from lightning_kfac.reporting.attacks import HEADER as ATTACKS_HEADER
 from lightning_kfac.reporting.attacks import NEARLY, Cell, attack_lines, attack_rows, recovery_curves
+from lightning_kfac.reporting.competitors import comparison_lines, header, method_rows, needs_lines, strength
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
@@ -159,6 +160,39 @@ def attack_results(rows: Sequence[Mapping[str, Any]]) -> str:
         drawn = recovery_figure(rows, "what relearning brings back")
         parts.append(figure(drawn, "recovery over the steps of relearning"))
     return section("What survives attacks", *parts)
+
+
+def methods(run: Run) -> str:
+    """Other ways to suppress, each at the weakest strength that does, and every strength that was tried."""
+    if not run.compared:
+        return ""
+    target = run.compared["target"]
+    text = (
+        f"Each method at the weakest strength that brings strict accuracy to {target:g} or less on the half that chose "
+        "it (its half), by perplexity. The other half was seen by none; further sets are of other sources. In 1,000: "
+        "the expected share extracted in as many samples. Change: of the weights' norm, mean over layers. Recovered: "
+        "(attacked - edited) / (unedited - edited), on the other half."
+    )
+    titles, lines = needs_lines(run.results, target, run.attacked)
+    parts = [
+        paragraph(text),
+        table(["method", *header(run.results)], _lines(comparison_lines(run.results, target))),
+        table(["method", *titles], _lines(lines)),
+    ]
+    if command := run.compared.get("command"):
+        parts += [paragraph(f"Recommended; {run.compared['expected']}:"), preformatted(command)]
+    names = ["choosing/strict_acc", "strict_acc", "perplexity", "ndcg@10"]
+    every = [
+        [f"{label}, {strength(row)}", *("n/a" if row.get(key) is None else f"{row[key]:.3f}" for key in names)]
+        for label, rows in method_rows(run.results).items()
+        for row in rows
+    ]
+    parts += [paragraph("All strengths:"), table(["method", "its half", "other half", "perplexity", "nDCG"], every)]
+    return section("Methods at matched forgetting", *parts)
+
+
+def _lines(lines: Sequence[tuple[str, Sequence[Cell]]]) -> list[list[str]]:
+    return [[label, *map(_cell, cells)] for label, cells in lines]
 
 
 def _cell(cell: Cell) -> str:
@@ -408,6 +442,7 @@ ORDER = (
     extraction,
     leaks,
     attacks,
+    methods,
     findings,
     grid,
     examples,

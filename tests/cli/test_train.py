@@ -237,7 +237,7 @@ def test_every_config_is_tested():
     unions = {"hessian_union", "hessian_union_gsm8k"}  # test_domains.py
     elsewhere = {"sweep", "mine", "scan", *unions}  # test_edit.py, callbacks/test_mining.py, commands/test_scan.py
     elsewhere |= {"crystallize", "crystallize_gpt2"}  # callbacks/test_crystallize.py
-    elsewhere |= {"attack"}  # commands/test_attack.py
+    elsewhere |= {"attack", "audit"}  # commands/test_attack.py, commands/test_audit.py
     small = {"quickstart", "demo_model", "demo_arithmetic", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
 

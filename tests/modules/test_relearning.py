@@ -6,7 +6,8 @@ import torch
 from lightning_kfac import InputError
 from lightning_kfac.attacks.attack import attacked_layers
 from lightning_kfac.attacks.relearning import Relearning
-from lightning_kfac.modules.relearning import Checkpoints, RelearningLM, relearn
+from lightning_kfac.modules.measured_training import Checkpoints, train_and_measure
+from lightning_kfac.modules.relearning import RelearningLM
 from lightning_kfac.storage.manifest import Manifest
 from tests.common import build_model
 from tests.mixtures import build_mixture
@@ -31,7 +32,7 @@ def run(model, attack, folder, measure=None, steps=None, checkpoints=None):
         found[step] = outputs(relearned)
 
     module = RelearningLM(model, made(), attack)
-    relearn(module, steps or attack.steps, note, folder, "cpu", checkpoints)
+    train_and_measure(module, steps or attack.steps, note, folder, "cpu", checkpoints)
     return found, module
 
 

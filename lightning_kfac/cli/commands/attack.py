@@ -2,41 +2,30 @@
 
 import itertools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_kfac.attacks.attack import Attack, attacked_layers
+from lightning_kfac.attacks.attack import attacked_layers
 from lightning_kfac.attacks.registry import KINDS, attack_of
-from lightning_kfac.attacks.relearning import Relearning
-from lightning_kfac.cli.attacked import AttackedModel, Row
-from lightning_kfac.cli.learned import content_of_sequences, to_learn
+from lightning_kfac.cli.attacked import AttackedModel, PlannedAttack, Row
+from lightning_kfac.cli.learned import in_halves
 from lightning_kfac.cli.options import add_model_options, open_model
 from lightning_kfac.console import command_line, console, show, track_count, visible
-from lightning_kfac.data.halves import Halves, seeded_halves, write_sequences
-from lightning_kfac.data.memorized import MemorizedSequence
-from lightning_kfac.data.names import MEMORIZED
-from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.editing.edited_model import edit_details, find_reference
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.adapters import check_peft
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.language import most_positions
 from lightning_kfac.models.loading import load_config
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules.evaluator import ModelEvaluator
-from lightning_kfac.modules.relearning import Checkpoints, RelearningLM, relearn
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.attacks import attacks_table, recovery_curves
 from lightning_kfac.reporting.figures.recovery import recovery_figure
 from lightning_kfac.storage.files import new_file, writing
 from lightning_kfac.storage.manifest import remove_ours
-from lightning_kfac.storage.run_folder import CONFIG, EDIT_FILE, EVENTS, RESULTS, STATE, STATUS
+from lightning_kfac.storage.run_folder import CONFIG, EDIT_FILE, EVENTS, RESULTS, STATUS
 
 NOTED = True
 HALVES = "halves"
@@ -70,7 +59,10 @@ def run(options: Namespace) -> None:
     edited = _edited(options)
     unedited = _unedited(edited, options)
     folder = Path(options.output)
-    halves, data = _data(edited, options, folder / HALVES)
+    settings = options.data.as_dict()
+    if not settings.get("memorized"):
+        raise InputError("an attack is measured by what the model recites: set data.memorized", "data.memorized")
+    halves, data = in_halves(edited, settings, options.half_seed, folder / HALVES)
     evaluator = ModelEvaluator(edited, options.dtype, data, folder, options.accelerator)
     model = open_model(edited, options)
     attacked_layers(model)  # a model that cannot be attacked is refused before the work
@@ -79,7 +71,7 @@ def run(options: Namespace) -> None:
     before = unedited.about(), None if options.unedited else details.get("fingerprint")
     context = weights_fingerprint(model, layers), before, data.measured(), options.dtype
     measured = AttackedModel(evaluator, folder / RESULTS, context)
-    plan = [_Planned.of(attack, halves, data, edited, folder) for attack in attacks]
+    plan = [PlannedAttack.of(attack, halves, data, edited, folder) for attack in attacks]
     abouts = [about for planned in plan for about in planned.abouts]
     missing = [about for about in abouts if not measured.done(about)]
     console.print(
@@ -93,53 +85,6 @@ def run(options: Namespace) -> None:
             for planned in plan:
                 planned.run(measured, model, folder, options.accelerator, lambda: advance_to(next(done)))
     _show(measured.shown(abouts), folder, str(edited))
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """An attack and its measurements.
-
-    Attributes:
-        attack: What is done.
-        abouts: Name and settings of each measurement, for the results.
-        learned: Of a relearning: what is learned.
-    """
-
-    attack: Attack
-    abouts: tuple[dict[str, Any], ...]
-    learned: tuple[MemorizedSequence, ...] = ()
-
-    @classmethod
-    def of(cls, attack: Attack, halves: Halves, data: TextData, edited: ModelSource, folder: Path) -> "_Planned":
-        if not isinstance(attack, Relearning):
-            return cls(attack, (attack.about(),))
-        if attack.weights == "lora":
-            check_peft("attacks: relearning: weights lora")
-        learned = to_learn(attack.source, halves, data, edited, folder)
-        of = {"n_learned": len(learned), "learned": content_of_sequences(learned)}
-        return cls(attack, tuple(attack.after(step) | of for step in attack.steps), tuple(learned))
-
-    def run(
-        self, measured: AttackedModel, model: nn.Module, folder: Path, accelerator: str, on_done: Callable[[], None]
-    ) -> None:
-        """Measures what is not in the results yet."""
-        missing = {about.get("steps"): about for about in self.abouts if not measured.done(about)}
-        if not missing:
-            return
-        if not isinstance(self.attack, Relearning):
-            with self.attack.on(model):
-                measured.measure(self.attack, model)
-            on_done()
-            return
-        attack = replace(self.attack, steps=tuple(about["steps"] for about in missing.values()))
-
-        def measure(step: int, relearned: nn.Module) -> None:
-            measured.measure(attack, relearned, missing[step])
-            on_done()
-
-        same = {key: value for key, value in self.abouts[0].items() if key != "steps"}
-        kept = Checkpoints(folder / STATE, f"relearning-{measured.key(same)}")
-        relearn(RelearningLM(model, self.learned, attack), attack.steps, measure, folder, accelerator, kept)
 
 
 def _show(rows: list[Row], folder: Path, name: str) -> None:
@@ -187,21 +132,3 @@ def _unedited(edited: ModelSource, options: Namespace) -> ModelSource:
     if unedited is None:
         raise InputError(f"{edited}: {why}; name the unedited model with --unedited")
     return unedited
-
-
-def _data(edited: ModelSource, options: Namespace, folder: Path) -> tuple[Halves, TextData]:
-    """Both halves of the memorized set, written as files, and the data with the one that is measured."""
-    settings = options.data.as_dict()
-    if not settings.get("memorized"):
-        raise InputError("an attack is measured by what the model recites: set data.memorized", "data.memorized")
-    memorized = MemorizedSet.parse(MEMORIZED, settings["memorized"])
-    if memorized.files()[0].resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"data.memorized {memorized.source} is a half that this would write; name the whole set")
-    whole = TextData(**settings)
-    whole.read_as(edited)
-    config = load_config(edited).get_text_config()
-    whole.check(config.vocab_size, most_positions(config))
-    halves = seeded_halves(whole.sequences(MEMORIZED), options.half_seed, memorized.source)
-    for name, sequences in halves._asdict().items():
-        write_sequences(sequences, folder / f"{name}.jsonl")
-    return halves, TextData(**settings | {"memorized": str(folder / "reported.jsonl")})

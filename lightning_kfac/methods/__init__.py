@@ -1,0 +1,1 @@
+"""Other ways to suppress recitation, for comparison: one record each (``registry.py``)."""
