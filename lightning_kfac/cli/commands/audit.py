@@ -94,7 +94,7 @@ def run(options: Namespace) -> int:
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         audit = _audited(options, sampling)
     if options.json:
-        print(json.dumps(audit))
+        print(json.dumps(audit).replace("\x7f", r"\u007f"))  # the one control that JSON leaves as it is
     return int(audit["exceeded"])
 
 

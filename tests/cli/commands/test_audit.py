@@ -100,6 +100,15 @@ def test_exit_status_and_json(mixed, tmp_path, capsys, whole):
     assert (tmp_path / "a" / "config.yaml").is_file()
 
 
+def test_json_holds_no_control(mixed, tmp_path, capsys):
+    """Of a file's name neither: it is printed as JSON escapes it."""
+    name = tmp_path / "a\x1b[2J\x7f\x9b\u202eb.jsonl"
+    name.write_bytes(mixed[0].read_bytes())
+    audits("--json", model="demo", texts=name, output=tmp_path / "a")
+    printed = capsys.readouterr().out
+    assert printed.rstrip("\n").isprintable() and json.loads(printed)["texts"]["source"] == str(name)
+
+
 def test_an_edited_model_is_compared_with_its_source(mixed, demo_factors, tmp_path, capsys):
     edit("apply", factors=demo_factors, rho=0.3, output=tmp_path / "edited")
     edit("audit", model=tmp_path / "edited", texts=mixed[0], output=tmp_path / "audit", near_verbatim=2, beams=2)
