@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_kfac.cli.advice import apply_words, cost_in_words, show_advice
 from lightning_kfac.cli.commands.sweep import NOT_MEASURED
 from lightning_kfac.cli.measured import MeasuredPoints
 from lightning_kfac.cli.options import (
@@ -20,7 +21,7 @@ from lightning_kfac.cli.options import (
     open_factors,
     open_model,
 )
-from lightning_kfac.console import console, show
+from lightning_kfac.console import command_line, console, show
 from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
@@ -106,7 +107,7 @@ def run(options: Namespace) -> None:
         best = min(found, key=lambda row: row["strict_acc"])["strict_acc"]
         console.print(f"No setting that was tried reaches strict {options.target:g}; the least is {best:.3f}.")
         return
-    _show_recommendation(found[number], reporting.measure([tried[number]], "report"), folder, options.target)
+    _show_recommendation(found[number], reporting.measure([tried[number]], "report"), options)
 
 
 def _known(names: Iterable[str]) -> list[str]:
@@ -157,7 +158,9 @@ def _show_scan(
         writer.add_figure("scan/blocks and projections", figure)
 
 
-def _show_recommendation(chosen: Result, reported: list[Result], folder: Path, target: float) -> None:
+def _show_recommendation(chosen: Result, reported: list[Result], settings: Namespace) -> None:
+    folder = Path(settings.output)
+    target = settings.target
     edit = chosen["edit"]
     setting = {"blocks": edit["blocks"], "projections": edit["projections"], "rho": edit["rho"]}
     found = {**setting, "target": target, "choosing": chosen, "reporting": reported}
@@ -169,3 +172,5 @@ def _show_recommendation(chosen: Result, reported: list[Result], folder: Path, t
     )
     show(comparison_table(dict(zip(("baseline", "edited"), reported, strict=True))))
     console.print(f"scan.png, {RESULT}, results and tensorboard/ are in {folder}/")
+    words = apply_words(edit, settings.factors, settings.model, f"{folder}-edited")
+    show_advice(command_line("apply", *words), cost_in_words(*reported))

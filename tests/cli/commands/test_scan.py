@@ -52,6 +52,9 @@ def test_scan_of_a_block(demo_factors, tmp_path, few, capsys):
     assert (folder / "scan.png").stat().st_size > 10_000
     shown = capsys.readouterr().out
     assert "Recommended: --blocks '[3]' --projections '[gate, up]' --rho 0.6" in " ".join(shown.split())
+    advised, expected = shown.rpartition("Recommended:\n")[2].splitlines()[:2]
+    assert advised.split("apply ")[1].startswith(f"--factors {demo_factors} --blocks '[3]' --projections '[gate, up]'")
+    assert "it should recite about" in expected and "(unedited: 75); perplexity" in expected
     # Again: nothing is measured twice.
     scan(demo_factors, folder, few)
     assert read_results(folder / "results.jsonl") == rows
