@@ -39,10 +39,11 @@ from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.reporting.figures.price import price_figure
+from lightning_kfac.reporting.run import FORECAST
 from lightning_kfac.storage.files import new_folder
 from lightning_kfac.storage.output_folder import OutputFolder
 
-RESULT = "forecast.json"
+RESULT = FORECAST
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "layers", "alpha", "seed"}
 EXPLANATION = (

@@ -41,6 +41,9 @@ def test_forecast_of_the_demo(demo_factors, tmp_path, capsys, monkeypatch):
     before = math.log(perplexity(model, None, ids))
     KFACEditor(model, load_factors(demo_factors), EditConfig(rho=0.95)).apply()
     assert edits[0]["measured"] == pytest.approx(math.log(perplexity(model, None, ids)) - before, abs=1e-6)
+    edit_main(["report", str(tmp_path / "f"), "--output", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert "What edits will cost" in page and f"{edits[0]['predicted']['total']:+.4f}" in page
     assert {path.name for path in (tmp_path / "f").iterdir()} == {"manifest.jsonl", "forecast.json", "price.png"}
 
 
