@@ -32,6 +32,8 @@ from lightning_kfac.reporting.competitors import order_of
 from lightning_kfac.storage.results import append_result, read_results
 
 Row = Mapping[str, Any]
+# Steps of a training after which it can go on.
+KEPT_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class Methods:
             measuring += time.monotonic() - start
 
         kept = Checkpoints(self.folder, f"{strongest.name}-{key(replace(strongest, steps=0))}", "training")
-        train_and_measure(training, sorted(by_steps), measured, self.folder, self.accelerator, kept)
+        train_and_measure(training, sorted(by_steps), measured, self.folder, self.accelerator, kept, KEPT_EVERY)
 
 
 class ComparedMethods:

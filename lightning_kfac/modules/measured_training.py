@@ -28,10 +28,14 @@ class MeasureSteps(Callback):
         steps: When.
         measure: Called with the number of steps and the model.
         checkpoints: Where to keep it after each measurement; None keeps nothing.
+        every: Keep it after so many steps as well.
     """
 
-    def __init__(self, steps: Sequence[int], measure: Measure, checkpoints: "Checkpoints | None" = None):
+    def __init__(
+        self, steps: Sequence[int], measure: Measure, checkpoints: "Checkpoints | None" = None, every: int | None = None
+    ):
         self.steps = frozenset(steps)
+        self.every = every
         self.measure = measure
         self.checkpoints = checkpoints
 
@@ -47,11 +51,11 @@ class MeasureSteps(Callback):
         self._at(trainer.global_step, trainer, pl_module)
 
     def _at(self, step: int, trainer: Trainer, pl_module: LightningModule) -> None:
-        if step not in self.steps or not isinstance(pl_module, SequenceTraining):
-            return
-        with pl_module.as_stored() as model:
-            self.measure(step, model)
-        if self.checkpoints is not None and step:
+        measured = step in self.steps
+        if measured and isinstance(pl_module, SequenceTraining):
+            with pl_module.as_stored() as model:
+                self.measure(step, model)
+        if self.checkpoints is not None and step and (measured or (self.every and step % self.every == 0)):
             self.checkpoints.save(step, trainer)
 
 
@@ -120,6 +124,7 @@ def train_and_measure(
     folder: Path,
     accelerator: str = "auto",
     checkpoints: Checkpoints | None = None,
+    every: int | None = None,
 ) -> None:
     """Trains on one device, measures on the way, and goes on from a checkpoint that an earlier call has left.
 
@@ -127,6 +132,7 @@ def train_and_measure(
         steps: When to measure.
         folder: Default root of the Trainer.
         checkpoints: Where to keep, and find, what it goes on from; removed at the end.
+        every: Keep it not only after each measurement but also after so many steps.
     """
     if not max(steps):  # nothing to train
         with module.as_stored() as model:
@@ -143,7 +149,7 @@ def train_and_measure(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[MeasureSteps(steps, measure, checkpoints)],
+        callbacks=[MeasureSteps(steps, measure, checkpoints, every)],
     )
     resumed = None if checkpoints is None else checkpoints.before(min(steps))
     trainer.fit(module, ckpt_path=resumed, weights_only=True)

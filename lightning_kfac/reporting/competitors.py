@@ -8,13 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_kfac.console import format_seconds, literal
-from lightning_kfac.reporting.attacks import Cell, attack_label, attack_rows, recovered_cell
+from lightning_kfac.reporting.attacks import STRICT, Cell, attack_label, attack_rows, recovered_cell
 
 Row = Mapping[str, Any]
 # The half that methods may see and that chooses the strength, as a set of the evaluation.
 CHOOSING = "choosing"
 CHOSEN_BY = f"{CHOOSING}/strict_acc"
-LABEL = 20
+LABEL = 14, 20  # least and most
 UNEDITED = "unedited"
 # Of 80 columns the figures take the rest.
 FIGURES = {
@@ -24,6 +24,8 @@ FIGURES = {
     "ndcg@10": ("nDCG", "{:.3f}"),
     "extraction.expected_at.1000": ("in 1,000", "{:.2f}"),
 }
+# Without intervals: what was chosen is no estimate, that of nDCG is narrower than the others.
+BARE = (CHOSEN_BY, "ndcg@10")
 AFTER = "strict_acc"  # the other sources stand behind it
 
 
@@ -128,6 +130,16 @@ def needs_lines(
     return ["needs", "time", *labels], lines
 
 
+def most_recovered(attacked: Sequence[Row]) -> str | None:
+    """The attack that recovers most of what was suppressed, and how much; None without one."""
+    shares = {attack_label(row): row["recovered"][STRICT] for row in attack_rows(attacked)}
+    known = {label: share[0] for label, share in shares.items() if share and share[0] is not None}
+    if not known:
+        return None
+    worst = max(known, key=lambda label: known[label])
+    return f"{worst} ({100 * known[worst]:.0f} %)"
+
+
 def comparison_table(rows: Sequence[Row], target: float) -> Table:
     """Methods at matched forgetting, at 80 columns: intervals stand below their figures."""
     title = f"At the weakest strength with strict accuracy {target:g} or less on the half that chose"
@@ -143,7 +155,7 @@ def needs_table(rows: Sequence[Row], target: float, attacked: Mapping[str, Seque
 
 def _table(title: str, first: str, titles: Iterable[str], lines: Iterable[tuple[str, list[Cell]]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column(first, max_width=LABEL, overflow="fold")
+    table.add_column(first, min_width=LABEL[0], max_width=LABEL[1], overflow="fold")
     for name in titles:
         table.add_column(literal(name), justify="left" if name == "needs" else "right", overflow="fold")
     for label, cells in lines:
@@ -174,7 +186,7 @@ def _cell(row: Row, key: str, style: str) -> Cell:
     if value is None:
         return Cell("n/a")
     bounds = (row.get("intervals") or {}).get(key) or (None, None)
-    if key == CHOSEN_BY or None in bounds or bounds[0] == bounds[1]:  # what was chosen is no estimate
+    if key in BARE or None in bounds or bounds[0] == bounds[1]:
         return Cell(style.format(value))
     return Cell(style.format(value), "-".join(style.format(bound) for bound in bounds))
 

@@ -189,6 +189,34 @@ def test_a_stop_changes_nothing(tmp_path, method):
         assert torch.equal(first.reference, second.reference)
 
 
+@pytest.mark.filterwarnings("ignore:Found .* module")
+def test_a_training_that_is_measured_at_its_end_alone_goes_on_all_the_same(tmp_path, monkeypatch):
+    Manifest(tmp_path).create("compare")
+    kept = Checkpoints(tmp_path / "state", "key", "training")
+    found = []
+
+    def run():
+        training = module(METHODS[2])
+        train_and_measure(training, (3,), lambda step, model: found.append(step), tmp_path, "cpu", kept, every=1)
+        return training.losses
+
+    step = UnlearningLM.training_step
+
+    def killed(training, batch, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(training, batch, number)
+
+    monkeypatch.setattr(UnlearningLM, "training_step", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run()
+    assert not found and kept.before(3).name == "key-00000002.ckpt"
+    monkeypatch.setattr(UnlearningLM, "training_step", step)
+    rest = run()
+    assert found == [3] and not (tmp_path / "state").exists()
+    assert rest == run()[2:]
+
+
 def test_a_method_sees_its_half_and_text_alone(monkeypatch):
     rows = made()
     seen = []

@@ -8,6 +8,7 @@ from lightning_kfac.reporting.competitors import (
     comparison_table,
     header,
     method_rows,
+    most_recovered,
     needs_lines,
     weakest,
 )
@@ -75,6 +76,14 @@ def test_what_a_method_needs_takes_and_what_comes_back():
         ("K-FAC", ["curvature", "0:03", "25%"]),
         ("deletion", ["curvature", "0:03", "nothing was suppressed"]),
     ]
+
+
+def test_the_attack_that_brings_most_back_is_named():
+    attack = {"stage": "attacked", "attack": {"name": "noise"}}
+    shares = {"a": [0.1, 0.0, 0.2], "b": [0.65, 0.5, 0.8], "c": None, "d": [None, None, None]}
+    rows = [attack | {"point": name, "label": name, "recovered": {"strict_acc": one}} for name, one in shares.items()]
+    assert most_recovered(rows) == "b (65 %)"
+    assert most_recovered(rows[2:]) is None and most_recovered([]) is None
 
 
 def test_names_of_users_are_no_markup():
