@@ -1,6 +1,5 @@
 """What crystallized attention costs, and how much of the cost each rank recovers."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lightning_kfac.math.statistics import Estimate, perplexity, resampled_perplexities
+from lightning_kfac.storage.json_files import for_json
 
 BASELINE = "baseline"
 TOP1 = "top1"
@@ -53,20 +53,6 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has neither infinity nor NaN: they are null."""
         return for_json(asdict(self))
-
-
-def for_json(value: Any) -> Any:
-    """Numbers that JSON does not have as None.
-
-    Example:
-        >>> for_json({"a": [1.5, float("nan")], 2: float("inf")})
-        {'a': [1.5, None], 2: None}
-    """
-    if isinstance(value, dict):
-        return {key: for_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [for_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(losses: Mapping[str, np.ndarray], counts: np.ndarray, ranks: Sequence[int]) -> Comparison:

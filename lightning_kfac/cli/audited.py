@@ -149,9 +149,10 @@ def _written(path: Path, texts: Passages) -> Path:
 
 
 def described(
-    options: Namespace, sampling: Sampling, subject: Subject, texts: Passages, found: Mapping[str, Found]
+    options: Namespace, sampling: Sampling, subject: Subject, sets: Mapping[str, Passages], found: Mapping[str, Found]
 ) -> dict[str, Any]:
     """What ``audit.json`` holds."""
+    texts = sets[TEXTS]
     figures = {name: one.texts.figures(options.chance) for name, one in found.items()}
     shown = {name: {key: _interval(figure) for key, figure in each.items()} for name, each in figures.items()}
     changes: dict[str, Any] = {}
@@ -191,7 +192,7 @@ def described(
         "figures": shown,
         "changes": changes,
         "curve": {"tries": list(CURVE), "expected": {name: one.curve for name, one in found.items()}},
-        "leaks": _leaks(found),
+        "leaks": _leaks(found, sets),
         "near_ties": sum(int(one.record["n_near_ties"]) for one in found.values()),
         "command": command_line(*sys.argv[1:]),
         "timestamp": timestamp(),
@@ -202,26 +203,32 @@ def described(
     return audit
 
 
-def _leaks(found: Mapping[str, Found]) -> dict[str, Any] | None:
-    """How well membership tests tell the texts from others, test by test; None where there were no others."""
+def _leaks(found: Mapping[str, Found], sets: Mapping[str, Passages]) -> dict[str, Any] | None:
+    """How well membership tests tell the texts from others, test by test; None where there were no others.
+
+    Passages of one text say nothing of other texts, so their AUCs have no interval.
+    """
     records = {stage: one.record for stage, one in found.items()}
     tests = measured_leaks(records.values())
     if not tests:
         return None
     last = list(records.values())[-1]
+    apart = all(len(sets[name].passages) == len(sets[name].sizes) for name in (TEXTS, NONMEMBERS))
     figures = {}
     for name in tests:
         keys = {"auc": f"{OBJECT}.{name}.auc", "tpr": f"{OBJECT}.{name}.{TPR}"}
-        figures[name] = {of: _of_stages(records, key) for of, key in keys.items()}
-    return {"members": last[f"{OBJECT}.members"], "nonmembers": last[f"{OBJECT}.nonmembers"], "tests": figures}
+        figures[name] = {of: _of_stages(records, key, apart) for of, key in keys.items()}
+    counts = {of: last[f"{OBJECT}.{of}"] for of in ("members", "nonmembers")}
+    return {**counts, "apart": apart, "tests": figures}
 
 
-def _of_stages(records: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
-    """A figure in every stage, and its change, where there is one."""
+def _of_stages(records: Mapping[str, Mapping[str, Any]], key: str, bounded: bool) -> dict[str, Any]:
+    """A figure in every stage, and its change, where there is one; with intervals only if they are wanted."""
     nothing = [None, None]
-    shown = {stage: _numbers([row.get(key), *(row["intervals"].get(key) or nothing)]) for stage, row in records.items()}
-    change = list(records.values())[-1]["differences"].get(key)
-    return shown | ({} if change is None else {"change": _numbers(change)})
+    rows = {stage: [row.get(key), *(row["intervals"].get(key) or nothing)] for stage, row in records.items()}
+    if change := list(records.values())[-1]["differences"].get(key):
+        rows["change"] = change
+    return {of: _numbers(row if bounded else [row[0], *nothing]) for of, row in rows.items()}
 
 
 def _interval(figure: Figure) -> dict[str, float | None]:

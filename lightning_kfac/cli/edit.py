@@ -78,12 +78,21 @@ def main(args: list[str] | None = None) -> None:
 def _run(name: str, options: Namespace, typed: Sequence[str]) -> int | None:
     """Runs a command; gives its exit status, where it has one."""
     command = load_command(name)
+    _check_output(options.get("output"))
     outputs = getattr(command, "OUTPUTS", None)
     with RunFolder(options.output, name, outputs, "output").opened() if outputs else nullcontext():
         status: int | None = command.run(options)
         if getattr(command, "NOTED", False):
             _note(name, options, typed)
     return status
+
+
+def _check_output(output: str | None) -> None:
+    """Raises ``InputError`` for what is no path: ``Path`` would make a folder ``http:`` of an address."""
+    if output == "":
+        raise InputError("--output is empty; name a path")
+    if output is not None and "://" in output:
+        raise InputError(f"--output {output}: an address; outputs are local")
 
 
 def _note(name: str, options: Namespace, typed: Sequence[str]) -> None:

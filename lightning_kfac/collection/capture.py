@@ -131,6 +131,13 @@ class CurvatureCapture:
         Args:
             where: int64 [n], where only some positions come to the layer: which.
         """
+        a, g, count = self._counted(name, a, g, where)
+        self.sums[name].add(a, g, first_draw, self._rows(where))
+        if first_draw:
+            self.counts[name] += count
+
+    def _counted(self, name: str, a: Tensor, g: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor, int | Tensor]:
+        """A layer's vectors, zero at positions that do not count, and how many do."""
         a = self.layers[name].inputs(a)
         g = self.layers[name].outputs(g)
         if self._valid is not None and len(self._valid) == 1 and a.shape[:-1] == self._valid.T.shape:
@@ -141,9 +148,7 @@ class CurvatureCapture:
             dropped = ~valid[..., None]
             a = a.masked_fill(dropped, 0)
             g = g.masked_fill(dropped, 0)
-        self.sums[name].add(a, g, first_draw, self._rows(where))
-        if first_draw:
-            self.counts[name] += a[..., 0].numel() if valid is None else valid.sum()
+        return a, g, a[..., 0].numel() if valid is None else valid.sum()
 
     def _of_positions(self, name: str, a: Tensor, where: Tensor | None) -> Tensor | None:
         """Which of a layer's inputs count, bool like a without its last dimension; None if all do."""

@@ -97,7 +97,7 @@ def collect_factors(
             layers_per_pass=layers_per_pass,
             coupled=coupled,
         )
-        batches = _planned(session, batches)
+        batches = planned(session, batches)
         passes = session.plan.passes
         if verbose:
             console.print(str(session.plan))
@@ -153,7 +153,7 @@ def collect_moments(
         layers = {name: known[name] for name in factors}
         objective = FisherLoss(labels, seed)
         session = CollectionSession(model, layers, objective)
-        return _pass(session, objective, _planned(session, batches), layers, sums)
+        return _pass(session, objective, planned(session, batches), layers, sums)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _planned(session: CollectionSession[TokenBatch], batches: Batches) -> Batches:
+def planned(session: CollectionSession[TokenBatch], batches: Batches) -> Batches:
     """Plans by the first batch; gives all of them."""
     first, everything = _peek(batches)
     if first is None:

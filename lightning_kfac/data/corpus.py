@@ -206,7 +206,9 @@ def _in_order(files: list[Path], how: Reading) -> Iterator[Document]:
 
 
 def _is_empty(file: Path, how: Reading) -> bool:
-    return kind_of_file(file.name) != ".npy" and next(documents_of_file(file, how), None) is None
+    if kind_of_file(file.name) == ".npy":
+        return not file.stat().st_size
+    return next(documents_of_file(file, how), None) is None
 
 
 def _of_hub_file(address: str, how: Reading) -> Iterator[Document]:

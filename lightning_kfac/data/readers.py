@@ -32,6 +32,7 @@ from lightning_kfac.data.records import (
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.token_files import TokenKind, split_at, token_sources
 from lightning_kfac.errors import InputError
+from lightning_kfac.storage.special_files import check_not_special
 
 TEXT = (".txt", ".md")
 TOKENS = ".npy"
@@ -92,6 +93,7 @@ def local_files(source: str, split: str | None = None) -> list[Path]:
         InputError: No such file or folder, none of a kind that can be read, or not that split.
     """
     path = resolve_path(source).expanduser()
+    check_not_special(path)
     if path.is_file():
         if kind_of_file(path.name) not in SUFFIXES:
             raise InputError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)} (or .gz, .zst)")

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_kfac.data.rows import BadRows, check_object, json_errors, parse_object
 from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.storage.special_files import check_not_special
 
 LINES = (".jsonl", ".ndjson")
 JSON = (*LINES, ".json")
@@ -88,7 +89,8 @@ def place(file: Path, number: int) -> str:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turns what reading a file may raise into an ``InputError`` that names it."""
+    """Turns what reading a file may raise into an ``InputError`` that names it; a pipe or a device is refused."""
+    check_not_special(file)
     try:
         yield
     except InputError:
@@ -322,10 +324,10 @@ def _rows_of_parquet(file: Path, wanted: Wanted | None) -> Iterator[dict[str, An
 
 
 def open_parquet(file: Path) -> Any:
-    """A ``pyarrow.parquet.ParquetFile`` that reads a little at a time."""
+    """A ``pyarrow.parquet.ParquetFile`` that reads a little at a time, and checks the checksums of pages with some."""
     from pyarrow.parquet import ParquetFile
 
-    return ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    return ParquetFile(file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
 
 
 def group_rows(parquet: Any, group: int, wanted: Wanted | None = None) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from lightning_kfac.data.readers import TEXT, local_files
 from lightning_kfac.data.records import RECORDS, kind_of_file, lines_of, open_file, place, reading, records_of
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.errors import InputError
+from lightning_kfac.storage.special_files import check_not_special
 
 ARRAY = ".npy"
 
@@ -96,6 +97,7 @@ class MemorizedSet:
     def files(self) -> list[Path]:
         """What is read: the file, and of prefixes in an array its suffixes."""
         path = resolve_path(self.source)
+        check_not_special(path)
         if path.is_dir():
             path = _array_of_prefixes(path) or path
         return _with_partner(path) if path.suffix == ARRAY else [path]

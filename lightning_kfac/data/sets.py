@@ -90,7 +90,8 @@ class Sets:
             what = f"data.{mixed[0]} holds" if mixed else "data.members and data.nonmembers hold"
             raise InputError(f"{what} whole texts as well as suffixes with a prefix, whose scores do not compare")
         if len(self.scored) > before and (both := _in_all(self.scored.values())):
-            say(f"{both:,} texts are in data.members and in data.nonmembers: nothing can tell them apart")
+            noun = "text is" if both == 1 else "texts are"
+            say(f"{both:,} {noun} in data.members and in data.nonmembers: nothing can tell them apart")
 
     def load_questions(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, max_positions: int | None) -> None:
         """Reads the questions."""

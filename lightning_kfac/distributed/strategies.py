@@ -105,16 +105,7 @@ def strategy_for(settings: Mapping[str, Any]) -> str | Strategy:
         chosen = {key: settings[key] for key in ("accelerator", "devices", "num_nodes", "strategy")}
         if name == FSDP:  # Lightning's own of this name is FSDP1, which refuses CPUs
             chosen["strategy"] = "ddp"
-        try:
-            trial = Trainer(
-                **chosen,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
-            raise InputError(f"trainer: {first_line(error)}") from None
+        trial = quiet_trainer("trainer", **chosen)
         _check_launch(trial)
         if name == FSDP:
             return ShardedStrategy()
@@ -123,6 +114,28 @@ def strategy_for(settings: Mapping[str, Any]) -> str | Strategy:
     if isinstance(name, ModelParallelStrategy):
         return ShardedStrategy()
     return name
+
+
+def quiet_trainer(of: str, **settings: Any) -> Trainer:
+    """A Trainer that writes and shows nothing.
+
+    Args:
+        of: Names the settings in messages.
+        settings: Its arguments.
+
+    Raises:
+        InputError: It does not take them: no such device or strategy, or none here.
+    """
+    try:
+        return Trainer(
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **settings,
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise InputError(f"{of}: {first_line(error)}") from None
 
 
 def _refuse(strategy: object) -> None:

@@ -21,12 +21,14 @@ from lightning_kfac.editing.checks import (
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.curvature import LayerCurvature, Sources
 from lightning_kfac.editing.experts import sort_experts
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.editing.layer import edit_layer
 from lightning_kfac.editing.report import EditReport, LayerReport
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder, has_coupled
 from lightning_kfac.factors.moments import has_moments
+from lightning_kfac.math.importance import components
 from lightning_kfac.models.dtypes import as_stored
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.layer import Layer
@@ -152,12 +154,12 @@ class KFACEditor:
         active = self._active(config)
         for domain in active:
             check_domain(domain, self.sources.domains[domain], self.sources.factors, layers)
-        there = self._collected()
+        there = self.collected()
         for name in layers:
             check_formula(config.for_layer(name), bool(active), there)
         return layers
 
-    def _collected(self) -> set[str]:
+    def collected(self) -> set[str]:
         """What was, beside A and G, as formulas need it."""
         factors = self.sources.factors
         moments = {"moments"} if self.sources.moments is not None or has_moments(factors) else set()
@@ -166,6 +168,40 @@ class KFACEditor:
     def _active(self, config: EditConfig) -> list[str]:
         """The domains that have a say."""
         return [domain for domain in self.sources.domains if config.mix == "union" or config.alpha_of(domain)]
+
+    def changes(self, config: EditConfig | None = None) -> tuple[EditReport, dict[str, Tensor]]:
+        """What an edit would do: its report, and W' - W of every layer on the CPU. The model is as it was afterwards.
+
+        Args:
+            config: Instead of the editor's own.
+        """
+        layers = self.layers if config is None else self.check(config)
+        before = {name: layer.W.detach().cpu().clone() for name, layer in layers.items()}
+        report = self.apply(config)
+        try:
+            return report, {name: layers[name].W.detach().cpu() - W for name, W in before.items()}
+        finally:
+            self.restore()
+
+    def diagonal_price(self, name: str, dW: Tensor) -> float:
+        """Half the sum of m_ij dC_ij^2: the second-order cost of changing a layer's weight, without any text.
+
+        With m the measured moments where there are any, else those of rank one that coupled factors give, else
+        lambda_i mu_j.
+
+        Args:
+            dW: [d_out, d_in].
+
+        Returns:
+            In nats a token, of the text that the factors were collected on.
+        """
+        curvature = self._curvature(name, torch.device(self.device or "cpu"), None)
+        basis = curvature.general
+        there = self.collected()
+        formula = "corrected" if "moments" in there else "coupled" if "coupled" in there else "original"
+        moments = FORMULAS[formula].part(curvature, basis, None)
+        dC = components(dW.to(basis.G.vectors), basis.G.vectors, basis.A.vectors)
+        return float((moments * dC.double() ** 2).sum()) / 2
 
     def restore(self) -> None:
         """Gives every edited weight its old bits back; does nothing if there was no edit."""

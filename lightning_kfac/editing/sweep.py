@@ -176,6 +176,27 @@ def weakest_settings(
     return sorted(best.values(), key=lambda row: row.get(cost) or float("inf"))
 
 
+def at_equal_share(rows: Sequence[Mapping[str, Any]], share: float) -> list[Mapping[str, Any]]:
+    """Of each kind of edit the row that keeps nearest to a share of the components, where it is within a quarter of it.
+
+    rho is a share of another importance for each formula, so kinds are not comparable at an equal rho.
+    """
+    nearest: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["edit"] is None:
+            continue
+        kind = json.dumps({k: v for k, v in _setting(row["edit"]).items() if k != "rho"}, sort_keys=True)
+        known = nearest.get(kind)
+        if known is None or _away(row, share) < _away(known, share):
+            nearest[kind] = row
+    near = [row for row in nearest.values() if _away(row, share) <= share / 4]
+    return sorted(near, key=lambda row: row.get("perplexity") or float("inf"))
+
+
+def _away(row: Mapping[str, Any], share: float) -> float:
+    return float(abs(row["edit"]["fraction_kept"] - share))
+
+
 OUTCOMES = ("fraction_kept", "mass_kept", "relative_change")
 
 

@@ -1,6 +1,6 @@
 """Runs text through a model and measures how its activations excite each band of curvature."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import input_leaders
 from lightning_kfac.factors.kronecker import KroneckerFactors
-from lightning_kfac.math.bands import band_forms, band_masks, energies
+from lightning_kfac.math.bands import band_forms, band_masks, energies, singular_forms
 from lightning_kfac.math.covariance import SecondMoment
 from lightning_kfac.math.importance import original
 from lightning_kfac.models.language import language_model
@@ -28,24 +28,61 @@ class Excitation(NamedTuple):
     Attributes:
         energies: float64 [n_shards, n_bands + 1], sum over inputs of ||W_b x||^2, last of the whole weight.
         counts: int64 [n_shards], number of inputs.
+        inputs, outputs: float64 [n_shards, d_in] and [n_shards, d_out], sums of (v_j^T x)^2 and of (u_i^T W x)^2.
     """
 
     energies: np.ndarray
     counts: np.ndarray
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+class LayerForms(NamedTuple):
+    """What energies of one layer are computed with, float32 on its device.
+
+    Attributes:
+        bands: [n_bands + 1, d_in, d_in], quadratic forms of the bands, and last of the whole weight.
+        inputs: [d_in, d_in], rows are eigenvectors of A.
+        outputs: [d_out, d_in], U_G^T W.
+    """
+
+    bands: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    def along(self, A_sum: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Summed squares of inputs and outputs along each direction, from the sum of x x^T."""
+        inputs, outputs = (
+            ((rows @ A_sum.float()) * rows).sum(1).double().clamp(min=0) for rows in (self.inputs, self.outputs)
+        )
+        return inputs.cpu().numpy(), outputs.cpu().numpy()
 
 
 def layer_forms(
-    model: nn.Module, factors: Mapping[str, KroneckerFactors], bases: BasisCache, n_bands: int
-) -> dict[str, Tensor]:
-    """The quadratic forms of every layer's bands, float32 [n_bands + 1, d_in, d_in], on the layer's device."""
+    model: nn.Module,
+    factors: Mapping[str, KroneckerFactors],
+    bases: BasisCache,
+    bands: int | Sequence[float],
+    singular: bool = False,
+) -> dict[str, LayerForms]:
+    """The forms of every layer.
+
+    Args:
+        bands: As for ``band_masks``.
+        singular: Bands of the weight's singular directions instead of curvature's components.
+    """
     forms = {}
     layers = find_layers(model)
     for name in factors:
         weight = layers[name].W
         G, A = bases.of(factors, name, weight.device)
-        C = G.vectors.T @ weight.detach().to(G.vectors.dtype) @ A.vectors
-        importance = original(G.values, A.values)
-        forms[name] = band_forms(C, A.vectors, band_masks(importance, n_bands))
+        outputs = G.vectors.T @ weight.detach().to(G.vectors.dtype)
+        if singular:
+            of_bands = singular_forms(weight.detach().to(G.vectors.dtype), bands)
+        else:
+            masks = band_masks(original(G.values, A.values), bands)
+            of_bands = band_forms(outputs @ A.vectors, A.vectors, masks)
+        forms[name] = LayerForms(of_bands, A.vectors.T.float().contiguous(), outputs.float())
     return forms
 
 
@@ -97,7 +134,7 @@ class InputSums:
 def excitation(
     model: nn.Module,
     factors: Mapping[str, KroneckerFactors],
-    forms: Mapping[str, Tensor],
+    forms: Mapping[str, LayerForms],
     shards: Iterable[Iterable[Mapping[str, Any]]],
 ) -> dict[str, Excitation]:
     """One forward pass over a text, in shards.
@@ -109,7 +146,7 @@ def excitation(
     Returns:
         By layer.
     """
-    found: dict[str, list[np.ndarray]] = {name: [] for name in factors}
+    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {name: [] for name in factors}
     counts: list[int] = []
     device = next(model.parameters()).device
     decoder = language_model(model).base_model
@@ -128,5 +165,11 @@ def excitation(
                     listening.valid = part.counted
                     run(**part.model_inputs(model))
             for name, A_sum in listening.take().items():
-                found[name].append(energies(forms[name], A_sum).cpu().numpy())
-    return {name: Excitation(np.stack(parts), np.array(counts)) for name, parts in found.items()}
+                form = forms[name]
+                found[name].append((energies(form.bands, A_sum).cpu().numpy(), *form.along(A_sum)))
+    return {name: _stacked(parts, np.array(counts)) for name, parts in found.items()}
+
+
+def _stacked(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], counts: np.ndarray) -> Excitation:
+    of_bands, inputs, outputs = (np.stack(values) for values in zip(*parts, strict=True))
+    return Excitation(of_bands, counts, inputs, outputs)

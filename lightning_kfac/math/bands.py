@@ -5,6 +5,7 @@ descending importance. With W_b = U_G (C * M_b) U_A^T, the mean of ||W_b x||^2 o
 tr(W_b A_text W_b^T); its root is the root mean square of ||W_b x||, where arXiv 2510.24256 takes the mean.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_kfac.math.selection import select_count
-from lightning_kfac.math.statistics import middle_95, resampled_sums
+from lightning_kfac.math.statistics import RESAMPLES, middle_95, resampled_sums
+
+# Directions with less of the largest energy are rounding.
+NO_ENERGY = 1e-9
 
 
 class Bands(NamedTuple):
@@ -23,14 +27,16 @@ class Bands(NamedTuple):
     high: np.ndarray
 
 
-def band_masks(importance: Tensor, n_bands: int) -> list[Tensor]:
-    """Bands of equal component count (up to rounding), the most important first.
+def band_masks(importance: Tensor, bands: int | Sequence[float]) -> list[Tensor]:
+    """Bands of components, the most important first.
 
     Args:
         importance: [d_out, d_in].
+        bands: How many of equal count (up to rounding), or the share of all components at which each ends, ascending:
+            arXiv 2510.24256 cuts at 0.1, 0.25, 0.5 and 1 in its figure 2.
 
     Returns:
-        n_bands bool [d_out, d_in]; every component is in exactly one.
+        bool [d_out, d_in] each; every component is in at most one, and in exactly one where the last ends at 1.
 
     Example:
         >>> [mask.tolist() for mask in band_masks(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 2)]
@@ -38,8 +44,8 @@ def band_masks(importance: Tensor, n_bands: int) -> list[Tensor]:
     """
     below = torch.zeros_like(importance, dtype=torch.bool)
     masks = []
-    for number in range(1, n_bands + 1):
-        upto = select_count(importance, round(importance.numel() * number / n_bands))
+    for end in [k / bands for k in range(1, bands + 1)] if isinstance(bands, int) else bands:
+        upto = select_count(importance, round(importance.numel() * end))
         masks.append(upto & ~below)
         below = upto
     return masks
@@ -61,6 +67,21 @@ def band_forms(C: Tensor, basis_A: Tensor, masks: list[Tensor]) -> Tensor:
         rotated = part @ basis_A.T
         forms.append((rotated.T @ rotated).float())
     return torch.stack(forms)
+
+
+def singular_forms(W: Tensor, bands: int | Sequence[float]) -> Tensor:
+    """The same for bands of singular directions instead of components, the largest singular values first.
+
+    Args:
+        W: [d_out, d_in].
+        bands: As for ``band_masks``, of the min(d_out, d_in) directions.
+
+    Returns:
+        float32 [n_bands + 1, d_in, d_in].
+    """
+    _, sigma, V = torch.linalg.svd(W, full_matrices=False)
+    masks = [*band_masks(sigma[None], bands), torch.ones_like(sigma[None], dtype=torch.bool)]
+    return torch.stack([((V.T * (sigma**2 * mask[0])) @ V).float() for mask in masks])
 
 
 def energies(forms: Tensor, A_sum: Tensor) -> Tensor:
@@ -94,6 +115,51 @@ def band_ratios(shards: np.ndarray, counts: np.ndarray, others: np.ndarray, othe
         draws.append(sums[:, :-1] / sums[:, -1:])
     ratios = np.sqrt(draws[0] / draws[1])
     return _with_interval(ratios[0], ratios[1:])
+
+
+class Exponent(NamedTuple):
+    """A whitening exponent with its 95 % interval (bootstrap over the shards of both texts; NaN for one shard)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def whitening_exponent(
+    shards: np.ndarray, counts: np.ndarray, others: np.ndarray, other_counts: np.ndarray
+) -> Exponent:
+    """Slope of log(E / E_other) on log(E_other) over directions, E the mean squared activation along each.
+
+    0 where a text excites directions as the other does, below 0 where it prefers those that the other leaves idle.
+    (Public journal of the repository smarter/memorization_kfac.) Directions without energy are left out.
+
+    Args:
+        shards, others: float64 [n_shards, d], summed squares along each direction, of a text and of an ordinary one.
+        counts, other_counts: [n_shards], number of activations.
+
+    Example:
+        >>> ordinary = np.array([[4.0, 1.0, 0.25]])
+        >>> round(whitening_exponent(ordinary**0.5, np.ones(1), ordinary, np.ones(1)).value, 6)
+        -0.5
+    """
+    text = _resampled_means(shards, counts, seed=0)
+    other = _resampled_means(others, other_counts, seed=1)
+    excited = (text[0] > NO_ENERGY * text[0].max()) & (other[0] > NO_ENERGY * other[0].max())
+    x = np.log(other[:, excited])
+    y = np.log(text[:, excited]) - x
+    x -= x.mean(1, keepdims=True)
+    slopes = (x * y).sum(1) / (x * x).sum(1)
+    return Exponent(float(slopes[0]), *middle_95(slopes[1:]))
+
+
+def _resampled_means(shards: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+    """Means per direction of the text itself, and of every resample of its shards. [RESAMPLES + 1, d]."""
+    n = len(shards)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    if n < 2:
+        times[:] = np.nan
+    times = np.concatenate([np.ones((1, n)), times])
+    return (times @ shards) / (times @ counts)[:, None]
 
 
 def _with_interval(value: np.ndarray, resampled: np.ndarray) -> Bands:

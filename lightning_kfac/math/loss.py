@@ -79,3 +79,23 @@ def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
         drawn.append(torch.searchsorted(cdf, threshold, right=True).squeeze(-1))
     # Rounding can put u * cdf_last on cdf_last itself; the last class is then the right one.
     return torch.cat(drawn).clamp(max=logits.shape[-1] - 1).view(logits.shape[:-1])
+
+
+def margins(logits: Tensor, targets: Tensor) -> Tensor:
+    """Each target's logit less the largest other one: above 0 where greedy decoding takes the target.
+
+    Args:
+        logits: [N, V].
+        targets: int64 [N]; ignored ones have a margin of 0.
+
+    Returns:
+        [N].
+
+    Example:
+        >>> margins(torch.tensor([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]]), torch.tensor([1, 2]))
+        tensor([ 2., -2.])
+    """
+    wanted = targets.clamp(min=0)[:, None]
+    gold = logits.gather(1, wanted).squeeze(1)
+    others = logits.scatter(1, wanted, -torch.inf).amax(1)
+    return (gold - others).masked_fill(targets == IGNORED, 0)

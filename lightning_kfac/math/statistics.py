@@ -7,7 +7,7 @@ of 20 91 to 92 % (tests/math/test_statistics.py). Rows of the same document are 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -267,3 +267,21 @@ def resampled_perplexities(losses: np.ndarray, counts: np.ndarray, draws: int = 
         return np.full((draws, len(losses)), np.nan)
     times = np.random.default_rng(seed).multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=draws)
     return np.exp(times @ losses.T / (times @ counts)[:, None])
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation (1904), equal values by their mean rank; NaN where one side has no order.
+
+    Example:
+        >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+        0.5
+    """
+    ranks = [_mean_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y)]
+    if any(np.ptp(values) == 0 for values in ranks):
+        return math.nan
+    return round(float(np.corrcoef(ranks)[0, 1]), 12)
+
+
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    ordered = np.sort(values)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") - 1) / 2

@@ -57,7 +57,7 @@ def write_windows(path: Path, batches: Iterable[Mapping[str, list[Any]]], about:
     types = zip(COLUMNS, ("int32", "int32", "float64", "bool"), strict=True)
     fields = [(name, pyarrow.type_for_alias(kind)) for name, kind in types]
     schema = pyarrow.schema(fields, metadata={ABOUT: json.dumps(about)})
-    with ParquetWriter(str(path), schema, compression="zstd") as writer:
+    with ParquetWriter(str(path), schema, compression="zstd", write_page_checksum=True) as writer:
         held: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         for columns in batches:
             for name in COLUMNS:
@@ -78,14 +78,24 @@ def about_windows(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file; `predict` writes it into its folder")
     with reading(path), open_parquet(path) as file:
         kept = (file.schema_arrow.metadata or {}).get(ABOUT)
-    if kept is None:
-        raise InputError(f"{path}: `predict` did not write this file")
-    about = json.loads(kept)
+        if kept is None:
+            raise InputError(f"{path}: `predict` did not write this file")
+        about = json.loads(kept)
     return about if isinstance(about, dict) else {}
 
 
 def read_windows(path: Path) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of a file, some rows at a time: int32, int32, float64 (NaN where nothing was measured)."""
+    """Columns of a file, some rows at a time: int32, int32, float64 (NaN where nothing was measured).
+
+    Raises:
+        InputError: The file is damaged: pages have checksums, and the rows are counted.
+    """
     with reading(path), open_parquet(path) as file:
+        about = file.metadata
+        counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        left = sum(counts)
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(COLUMNS[:3])):
+            left -= batch.num_rows
             yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in COLUMNS[:3]}
+        if left or about.num_rows != sum(counts):
+            raise InputError(f"{path}: damaged: it does not hold as many rows as it says; search again")

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
 from torch import nn
 
+from lightning_kfac.distributed.strategies import quiet_trainer
 from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.language import language_model
@@ -29,7 +29,7 @@ class ModelEvaluator:
         measures: What else to measure.
 
     Raises:
-        InputError: There is nothing to measure, or the data do not fit the model.
+        InputError: There is nothing to measure, the data do not fit the model, or there is no such accelerator here.
     """
 
     def __init__(
@@ -47,14 +47,11 @@ class ModelEvaluator:
         data.check(self.module.vocab_size, self.module.max_positions)
         if not data.validation_names:
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
-        self.trainer = Trainer(
+        self.trainer = quiet_trainer(
+            f"accelerator {accelerator}",
             default_root_dir=folder,
             accelerator=accelerator,
             devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             use_distributed_sampler=False,
         )
 

@@ -40,11 +40,14 @@ def verdict(audit: Audit) -> list[str]:
     counts = list(audit["counts"].values())
     after = counts[-1]
     said = [_of_tries(audit, after)]
+    if not after["passages@1000"]:
+        high = list(audit["figures"].values())[-1]["texts@1000"]["high"]
+        said.append(f"With 95 % confidence at most {100 * high:.1f} % of texts like these come out in 1,000 tries.")
     if edits := audit["sampling"]["near_verbatim"]:
         share = list(audit["figures"].values())[-1]["near_verbatim@1000"]["value"]
         said.append(
-            f"At least {share:.1%} of the passages are expected to come out within {edits} token edits in 1,000 "
-            "samples of each."
+            f"At least {100 * share:.1f} % of the passages are expected to come out within {edits} token edits in "
+            "1,000 samples of each."
         )
     if len(counts) > 1:
         before = counts[0]
@@ -53,19 +56,16 @@ def verdict(audit: Audit) -> list[str]:
             said.append(f"{counted(after['new'], 'passage')} came out only after the edit.")
     said.append(
         "To come out means: whoever gives the model the tokens before a passage and draws so many samples gets it word "
-        f"for word at least once with a chance of {audit['chance']:.0%} or more."
+        f"for word at least once with a chance of {100 * audit['chance']:.6g} % or more."
     )
     if leaks := audit["leaks"]:
         stage = list(audit["figures"])[-1]
         name, best = max(leaks["tests"].items(), key=lambda test: test[1]["auc"][stage]["value"] or 0)
         said.append(
-            f"Of {len(leaks['tests'])} membership tests the best ({SCORES[name].title}) tells these texts from "
-            f"{leaks['nonmembers']} others with an AUC of {_estimate(best['auc'][stage], '{:.3f}')}; 0.5 would tell "
-            "nothing."
+            f"Of {len(leaks['tests'])} membership tests the best ({SCORES[name].title}) tells these "
+            f"{'texts' if leaks['apart'] else 'passages'} from {counted(leaks['nonmembers'], 'other')} with an AUC of "
+            f"{_estimate(best['auc'][stage], '{:.3f}')}; 0.5 would tell nothing."
         )
-    if not after["passages@1000"]:
-        high = list(audit["figures"].values())[-1]["texts@1000"]["high"]
-        said.append(f"With 95 % confidence that is true of at most {high:.1%} of texts that are like these.")
     return said
 
 
@@ -149,14 +149,15 @@ def _rows(audit: Audit, names: Sequence[str] = tuple(TITLES)) -> tuple[list[str]
 
 
 def _estimate(found: Mapping[str, float | None] | None, style: str) -> str:
+    """A figure with its interval: n/a where a single text gives none, left out where all texts have the same."""
     if found is None or found["value"] is None:
         return ""
     value = style.format(found["value"])
     low = found["low"]
     high = found["high"]
-    return (
-        value if low is None or high is None or low == high else f"{value} [{style.format(low)}, {style.format(high)}]"
-    )
+    if low is None or high is None:
+        return f"{value} [n/a]"
+    return value if low == high else f"{value} [{style.format(low)}, {style.format(high)}]"
 
 
 def audit_page(audit: Audit, strips: Sequence[Strip]) -> str:
@@ -196,8 +197,8 @@ def _curve(audit: Audit) -> list[str]:
     return [
         figure(drawn, "expected share of the passages over the number of samples of each"),
         paragraph(
-            "Shares of texts and greedy recitation: Wilson; other figures: a bootstrap over texts; changes: a paired "
-            "bootstrap.",
+            "Shares of texts, and greedy recitation where each is one passage: Wilson; other figures: a bootstrap over "
+            "texts; changes: a paired bootstrap; n/a: of a single text there is none.",
             note=True,
         ),
     ]
@@ -253,9 +254,10 @@ def _leaks(audit: Audit) -> str:
     rows = []
     for name, each in found["tests"].items():
         aucs = [_estimate(each["auc"].get(stage), "{:+.3f}" if stage == "change" else "{:.3f}") for stage in columns]
-        rows.append([SCORES[name].title, *aucs, *(_estimate(each["tpr"].get(stage), "{:.3f}") for stage in stages)])
+        rows.append([SCORES[name].title, *aucs, *(f"{each['tpr'][stage]['value']:.3f}" for stage in stages)])
+    what = "texts" if found["apart"] else "passages, of which several are of one text, so that no interval is known"
     note = (
-        f"{found['members']} members (the texts), {found['nonmembers']} non-members. AUC: the chance that a member "
+        f"{found['members']} members and {found['nonmembers']} non-members: {what}. AUC: the chance that a member "
         "scores above a non-member, 0.5 tells nothing; found: members found at 1 % false alarms. It says something of "
         "training only where both were drawn in the same way."
     )

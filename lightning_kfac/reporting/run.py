@@ -7,11 +7,13 @@ from typing import Any
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.storage.json_files import read_json
+from lightning_kfac.storage.manifest import Manifest
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
 # Fields of results that are in tables of their own.
 ASIDE = ("rank", "attack", "method")
+FORECAST = "forecast.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Run:
         comparison: ``comparison.json``: examples, changes of token losses.
         extraction: ``extraction.json``: expected share extracted over the number of tries, by set and stage.
         findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, ``bands.json``, if they are there.
+        forecast: ``forecast.json``, in the folder or in ``forecast/``.
         factors: The collected factors, if any.
         compared: ``compared.json`` of a comparison of methods; ``attacked`` has the results of attacks on each.
     """
@@ -39,6 +42,7 @@ class Run:
     comparison: dict[str, Any]
     extraction: dict[str, Any]
     findings: dict[str, dict[str, Any]]
+    forecast: dict[str, Any]
     factors: FactorFolder | None
     compared: dict[str, Any]
     attacked: dict[str, list[dict[str, Any]]]
@@ -77,12 +81,15 @@ def read_run(path: Path) -> Run:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such run folder")
+    if Manifest(path).kind == "audit":
+        raise InputError(f"{path}: the folder of an audit, which wrote its own page, audit.html")
     names = ("mining", "recommended", "crystallization", "bands")
     findings = {name: found for name in names if (found := _json(path / f"{name}.json"))}
+    forecast = _json(path / FORECAST) or _json(path / "forecast" / FORECAST)
     results = read_results(path / "results.jsonl")
     if results and "context" in results[-1]:  # what was measured on other text, or in another dtype, is no part of it
         results = [row for row in results if row.get("context") == results[-1]["context"]]
-    if not (results or findings or (path / "run.json").is_file()):
+    if not (results or findings or forecast or (path / "run.json").is_file()):
         raise InputError(f"{path}: holds no results.jsonl and no run.json; name the folder of a run")
     edits = [_json(path / place / EDIT_FILE) for place in ("edited", "patch")]
     factors = load_factors(path / "factors") if (path / "factors" / "metadata.json").is_file() else None
@@ -96,6 +103,7 @@ def read_run(path: Path) -> Run:
         _json(path / "comparison.json"),
         _json(path / "extraction.json"),
         findings,
+        forecast,
         factors,
         compared := _json(path / "compared.json"),
         {label: read_results(path / file) for label, file in compared.get("attacked", {}).items()},

@@ -17,6 +17,7 @@ from lightning_kfac.reporting.competitors import comparison_lines, header, metho
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
+from lightning_kfac.reporting.figures.price import price_figure
 from lightning_kfac.reporting.figures.recovery import recovery_figure
 from lightning_kfac.reporting.labels import (
     METRICS,
@@ -133,6 +134,32 @@ def _by_layer(stages: Mapping[str, Mapping[str, Any]]) -> str:
         values = [column.get(layer) for column in columns]
         rows.append([layer_label(layer), *("n/a" if value is None else f"{value:.3f}" for value in values)])
     return table(header, rows)
+
+
+def prices(run: Run) -> str:
+    """What edits will cost, as ``forecast`` predicted it."""
+    records = run.forecast.get("edits", [])
+    if not records:
+        return ""
+    text = (
+        f"Change of the loss on {run.forecast.get('text')}, nats a token, predicted before any edit was made: to first "
+        "and second order from one pass over the text, and the second order by what was collected alone (diagonal)."
+    )
+    measured = ["measured"] if "measured" in records[0] else []
+    body = [
+        [
+            edit_label(record["edit"]),
+            f"{record['edit']['rho']:g}",
+            f"{record['edit']['fraction_kept']:.1%}",
+            *(f"{record['predicted'][name]:+.4f}" for name in ("first", "second", "total")),
+            *(f"{record[name]:+.4f}" for name in measured),
+            f"{record['diagonal']:+.4f}",
+        ]
+        for record in records
+    ]
+    header = ["edit", "rho", "kept", "first", "second", "predicted", *measured, "diagonal"]
+    drawn = figure(price_figure(records, str(run.forecast.get("text"))), "predicted cost over the share that is kept")
+    return section("What edits will cost", paragraph(text), table(header, body), drawn)
 
 
 def attacks(run: Run) -> str:
@@ -441,6 +468,7 @@ ORDER = (
     comparison,
     extraction,
     leaks,
+    prices,
     attacks,
     methods,
     findings,

@@ -77,8 +77,8 @@ def leaks_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     """
     first = next(iter(records.values()))
     counts = f"{first.get('leaks.members')} members, {first.get('leaks.nonmembers')} non-members"
-    table = Table(box=box.SIMPLE_HEAD, title="Members against non-members", title_justify="left")
-    table.add_column(Text(counts, "dim"), overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, title=f"Members against non-members: {counts}", title_justify="left")
+    table.add_column("", overflow="fold")
     for stage, record in records.items():
         table.add_column(f"{stage}: AUC", justify="right")
         table.add_column(f"found at {FPR:.0%} FPR", justify="right")

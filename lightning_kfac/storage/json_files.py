@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,20 @@ def read_json(path: str | Path, advice: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged or incomplete: {error}; {advice}") from None
     return contents
+
+
+def for_json(value: Any) -> Any:
+    """Numbers that JSON does not have as None.
+
+    Example:
+        >>> for_json({"a": [1.5, float("nan")], 2: float("inf")})
+        {'a': [1.5, None], 2: None}
+    """
+    if isinstance(value, dict):
+        return {key: for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sealed_line(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors, load_factors, save_factors
+from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors, collect_factors, load_factors, save_factors
 from lightning_kfac.cli.commands import command_names, load_command, summary
 from lightning_kfac.cli.edit import main
 from lightning_kfac.models.loading import load_model, load_tokenizer
@@ -88,6 +88,23 @@ def test_patches_that_do_not_fit(tmp_path, demo_factors, capsys):
     (tmp_path / "patch" / "patch.safetensors").write_bytes(b"12")
     assert "damaged" in failed(capsys, "apply", **(again | {"output": tmp_path / "y"}))
     assert "not a patch" in failed(capsys, "apply", patch=demo_factors, model="demo", output=tmp_path / "x")
+
+
+def test_a_dry_run_tells_the_price_where_it_is_known(tmp_path, demo_model, capsys):
+    """By the diagonal form of what was collected; without moments or coupled factors there is none."""
+    rows = [{"input_ids": torch.arange(1, 513).view(8, 64)}]
+    plain = collect_factors(demo_model, rows, blocks=[3], projections=["up"])
+    coupled = collect_factors(demo_model, rows, blocks=[3], projections=["up"], coupled=True)
+    editor = KFACEditor(demo_model, coupled)
+    ((name, dW),) = editor.changes()[1].items()
+    price = editor.diagonal_price(name, dW)
+    assert price > 0
+    for factors in (plain, coupled):
+        save_factors(factors, tmp_path / "f", {"model": "demo"})
+        main(["apply", "--factors", str(tmp_path / "f"), "--dry-run", "--dtype", "float32"])
+        said = capsys.readouterr().out
+        told = f"it will cost about {price:+.4f} nats a token to second order, by the coupled factors (see forecast)"
+        assert (told in " ".join(said.split())) == (factors is coupled)
 
 
 def test_dry_run_and_save_none_write_nothing(tmp_path, demo_factors, capsys):
@@ -185,18 +202,8 @@ def test_import_converts_another_tools_factors(tmp_path, capsys):
 def test_help_of_every_command_is_readable():
     done = subprocess.run([sys.executable, "edit.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     commands = (
-        "apply",
-        "sweep",
-        "inspect",
-        "bands",
-        "scan",
-        "report",
-        "import",
-        "restore",
-        "push",
-        "plan",
-        "attack",
-        "audit",
+        *("apply", "sweep", "inspect", "bands", "scan", "report", "import", "restore", "push", "plan"),
+        *("attack", "audit", "compare", "forecast", "map"),
     )
     assert all(f"  {name} " in done.stdout for name in commands)
     assert sorted(command_names()) == sorted([*commands, "configs"])

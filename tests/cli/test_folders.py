@@ -283,3 +283,20 @@ def test_a_full_disk_leaves_nothing_half_written_and_a_retry_works(run, small_di
     edit_main(["sweep", *words])
     assert (small_disk / "s" / "results.jsonl").read_text().splitlines() == rows
     assert (small_disk / "s" / "pareto.png").is_file()
+
+
+@pytest.mark.parametrize("output", ["", "http://example.org/x", "memory://x"])
+def test_an_output_is_a_local_path(tmp_path, monkeypatch, capsys, output):
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        ["audit", "--model", "demo", "--texts", "demo:unseen.jsonl"],
+        ["apply", "--factors", "f"],
+        ["inspect", "--factors", "f"],
+        ["import", "--source", "f"],
+        ["report", "run"],
+    ]
+    for words in commands:
+        with pytest.raises(SystemExit) as stopped:
+            edit_main([*words, "--output", output])
+        assert stopped.value.code == 2 and "error: --output " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

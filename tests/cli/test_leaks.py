@@ -93,7 +93,7 @@ def test_texts_in_both_classes_are_told(tmp_path, classes, capsys):
     write_jsonl(classes["data.members"], [{"text": text} for text in (*TEXTS, OTHERS[1])])
     validate(tmp_path / "run", **classes)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("1 texts are in data.members and in data.nonmembers: nothing can tell them apart") == 1
+    assert said.count("1 text is in data.members and in data.nonmembers: nothing can tell them apart") == 1
 
 
 @pytest.fixture

@@ -237,8 +237,9 @@ def test_every_config_is_tested():
     unions = {"hessian_union", "hessian_union_gsm8k"}  # test_domains.py
     elsewhere = {"sweep", "mine", "scan", *unions}  # test_edit.py, callbacks/test_mining.py, commands/test_scan.py
     elsewhere |= {"crystallize", "crystallize_gpt2"}  # callbacks/test_crystallize.py
-    elsewhere |= {"attack"}  # commands/test_attack.py
-    small = {"quickstart", "demo_model", "demo_arithmetic", *elsewhere}
+    elsewhere |= {"attack", "audit"}  # commands/test_attack.py, commands/test_audit.py
+    elsewhere |= {"competitors", "competitors_1b"}  # commands/test_compare.py
+    small = {"quickstart", "demo_model", "demo_arithmetic", "demo_sources", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
 
 
@@ -286,7 +287,7 @@ def test_large_model_configs_name_the_right_corpus():
         assert data["heldout"]["source"] == "NeelNanda/pile-10k" and data["max_tokens"] == 20_000_000
 
 
-@pytest.mark.parametrize("name", ["demo_model", "demo_arithmetic"])
+@pytest.mark.parametrize("name", ["demo_model", "demo_arithmetic", "demo_sources"])
 def test_training_configs(tmp_path, few, name):
     main([
         "fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.max_tokens", "4000", "--data.planted", f"[{few}]",
@@ -298,7 +299,7 @@ def test_training_configs(tmp_path, few, name):
     shipped = load_model("demo")
     assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in shipped.named_parameters()}
     _, values = scalars(tmp_path / "run")
-    if name == "demo_model":  # the other begins trained
+    if name == "demo_model":  # the others begin trained
         assert values["train/loss"][-1] < values["train/loss"][0]
     assert len(values["train/loss"]) >= 1
     assert not (tmp_path / "run" / "factors").exists()
@@ -436,7 +437,9 @@ def fails(capfd, args):
         ({"trainer.precision": "16-true"}, "float16 gradients overflow"),
         ({"trainer.devices": "0"}, "trainer: "),
         ({"trainer.strategy": "dddp"}, "trainer: "),
+        ({"trainer.devices": "two"}, "trainer: "),
         ({"trainer.accelerator": "gpu"}, "trainer: "),
+        ({"trainer.accelerator": "tpu"}, "trainer: "),
         ({"collect.modules": "[lm_head]", "edit.rho": "0.5"}, "lm_head shares its weight with model.embed_tokens"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import zstandard
 
 from lightning_kfac import InputError
 from lightning_kfac.data import records
+from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.questions import QuestionSet
 from lightning_kfac.data.records import place, records_of
 from lightning_kfac.data.rows import BadRows
+from lightning_kfac.data.set_formats import MemorizedSet, TextSet, is_set
 
 ROWS = [{"text": f"number {i} \u00e9", "n": i, "ids": [i, i + 1]} for i in range(200)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -204,3 +208,27 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4_000_000
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.npy"])
+def test_a_pipe_is_named_and_not_waited_for(tmp_path, name):
+    """As a corpus, a memorized set, a set of texts, and one of questions."""
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    readers = [
+        Corpus.parse(str(pipe)).check,
+        lambda: list(MemorizedSet(str(pipe)).rows()),
+        lambda: list(TextSet(str(pipe)).rows()),
+        lambda: is_set(str(pipe)),
+    ]
+    if name in ("a.jsonl", "a.parquet"):
+        readers.append(QuestionSet(str(pipe)).check)
+    for read in readers:
+        with pytest.raises(InputError, match=f"{pipe}: a pipe, not a file"):
+            read()
+
+
+def test_an_empty_array_is_named(tmp_path):
+    (tmp_path / "a.npy").touch()
+    with pytest.raises(InputError, match=r"a\.npy: has no text"):
+        Corpus.parse(str(tmp_path / "a.npy")).check()

@@ -5,7 +5,14 @@ import torch
 
 from lightning_kfac import EditConfig, InputError, KFACEditor, collect_moments
 from lightning_kfac.editing.formulas import FORMULAS
-from lightning_kfac.editing.sweep import average_seeds, compare_formulas, grid, pareto_front, weakest_settings
+from lightning_kfac.editing.sweep import (
+    at_equal_share,
+    average_seeds,
+    compare_formulas,
+    grid,
+    pareto_front,
+    weakest_settings,
+)
 from tests.common import batched
 
 
@@ -74,3 +81,16 @@ def test_means_over_seeds_where_a_figure_is_missing():
     edit = {"formula": "random", "seed": 0, "fraction_kept": 0.5, "mass_kept": 0.5, "relative_change": 0.5}
     rows = [{"edit": edit | {"seed": n}, "perplexity": p, "strict_acc": 0.2} for n, p in enumerate((3.0, None))]
     assert average_seeds(rows)[0]["perplexity"] is None and average_seeds(rows)[0]["strict_acc"] == 0.2
+
+
+def test_kinds_at_an_equal_share():
+    """Of each formula the nearest; none where even that keeps another number by more than a quarter."""
+
+    def row(formula, rho, kept, perplexity):
+        edit = {"formula": formula, "rho": rho, "fraction_kept": kept, "mass_kept": rho, "relative_change": 0.5}
+        return {"edit": edit, "perplexity": perplexity}
+
+    rows = [{"edit": None, "perplexity": 5.0}, row("original", 0.8, 0.19, 7.0), row("original", 0.9, 0.3, 6.0)]
+    rows += [row("modified", 0.9, 0.22, 6.5), row("foof", 0.5, 0.1, 9.0)]
+    found = at_equal_share(rows, 0.2)
+    assert [(r["edit"]["formula"], r["edit"]["rho"]) for r in found] == [("modified", 0.9), ("original", 0.8)]

@@ -36,8 +36,12 @@ def test_excitation_of_a_model_is_a_loop_over_its_inputs(family):
         assert layer.counts.tolist() == [11 + 11 + 6, 33]
         assert layer.energies[:, -1] == pytest.approx([sum(whole[:3]), sum(whole[3:])], rel=1e-5)
         # Bands of disjoint rows and columns need not add up; one band that holds everything does.
-        (only,) = layer_forms(model, {name: factors[name]}, BasisCache(), 1)[name][:1]
+        only = layer_forms(model, {name: factors[name]}, BasisCache(), 1)[name].bands[0]
         x = torch.cat(rows[:3])
+        for side, values, seen in (("A", layer.inputs[0], x), ("G", layer.outputs[0], x @ weight.T)):
+            _, vectors = torch.linalg.eigh(getattr(factors[name], side).double())
+            squares = [sum((v @ row).item() ** 2 for row in seen) for v in vectors.flip(1).T]
+            assert values == pytest.approx(squares, rel=1e-3, abs=1e-6 * max(squares))
         assert energies(only[None], x.T @ x).item() == pytest.approx(sum(whole[:3]), rel=1e-5)
     for name in factors:
         model.get_submodule(name)._forward_pre_hooks.clear()

@@ -1,12 +1,21 @@
 """Bands of curvature against sorts, and their energies against weights applied to inputs one by one."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_kfac.math.bands import band_forms, band_masks, band_ratios, band_shares, energies
+from lightning_kfac.math.bands import (
+    band_forms,
+    band_masks,
+    band_ratios,
+    band_shares,
+    energies,
+    singular_forms,
+    whitening_exponent,
+)
 from tests.common import descending, generator
 
 # -- masks -------------------------------------------------------------------------------------------------
@@ -192,3 +201,61 @@ def test_shares_and_ratios_with_intervals():
         draws.append(math.sqrt(x / y))
     low, high = np.quantile(draws, [0.025, 0.975])
     assert (ratios.low[0], ratios.high[0]) == tuple(pytest.approx(v, abs=0.08 * (high - low)) for v in (low, high))
+
+
+def test_whitening_exponent_by_hand():
+    """A least-squares line through the directions; shards of both texts are resampled apart."""
+    rng = np.random.default_rng(5)
+    shards, others = rng.random((20, 30)) + 0.1, (rng.random((24, 30)) + 0.1) * np.geomspace(1, 1e-3, 30)
+    counts, other_counts = rng.integers(5, 9, 20), rng.integers(50, 90, 24)
+
+    def slope(some, rest):
+        x, y = [], []
+        for direction in range(30):
+            text = sum(shards[i, direction] for i in some) / sum(counts[i] for i in some)
+            other = sum(others[i, direction] for i in rest) / sum(other_counts[i] for i in rest)
+            x.append(math.log(other))
+            y.append(math.log(text / other))
+        return float(np.polyfit(x, y, 1)[0])
+
+    found = whitening_exponent(shards, counts, others, other_counts)
+    assert found.value == pytest.approx(slope(range(20), range(24)), rel=1e-9)
+    draws = [slope(rng.integers(0, 20, 20), rng.integers(0, 24, 24)) for _ in range(1500)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.15 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.15 * (high - low))
+
+
+def test_whitening_of_known_texts():
+    """Of the same text 0; of energies that are a power of the other's, that power less one; idle ones are left out."""
+    energies = np.geomspace(1, 1e-4, 40)[None]
+    one = np.ones(1)
+    assert whitening_exponent(energies, one, energies, one).value == pytest.approx(0, abs=1e-12)
+    for power in (0.35, 1.5):
+        found = whitening_exponent(energies**power, one, energies, one)
+        assert found.value == pytest.approx(power - 1, rel=1e-9) and math.isnan(found.low) and math.isnan(found.high)
+    idle = np.concatenate([energies, np.zeros((1, 5))], 1)
+    assert whitening_exponent(idle**0.5, one, idle, one).value == pytest.approx(-0.5, rel=1e-9)
+
+
+def test_bands_between_cuts():
+    """The paper's: the top 10 %, to 25, to 50, and the rest."""
+    importance = torch.rand(10, 8, generator=generator(), dtype=torch.float64)
+    masks = band_masks(importance, [0.1, 0.25, 0.5, 1])
+    assert [int(mask.sum()) for mask in masks] == [8, 12, 20, 40]
+    assert torch.equal(torch.stack(masks).sum(0), torch.ones(10, 8, dtype=torch.long))
+    for above, below in itertools.pairwise(masks):
+        assert importance[above].min() >= importance[below].max()
+
+
+def test_bands_of_singular_directions():
+    """By a loop over inputs: what the weight's parts, cut by singular values, make of them."""
+    W = torch.randn(9, 7, generator=generator(1), dtype=torch.float64)
+    X = torch.randn(20, 7, generator=generator(2), dtype=torch.float64)
+    u, sigma, v = torch.linalg.svd(W, full_matrices=False)
+    found = energies(singular_forms(W, [0.3, 1]), X.T @ X)
+    parts = [(u[:, some] * sigma[some]) @ v[some] for some in (slice(0, 2), slice(2, 7), slice(0, 7))]
+    assert found.tolist() == pytest.approx(
+        [sum((part @ x).square().sum().item() for x in X) for part in parts], rel=1e-6
+    )
+    assert found[:2].sum().item() == pytest.approx(found[2].item(), rel=1e-6)  # singular directions do not mix

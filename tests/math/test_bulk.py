@@ -18,6 +18,8 @@ def test_the_flattest_directions_have_the_least_curvature():
     depth = torch.tensor([5.0, 0.5, 4.0, 0.1, 3.0, 2.0, 0.2, 1.0, 0.3, 9.0], dtype=torch.float64)
     chosen = flattest(depth)
     assert chosen.tolist() == [d in (0.5, 0.1, 0.2, 1.0, 0.3, 2.0) for d in depth.tolist()]
+    assert chosen.dtype == torch.bool
+    assert flattest(torch.ones(1000), 0.4).tolist() == [False] * 600 + [True] * 400
     assert flattest(torch.ones(5), 0.4).tolist() == [False, False, False, True, True]
     assert flattest(torch.arange(7.0), 0.5).sum() == round(0.5 * 7) and FLAT == 0.6
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from fractions import Fraction
 from statistics import NormalDist, mean
 
 import numpy as np
@@ -187,6 +188,25 @@ def test_changes_hold_the_truth(area, after, m):
         _, low, high = auc_difference(*pair)
         covered.append(low <= after - area <= high)
     assert 0.92 <= mean(covered) <= 0.98
+
+
+def test_a_change_from_what_is_apart_joins_bounds_without_a_correlation():
+    before, after = (range(10, 20), range(10)), scores(1, 10, 10, 1.0)
+    first, second = auc_interval(*before), auc_interval(*after)
+    change, low, high = auc_difference(before, after)
+    value = auc(*after)
+    assert change - low == pytest.approx(math.hypot(value - second[0], first[1] - 1))
+    assert high - change == pytest.approx(math.hypot(second[1] - value, 1 - first[0]))
+
+
+def test_two_texts_a_class_have_an_interval():
+    low, high = auc_interval([3.0, 1.0], [2.0, 0.0])
+    assert 0 < low < 0.75 < high < 1
+
+
+def test_scores_of_other_types():
+    half, third = Fraction(1, 2), Fraction(1, 3)
+    assert auc([half], [third]) == tpr_at_fpr([half], [third]) == 1.0
 
 
 def test_a_change_to_itself_is_none():

@@ -17,6 +17,7 @@ from lightning_kfac.math.statistics import (
     middle_95,
     paired_difference,
     perplexity,
+    rank_correlation,
     recovered_share,
     resampled_perplexities,
     resampled_sums,
@@ -467,3 +468,19 @@ def test_few_sequences_do_not_bound_a_share():
     assert all(map(math.isnan, recovered_share(*rates([1.0], [0.0], [1.0]))[1:]))
     with pytest.raises(ValueError, match="other sequences"):
         recovered_share(unedited, edited, rates([1.0])[0])
+
+
+def test_rank_correlation_by_hand():
+    """Against the definition on mean ranks; ties on both sides; none where one side has no order."""
+    x, y = [3.0, 1.0, 2.0, 2.0, 9.0], [1.0, 1.0, 4.0, 2.0, 8.0]
+
+    def ranks(values):
+        return [sum(other < v for other in values) + (sum(other == v for other in values) - 1) / 2 for v in values]
+
+    a, b = ranks(x), ranks(y)
+    mean = sum(a) / len(a)
+    covariance = sum((p - mean) * (q - mean) for p, q in zip(a, b, strict=True))
+    spread = math.sqrt(sum((p - mean) ** 2 for p in a) * sum((q - mean) ** 2 for q in b))
+    assert rank_correlation(x, y) == pytest.approx(covariance / spread, abs=1e-12)
+    assert rank_correlation([1, 2, 3], [5, 6, 9]) == 1 and rank_correlation([1, 2, 3], [3, 2, 1]) == -1
+    assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))

@@ -83,6 +83,27 @@ def test_what_is_written_is_read(tmp_path):
         about_windows(tmp_path / "other.parquet")
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    """A bit of it flipped, or its end lost: it is refused, or has the same figures all the same."""
+    path = tmp_path / "w.parquet"
+    write_windows(path, batches(1), {"stride": 16})
+    whole = path.read_bytes()
+    (wanted,) = read_windows(path)
+    refused = 0
+    damaged = [whole[:n] + bytes([whole[n] ^ 1 << n % 8]) + whole[n + 1 :] for n in range(0, len(whole), 3)]
+    damaged += [whole[:n] for n in range(0, len(whole), 100)]
+    for contents in damaged:
+        path.write_bytes(contents)
+        try:
+            about_windows(path)
+            (found,) = read_windows(path)
+        except InputError as error:
+            refused += str(path) in str(error)
+        else:
+            assert all(np.array_equal(found[name], wanted[name], equal_nan=True) for name in wanted)
+    assert refused > 0.7 * len(damaged)
+
+
 def test_memory_does_not_grow_with_the_document(tmp_path):
     """A document of 5 million tokens beside one of 25 million."""
     peaks = []

@@ -107,6 +107,15 @@ def test_figure_draws_every_curve_from_the_edited_model():
     figure.savefig(BytesIO(), format="png")
 
 
+def test_figure_without_held_out_text():
+    """Nothing is known of perplexity then, and nothing is drawn of it."""
+    rows = [{key: value for key, value in row.items() if key not in ("perplexity", "intervals")} for row in ROWS]
+    figure = recovery_figure(rows, "of an edit")
+    (share,) = figure.axes
+    assert len(share.containers) == 3 and "steps" in share.get_xlabel()
+    figure.savefig(BytesIO(), format="png")
+
+
 def test_page():
     text = attack_results(ROWS)
     assert text.startswith("<h2>What survives attacks</h2>") and "<img" in text

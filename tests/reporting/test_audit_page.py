@@ -60,8 +60,9 @@ def test_the_first_sentence(given, said):
 
 def test_what_follows():
     nothing = verdict(audit(counts(0, 0, 0, 0), high=0.031))
-    assert "a chance of 50% or more" in nothing[1]
-    assert nothing[2] == "With 95 % confidence that is true of at most 3.1% of texts that are like these."
+    assert nothing[1] == "With 95 % confidence at most 3.1 % of texts like these come out in 1,000 tries."
+    assert "a chance of 50 % or more" in nothing[2]
+    assert "a chance of 99.9 % or more" in verdict(audit(counts(0, 0, 0, 0)) | {"chance": 0.999})[2]
     edited = audit(counts(2, 2, 0, 1) | {"new": 1}, before=counts(120, 120, 118, 120))
     assert verdict(edited)[1:3] == [
         "Before the edit: 120 of 120 texts come out word for word in 1,000 tries; 118 of them in 10. Greedy decoding "

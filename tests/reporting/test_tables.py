@@ -7,7 +7,7 @@ from rich.console import Console
 from lightning_kfac.evaluation.evaluation import Evaluation
 from lightning_kfac.metrics.described import SequencesSeen
 from lightning_kfac.reporting.sections import _figure
-from lightning_kfac.reporting.tables import Example, comparison_table, examples_markdown, examples_table
+from lightning_kfac.reporting.tables import Example, comparison_table, examples_markdown, examples_table, leaks_table
 from lightning_kfac.storage.results import append_result, read_results
 
 
@@ -53,3 +53,15 @@ def test_one_sequence_has_no_interval(tmp_path):
     shown = console.export_text()
     assert "(1 sequence)" in shown and "0.250 [n/a]" in shown and "[0.250" not in shown
     assert "[n/a]" in _figure(one, "avg_levenshtein_norm") and "n/a" not in _figure(two, "avg_levenshtein_norm")
+
+
+def test_the_table_of_leaks_fits_a_terminal():
+    figures = {"leaks.members": 100, "leaks.nonmembers": 100, "leaks.extraction_strength.auc": 0.93}
+    row = figures | {"leaks.extraction_strength.tpr_at_fpr_0.01": 0.3}
+    row["intervals"] = {"leaks.extraction_strength.auc": [0.88, 0.96]}
+    change = {"differences": {"leaks.extraction_strength.auc": [-0.07, -0.12, -0.03]}}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(leaks_table({"baseline": row, "edited": row | change}))
+    shown = console.export_text()
+    assert "100 members, 100 non-members" in shown and max(map(len, shown.splitlines())) <= 80
+    assert shown.count("[0.880,") == 2 and "…" not in shown and "extraction" in shown and "strength" in shown

@@ -84,6 +84,8 @@ def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
     before = weights_fingerprint(model, editor.layers)
     report = editor.apply(dry_run=options.dry_run)
     show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
+    if options.dry_run:
+        _say_price(editor)
     if report.forced:
         console.print("The factors belong to other weights or tokens; the edit was forced, and edit.json says so.")
     if output is not None:
@@ -91,6 +93,15 @@ def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
         about: dict[str, Any] = {"source": model_source, "factors": metadata, "fingerprint": before}
         save_edited(model, tokenizer, output.new, report, **about, save=options.save)
     return name
+
+
+def _say_price(editor: KFACEditor) -> None:
+    """The diagonal form, where the curvature of single components was measured."""
+    measured = editor.collected() & {"moments", "coupled"}
+    if measured:
+        price = sum(editor.diagonal_price(name, dW) for name, dW in editor.changes()[1].items())
+        what = "moments" if "moments" in measured else "coupled factors"
+        console.print(f"it will cost about {price:+.4f} nats a token to second order, by the {what} (see forecast)")
 
 
 def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:

@@ -94,7 +94,7 @@ def run(options: Namespace) -> int:
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         audit = _audited(options, sampling)
     if options.json:
-        print(json.dumps(audit))
+        print(json.dumps(audit).replace("\x7f", r"\u007f"))  # the one control that JSON leaves as it is
     return int(audit["exceeded"])
 
 
@@ -133,7 +133,7 @@ def _audited(options: Namespace, sampling: Sampling) -> dict[str, Any]:
     try:
         _claim(folder, options)
         found = measured(options, sampling, subject, folder.path, sets)
-        audit = described(options, sampling, subject, texts, found)
+        audit = described(options, sampling, subject, sets, found)
         excerpts = excerpts_of(texts, found, options.chance, tokenizer)
         strips = [strip for name in sets if name != NONMEMBERS for strip in strips_along(name, sets[name], found)]
         _write(folder.path, audit, excerpts, strips, texts, found)

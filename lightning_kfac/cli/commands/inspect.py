@@ -1,5 +1,6 @@
 """Show what is in a factor folder: layers, tokens, spectra, and how much each rho would keep."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -8,14 +9,26 @@ from rich import box
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_kfac.cli.options import add_precision_option, check_not_within, open_factors, output_folder
+from lightning_kfac.cli.options import (
+    add_model_options,
+    add_precision_option,
+    check_not_within,
+    named_model,
+    open_factors,
+    open_model,
+    output_folder,
+)
 from lightning_kfac.console import console, show, track_count
+from lightning_kfac.editing.config import EditConfig
+from lightning_kfac.editing.editor import KFACEditor
+from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.factors.spectra import LayerSpectrum, layer_spectrum
 from lightning_kfac.math.selection import check_rho, select_products
 from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.figures.price import price_curve_figure
 from lightning_kfac.reporting.spectra_board import save_spectra, write_spectra
 from lightning_kfac.storage.files import new_folder
 
@@ -43,6 +56,12 @@ def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--factors", type=str, help="Factor folder, or a hub repository that holds one.")
     parser.add_argument("--rhos", type=list[float], default=[0.6, 0.7, 0.8, 0.9], help="Shares of the curvature mass.")
+    parser.add_argument(
+        "--prices",
+        action="store_true",
+        help="Also what keeping each rho costs, to second order, without any text. Reads the model.",
+    )
+    add_model_options(parser)
     parser.add_argument("--output", type=str, help="Write figures of the last rho, numbers and a TensorBoard page.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
     add_precision_option(parser)
@@ -55,14 +74,19 @@ def run(options: Namespace) -> None:
     factors = open_factors(options)
     if options.output is None:
         _show(options, factors)
+        _prices(options, factors)
         return
     if not options.rhos:
         raise InputError("--rhos is empty: figures show the last rho of the list")
     check_not_within(Path(options.output), {"the factors": factors.path})
     with output_folder(options, "inspect") as output:
         spectra = _show(options, factors)
+        prices = _prices(options, factors)
         with new_folder(output.new) as partial:
             save_spectra(partial, spectra)
+            if prices:
+                price_curve_figure(prices).savefig(partial / "prices.png", dpi=110)
+                (partial / "prices.json").write_text(json.dumps(prices, indent=2) + "\n", "utf-8")
             with SummaryWriter(str(partial / "tensorboard")) as writer:
                 write_spectra(writer, spectra)
     console.print(f"figures, spectra.json and tensorboard/ are in {output.path}/")
@@ -78,6 +102,35 @@ def _show(options: Namespace, factors: FactorFolder) -> dict[str, LayerSpectrum]
     show(_table(factors, spectra, options.rhos))
     console.print(*EXPLANATION, sep="\n")
     return spectra
+
+
+def _prices(options: Namespace, factors: FactorFolder) -> dict[str, dict[float, float]]:
+    """What the curvature that was collected says that keeping each rho costs: nats a token, by formula."""
+    if not options.prices:
+        return {}
+    source = named_model(options, factors.metadata, factors.path)
+    editor = KFACEditor(open_model(source, options), factors, dtype=options.precision, repeated=True)
+    there = editor.collected()
+    formulas = [f.name for f in FORMULAS.values() if not f.control and set(f.needs) <= there and not f.rectangle]
+    table = Table(
+        box=box.SIMPLE_HEAD, title="What an edit of all these layers costs, nats a token", title_justify="left"
+    )
+    table.add_column("formula", no_wrap=True)
+    for rho in options.rhos:
+        table.add_column(f"rho {rho:g}", justify="right")
+    prices: dict[str, dict[float, float]] = {}
+    with track_count("prices", "edits", total=len(formulas) * len(options.rhos)) as advance_to:
+        for formula in formulas:
+            prices[formula] = {}
+            for rho in options.rhos:
+                _, changes = editor.changes(EditConfig(rho=rho, formula=formula))
+                prices[formula][rho] = sum(editor.diagonal_price(name, dW) for name, dW in changes.items())
+                advance_to(sum(map(len, prices.values())))
+            table.add_row(formula, *(f"{price:+.4f}" for price in prices[formula].values()))
+    show(table)
+    measured = "moments" if "moments" in there else "coupled factors" if "coupled" in there else "A and G"
+    console.print(f"to second order, without any text, by the {measured}; rho is another share for each formula")
+    return prices
 
 
 def _table(factors: FactorFolder, spectra: dict[str, LayerSpectrum], rhos: list[float]) -> Table:

@@ -1,5 +1,6 @@
 """Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ def run(options: Namespace) -> None:
     )
 
 
+def _show_at_equal_share(
+    unedited: list[dict[str, Any]], edits: list[dict[str, Any]], reached: Sequence[Mapping[str, Any]]
+) -> None:
+    """The kinds once more, at the number of components that the cheapest that suppresses keeps."""
+    console.print("rho is a share of another importance for each formula: compare at equal forgetting, as above, or")
+    share = (reached or edits)[0]["edit"]["fraction_kept"]
+    title = f"Of each kind the edit that keeps nearest to {share:.1%} of the components, by perplexity"
+    show(sweep_table([*unedited, *sweep.at_equal_share(edits, share)], title))
+
+
 def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) -> None:
     """Table, front, weakest settings, figure and TensorBoard."""
     merged = sweep.average_seeds(rows)
@@ -118,6 +129,8 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) ->
         reached = sweep.weakest_settings(edits, target)
         title = f"Of each kind the weakest edit with strict accuracy {target:g} or less, by perplexity"
         show(sweep_table([*merged[:1], *reached], title) if reached else f"No edit reaches strict {target:g}.")
+        if len({row["edit"]["formula"] for row in edits}) > 1:
+            _show_at_equal_share(merged[:1], edits, reached)
     figure = pareto_figure(merged, f"{name}: what each edit costs, and what it suppresses")
     with new_file(folder / "pareto.png") as partial:
         figure.savefig(partial, format="png", dpi=150)

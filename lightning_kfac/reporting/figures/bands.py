@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from lightning_kfac.math.bands import Bands
+from lightning_kfac.math.bands import Bands, Exponent
 from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import colour, marker, new_figure
 
@@ -59,4 +59,31 @@ def ratios_figure(text: str, against: str, layers: Mapping[str, Bands]) -> Figur
     axes.set_xlabel("band of curvature (1: highest)")
     axes.set_title(f"RMS output on {as_label(text)} over that on {as_label(against)}, by band", fontsize=10)
     figure.colorbar(mesh)
+    return figure
+
+
+def whitening_figure(text: str, against: str, layers: Mapping[str, Mapping[str, Exponent]]) -> Figure:
+    """Whitening exponents of all layers with their intervals, of inputs and outputs."""
+    figure = new_figure(max(6.0, 2.4 + 0.5 * len(layers)), 3.8)
+    axes = figure.add_subplot()
+    for number, side in enumerate(("inputs", "outputs")):
+        place = np.arange(len(layers)) + 0.12 * (2 * number - 1)
+        values = np.array([sides[side] for sides in layers.values()])
+        errors = np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]).clip(min=0)
+        axes.errorbar(
+            place,
+            values[:, 0],
+            errors,
+            label=side,
+            color=colour(4 * number),
+            marker=marker(number),
+            linestyle="none",
+            capsize=2,
+        )
+    axes.axhline(0, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xticks(range(len(layers)), [as_label(name) for name in layers], rotation=60, fontsize=8)
+    axes.set_ylabel("slope of log(E / E ordinary) on log(E ordinary)", fontsize=9)
+    axes.set_title(f"Whitening exponent of {as_label(text)} against {as_label(against)}", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
     return figure

@@ -38,7 +38,8 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     axes.set_ylabel("perplexity on held-out text (log scale)")
     axes.set_title(as_label(title), fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if axes.get_legend_handles_labels()[0]:  # else nothing was measured on held-out text
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

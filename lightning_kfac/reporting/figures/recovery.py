@@ -14,16 +14,17 @@ Row = Mapping[str, Any]
 
 
 def recovery_figure(rows: Sequence[Row], title: str) -> Figure:
-    """Share of the sequences got word for word, and perplexity, over the steps of each relearning.
+    """Share of the sequences got word for word, and perplexity if it was measured, over the steps of each relearning.
 
     Args:
         rows: Results of the command ``attack``.
         title: What was attacked.
     """
-    figure = new_figure(8, 7)
-    share, cost = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    costs = any(row.get("perplexity") is not None for row in rows)
+    figure = new_figure(8, 7 if costs else 5)
+    share, *below = figure.subplots(1 + costs, 1, squeeze=False, sharex=True, height_ratios=(3, 2)[: 1 + costs])[:, 0]
     pair = {row["stage"]: row for row in rows if row.get("stage") in ("baseline", "edited")}
-    for axes, key in ((share, STRICT), (cost, "perplexity")):
+    for axes, key in ((share, STRICT), *((cost, "perplexity") for cost in below)):
         for stage, name, style in (("baseline", "unedited", "--"), ("edited", "edited", ":")):
             if pair[stage].get(key) is not None:
                 axes.axhline(pair[stage][key], color="grey", linewidth=1, linestyle=style, label=f"{name} model")
@@ -32,20 +33,23 @@ def recovery_figure(rows: Sequence[Row], title: str) -> Figure:
         shift = 1 + 0.06 * (number - (len(curves) - 1) / 2)  # intervals at the same step stand beside each other
         start = [pair["edited"]] if points[0]["attack"]["steps"] else []  # what 0 steps leave as it is
         _draw(share, number, label, shift, [_point(row, row.get("got") or _of(row, STRICT)) for row in start + points])
-        _draw(cost, number, label, shift, [_point(row, _of(row, "perplexity")) for row in start + points])
+        for cost in below:
+            _draw(cost, number, label, shift, [_point(row, _of(row, "perplexity")) for row in start + points])
     share.set_ylim(-0.03, 1.03)
     share.set_ylabel("got word for word")
-    cost.set_yscale("log")
-    cost.yaxis.set_major_formatter("{x:,.0f}")
-    cost.yaxis.set_minor_formatter("{x:,.0f}")
-    cost.set_ylabel("perplexity (log scale)")
-    cost.set_xscale("symlog", linthresh=1)
+    for cost in below:
+        cost.set_yscale("log")
+        cost.yaxis.set_major_formatter("{x:,.0f}")
+        cost.yaxis.set_minor_formatter("{x:,.0f}")
+        cost.set_ylabel("perplexity (log scale)")
+    last = [share, *below][-1]
+    last.set_xscale("symlog", linthresh=1)
     steps = sorted({0, *(row["attack"]["steps"] for points in curves.values() for row in points)})
-    cost.set_xticks(steps, list(map(str, steps)))
-    cost.set_xticks([], minor=True)
-    cost.set_xlim(-0.25, 1.4 * max(1, *steps))
-    cost.set_xlabel("steps of relearning, on text that is not measured")
-    for axes in (share, cost):
+    last.set_xticks(steps, list(map(str, steps)))
+    last.set_xticks([], minor=True)
+    last.set_xlim(-0.25, 1.4 * max(1, *steps))
+    last.set_xlabel("steps of relearning, on text that is not measured")
+    for axes in (share, *below):
         axes.grid(alpha=0.25)
     figure.legend(*share.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     figure.suptitle(as_label(title), fontsize=11)

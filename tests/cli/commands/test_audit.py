@@ -71,12 +71,20 @@ def test_the_page(whole):
     places = [page.index(text) for text in order]
     assert places == sorted(places)
     assert "<script" not in page and "&lt;script&gt;" in page and "http" not in page.replace("arxiv", "")
-    assert all(text in page for text in ("no held-out text was given", "a chance of 50% or more", "top-k 40"))
+    assert all(text in page for text in ("no held-out text was given", "a chance of 50 % or more", "top-k 40"))
     for absent in ("How well it still works", "Where it comes out", "Can a membership test tell?"):
         assert absent not in page
     assert "Whether a test can tell" in page and found["leaks"] is None
     assert (folder / "manifest.jsonl").is_file() and not (folder / "state").exists()
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"] == "demo"
+
+
+def test_a_report_of_an_audit_names_its_page(whole, capsys):
+    """Rather than a page that says of all of it that it was not measured."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(whole[0])])
+    assert stopped.value.code == 2 and not (whole[0] / "report.html").exists()
+    assert "the folder of an audit, which wrote its own page, audit.html" in capsys.readouterr().err
 
 
 def test_exit_status_and_json(mixed, tmp_path, capsys, whole):
@@ -90,6 +98,15 @@ def test_exit_status_and_json(mixed, tmp_path, capsys, whole):
     found = json.loads(capsys.readouterr().out)
     assert not found["exceeded"] and found["measure"] == "strict" and found["chance"] == 0.9
     assert (tmp_path / "a" / "config.yaml").is_file()
+
+
+def test_json_holds_no_control(mixed, tmp_path, capsys):
+    """Of a file's name neither: it is printed as JSON escapes it."""
+    name = tmp_path / "a\x1b[2J\x7f\x9b\u202eb.jsonl"
+    name.write_bytes(mixed[0].read_bytes())
+    audits("--json", model="demo", texts=name, output=tmp_path / "a")
+    printed = capsys.readouterr().out
+    assert printed.rstrip("\n").isprintable() and json.loads(printed)["texts"]["source"] == str(name)
 
 
 def test_an_edited_model_is_compared_with_its_source(mixed, demo_factors, tmp_path, capsys):
@@ -121,6 +138,24 @@ def test_long_texts_are_cut_and_drawn(mixed, tmp_path):
     assert found["verdict"][0].startswith("Something of 1 of 2 texts comes out word for word in 1,000 tries: 1 of ")
     page = (tmp_path / "audit" / "audit.html").read_text()
     assert "Where it comes out" in page and "How well it still works" in page and "1 text too short" in page
+
+
+def test_a_single_text_has_no_interval(mixed, tmp_path, capsys):
+    """However many passages it is cut into: neither its own figures, nor those of the membership tests."""
+    rows = mixed[1]
+    long = {"text": " ".join(row["prefix"] + row["suffix"] for row in rows)}
+    seen, other = (write_jsonl(tmp_path / f"{name}.jsonl", [long]) for name in ("seen", "other"))
+    edit("audit", model="demo", texts=seen, nonmembers=other, output=tmp_path / "audit")
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert found["texts"]["n_texts"] == 1 and found["leaks"]["members"] == found["texts"]["n_passages"] > 8
+    figures = found["figures"]["model"]
+    assert {figures[name]["low"] for name in ("passages@1000", "strict", "expected@10")} == {None}
+    assert [test["auc"]["model"]["low"] for test in found["leaks"]["tests"].values()] == [None] * 6
+    said = capsys.readouterr().out
+    assert said.count("[n/a]") >= 6 and "[0.000, 0.000]" not in said
+    page = (tmp_path / "audit" / "audit.html").read_text()
+    assert "several are of one text" in page and page.count("0.500 [n/a]") >= 6
+    assert f"tells these passages from {found['leaks']['nonmembers']} others with an AUC of 0.500 [n/a];" in page
 
 
 def test_what_cannot_be_audited_is_said_before_the_model_is_read(mixed, whole, tmp_path, capsys, monkeypatch):
@@ -165,6 +200,13 @@ def test_what_cannot_be_audited_is_said_before_the_model_is_read(mixed, whole, t
     assert "audit.html" in failed(capsys, "audit", **(good | {"output": foreign}))
     assert (foreign / "audit.html").read_text() == "my own"
     assert not (tmp_path / "run" / "audit.html").exists()
+
+
+@pytest.mark.parametrize("accelerator", ["tpu", "xpus"])
+def test_an_accelerator_that_is_not_here_is_one_line(mixed, tmp_path, capsys, monkeypatch, accelerator):
+    monkeypatch.setattr(audited, "open_model", lambda *_: pytest.fail("the model was read"))
+    options = {"model": "demo", "texts": mixed[0], "output": tmp_path / "audit"}
+    assert failed(capsys, "audit", **options, accelerator=accelerator).startswith(f"error: accelerator {accelerator}: ")
 
 
 def test_an_interrupted_audit_goes_on(mixed, tmp_path, capsys, monkeypatch):

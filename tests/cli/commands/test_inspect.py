@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from lightning_kfac import collect_factors, save_factors
+from lightning_kfac import EditConfig, KFACEditor, collect_factors, load_factors, save_factors
 from lightning_kfac.cli.edit import main as edit_main
 from lightning_kfac.evaluation.excitation import excitation, layer_forms
 from lightning_kfac.factors.bases import BasisCache
+from lightning_kfac.loading import load_model
 from tests.common import VOCAB, build_model
 
 
@@ -36,3 +37,18 @@ def test_inspect_writes_figures(demo_factors, tmp_path, capsys):
     with pytest.raises(SystemExit):
         edit_main(["inspect", *words])
     assert "add --overwrite to replace it" in capsys.readouterr().err
+
+
+def test_inspect_tells_what_edits_cost(demo_factors, tmp_path, capsys):
+    """As the editor's diagonal form does, of every formula for which there is what it needs; rho 1 costs nothing."""
+    words = ["--factors", str(demo_factors), "--rhos", "[0.6, 1.0]", "--output", str(tmp_path / "i")]
+    edit_main(["inspect", *words, "--prices", "--dtype", "float32"])
+    said = capsys.readouterr().out
+    prices = json.loads((tmp_path / "i" / "prices.json").read_text())
+    assert list(prices) == ["original", "modified", "foof"] and (tmp_path / "i" / "prices.png").exists()
+    editor = KFACEditor(load_model("demo", "float32"), load_factors(demo_factors))
+    for formula, of_rho in prices.items():
+        _, changes = editor.changes(EditConfig(rho=0.6, formula=formula))
+        assert of_rho["0.6"] == pytest.approx(sum(editor.diagonal_price(*change) for change in changes.items()))
+        assert of_rho["0.6"] > 0 and of_rho["1.0"] == 0
+        assert f"{of_rho['0.6']:+.4f}" in said

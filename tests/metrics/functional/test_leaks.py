@@ -55,7 +55,8 @@ def test_statistics_of_tokens(vocabulary, dtype, monkeypatch):
 
 def test_statistics_of_no_token():
     found = token_statistics(torch.zeros(2, 0, 5), torch.zeros(2, 0, dtype=torch.long))
-    assert [part.shape for part in found] == [(2, 0)] * 4 and found.hit.dtype == torch.bool
+    assert [part.shape for part in found] == [(2, 0)] * 4
+    assert [part.dtype for part in found] == [*3 * [torch.float64], torch.bool]
 
 
 def test_a_certain_model():
