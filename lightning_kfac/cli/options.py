@@ -1,7 +1,7 @@
 """What several commands share."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ from torch import nn
 from lightning_kfac.cli.quiet import without_loading_bar
 from lightning_kfac.console import command_line, say
 from lightning_kfac.editing.checks import tokenizer_of
+from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.models.loading import Dtype, load_model, load_tokenizer
@@ -65,6 +66,25 @@ def editor_options(options: Namespace) -> dict[str, Any]:
     """Keyword arguments of ``KFACEditor`` from the options."""
     domains = {name: load_factors(path) for name, path in (options.domains or {}).items()}
     return {"domains": domains, "device": options.device, "dtype": options.precision, "force": options.force}
+
+
+def base_config(options: Namespace, formulas: Sequence[str], varied: Collection[str]) -> EditConfig:
+    """What all edits of a grid have in common.
+
+    Args:
+        formulas: Those of the grid.
+        varied: Fields that the grid gives.
+
+    Raises:
+        InputError: Shares of a rectangle's sides without that formula.
+    """
+    settings: dict[str, Any] = {n: options[n] for n in EditConfig.__dataclass_fields__ if n not in varied}
+    sided = settings.get("rho_G") is not None or settings.get("rho_A") is not None
+    if sided and "rectangle" not in formulas:
+        raise InputError("--rho_G and --rho_A are of the formula rectangle, which --formulas does not name")
+    if sided:
+        settings["formula"] = "rectangle"
+    return EditConfig(**settings)
 
 
 def open_factors(options: Namespace) -> FactorFolder:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
+    base_config,
     check_not_within,
     editor_options,
     named_model,
@@ -85,7 +86,7 @@ def run(options: Namespace) -> None:
 def _predict(options: Namespace, output: OutputFolder | None) -> None:
     factors = open_factors(options)
     source = named_model(options, factors.metadata, factors.path)
-    base = EditConfig(**{key: options[key] for key in EditConfig.__dataclass_fields__ if key not in GRID})
+    base = base_config(options, options.formulas, GRID)
     configs = sweep.grid(base, formulas=options.formulas, rhos=options.rhos)
     tokenizer = load_tokenizer(source, own_tokenizer=options.data.own_tokenizer)
     note_other_tokenizer(factors, tokenizer_fingerprint(tokenizer))

@@ -12,6 +12,7 @@ from lightning_kfac.cli.measured import MeasuredPoints
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
+    base_config,
     editor_options,
     named_model,
     note_other_tokenizer,
@@ -77,7 +78,7 @@ def run(options: Namespace) -> None:
     name = str(model_source)
     folder = Path(options.output)
     keywords = editor_options(options)
-    base = EditConfig(**{key: options[key] for key in EditConfig.__dataclass_fields__ if key not in GRID})
+    base = base_config(options, options.formulas, GRID)
     configs = sweep.grid(
         base,
         formulas=options.formulas,

@@ -47,6 +47,21 @@ def test_forecast_of_the_demo(demo_factors, tmp_path, capsys, monkeypatch):
     assert {path.name for path in (tmp_path / "f").iterdir()} == {"manifest.jsonl", "forecast.json", "price.png"}
 
 
+def test_rectangles_with_a_share_for_each_side(demo_factors, tmp_path, capsys):
+    words = ["forecast", "--factors", str(demo_factors), "--max_tokens", "600", "--formulas", "[original, rectangle]"]
+    edit_main([*words, "--rhos", "[0.9]", "--rho_G", "0.5", "--output", str(tmp_path / "f")])
+    original, rectangle = json.loads((tmp_path / "f" / "forecast.json").read_text())["edits"]
+    assert (rectangle["edit"]["rho_G"], rectangle["edit"]["rho_A"]) == (0.5, 0.9) and "rho_G" not in original["edit"]
+    (layer, *_) = load_factors(demo_factors).values()
+    sides = []
+    for matrix, rho in ((layer.G, 0.5), (layer.A, 0.9)):
+        values = torch.linalg.eigvalsh(matrix.double()).clamp(min=0).flip(0)
+        sides.append(int((values.cumsum(0) < rho * values.sum() * (1 - 1e-12)).sum()) + 1)
+    report = KFACEditor(load_model("demo"), load_factors(demo_factors), EditConfig(0.9, "rectangle", rho_G=0.5)).apply()
+    assert report.layers[0].n_kept == sides[0] * sides[1]
+    assert report.fraction_kept == rectangle["edit"]["fraction_kept"]
+
+
 def test_the_diagonal_form_against_brute_force(demo_factors):
     """Component by component; the model is as it was afterwards."""
     model = load_model("demo", "float32")
@@ -73,6 +88,7 @@ def test_the_diagonal_form_against_brute_force(demo_factors):
     [
         ({"rhos": "[]"}, "--rhos and --formulas must each name at least one"),
         ({"rhos": "[1.5]"}, "rho is 1.5"),
+        ({"rho_G": 0.5}, "--rho_G and --rho_A are of the formula rectangle, which --formulas does not name"),
         ({"formulas": "[corrected]"}, "formula corrected needs moments"),
         ({"formulas": "[coupled]"}, "formula coupled needs coupled factors: collect with --collect.coupled true"),
         ({"text": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
