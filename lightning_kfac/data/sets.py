@@ -54,14 +54,20 @@ class Sets:
         """Reads the memorized sets once."""
         for name, file in self.files.items():
             if name not in self.sequences:
-                self.sequences[name] = load_memorized(
-                    file,
-                    tokenizer,
-                    vocab_size,
-                    prefix_len=self.prefix_len,
-                    suffix_len=self.suffix_len,
-                    skip_bad_rows=self.skip_bad_rows,
-                )
+                self.sequences[name] = self._load(file, tokenizer, vocab_size)
+
+    def _load(
+        self, file: MemorizedSet, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, longest: int | None = None
+    ) -> list[MemorizedSequence]:
+        return load_memorized(
+            file,
+            tokenizer,
+            vocab_size,
+            prefix_len=self.prefix_len,
+            suffix_len=self.suffix_len,
+            skip_bad_rows=self.skip_bad_rows,
+            longest=longest,
+        )
 
     def load_classes(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, max_positions: int | None) -> None:
         """Reads members and non-members once.
@@ -74,15 +80,7 @@ class Sets:
             if name in self.borrowed:
                 self.scored[name] = self.sequences.get(self.borrowed[name], [])  # windows of a text are cut later
             elif name not in self.scored:
-                self.scored[name] = load_memorized(
-                    file,
-                    tokenizer,
-                    vocab_size,
-                    prefix_len=self.prefix_len,
-                    suffix_len=self.suffix_len,
-                    skip_bad_rows=self.skip_bad_rows,
-                    longest=max_positions,
-                )
+                self.scored[name] = self._load(file, tokenizer, vocab_size, longest=max_positions)
                 _check_lengths(file, self.scored[name], max_positions)
         whole = {name: any(text.whole for text in texts) for name, texts in self.scored.items() if texts}
         mixed = [name for name, texts in self.scored.items() if len({text.whole for text in texts}) > 1]

@@ -1,7 +1,7 @@
 """The LightningDataModule: corpus, held-out text and memorized sets."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -492,12 +492,6 @@ class TextData(LightningDataModule):
     @property
     def _rank(self) -> tuple[int, int]:
         return self._run.global_rank, self._run.world_size
-
-
-def _memorized_sets(memorized: str | Fields | None, sets: Mapping[str, str | Fields]) -> dict[str, MemorizedSet]:
-    """All of them by name."""
-    found = {MEMORIZED: MemorizedSet.parse(MEMORIZED, memorized)} if memorized else {}
-    return found | {name: MemorizedSet.parse(f"sets.{name}", value) for name, value in sets.items()}
 
 
 def text_data(trainer: Trainer) -> TextData:
