@@ -104,8 +104,8 @@ def layer_coupling(model: nn.Module, batches: Batches, layers: Mapping[str, Laye
 
 
 def ratios(memorized: Mapping[str, float], ordinary: Mapping[str, float]) -> dict[str, float]:
-    """How much stronger each layer is coupled to one text than to another; 0 where to neither."""
-    return {name: memorized[name] / ordinary[name] if ordinary[name] else 0.0 for name in memorized}
+    """How much stronger layers are coupled to one text than to another, without those that the other never reaches."""
+    return {name: memorized[name] / ordinary[name] for name in memorized if ordinary[name]}
 
 
 def best_window(values: Mapping[int, float], width: int) -> list[int]:

@@ -91,7 +91,7 @@ def forecast(model: nn.Module, batches: Batches, changes: Sequence[Change], *, s
         One forecast a change.
 
     Raises:
-        InputError: A layer does not exist, has another shape, or no token is valid.
+        InputError: A layer does not exist, has another shape, no token is valid, or a value is not finite.
 
     Example:
         >>> from lightning_kfac.loading import load_model
@@ -182,9 +182,11 @@ class ShiftCapture(CurvatureCapture):
         """Those of the part that is running, of one layer or of all: float64 [K, positions]."""
         if self._shape is None:
             raise RuntimeError("the shape of the batch is not known: begin was called without it")
-        rows, positions = self._shape
-        empty = torch.zeros(self._n_changes, rows * positions, dtype=torch.float64, device=self.root.device)
-        return self._running.setdefault((layer, gold), empty)
+        key = layer, gold
+        if key not in self._running:
+            n = self._shape[0] * self._shape[1]
+            self._running[key] = torch.zeros(self._n_changes, n, dtype=torch.float64, device=self.root.device)
+        return self._running[key]
 
     def _settle(self) -> None:
         """Ends a part."""
@@ -199,6 +201,9 @@ class ShiftCapture(CurvatureCapture):
         n_tokens = int(self.positions)
         if not n_tokens:
             raise InputError("no valid token: every position is padding, ignored, or without a next token")
+        for name, sums in self.by_layer.items():
+            if not torch.stack([sums.first, sums.second]).isfinite().all():
+                raise InputError(f"the shift at {name} has NaN or infinite values; look at the model's weights")
         return [
             Forecast(
                 self.all_layers.of(k, n_tokens),

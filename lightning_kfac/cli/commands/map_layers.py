@@ -23,7 +23,6 @@ from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED
 from lightning_kfac.math.statistics import rank_correlation
-from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.targets import PROJECTIONS, Blocks, block_of, projection_of, resolve_targets
@@ -81,7 +80,7 @@ def _map(options: Namespace, source: ModelSource, scanned: dict[Place, float], o
         f"{source}: {len(layers)} layers, suffixes of {len(sequences)} sequences of {options.memorized} against "
         f"{len(rows.tokens):,} tokens of {options.text}; {seconds:.1f} s"
     )
-    by_place = _by_place(layers, ratios(memorized, ordinary))
+    by_place = _by_place(ratios(memorized, ordinary))
     show(_table(by_place))
     window = _recommend(by_place, source)
     correlation = _compare(by_place, scanned)
@@ -113,10 +112,10 @@ def _suffixes(sequences: Sequence[MemorizedSequence], batch_size: int) -> Iterat
         }
 
 
-def _by_place(layers: dict[str, Layer], values: dict[str, float]) -> dict[Place, float]:
+def _by_place(values: dict[str, float]) -> dict[Place, float]:
     """Means of the layers of each block and projection: experts are several."""
     found: dict[Place, list[float]] = {}
-    for name in layers:
+    for name in values:
         block = block_of(name)
         projection = projection_of(name)
         if block is not None and projection is not None:
