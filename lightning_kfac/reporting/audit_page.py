@@ -6,8 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lightning_kfac.console import literal
-from lightning_kfac.data.passages import counted
+from lightning_kfac.console import counted, literal
 from lightning_kfac.math.strips import Strip
 from lightning_kfac.metrics.extraction import TRIES
 from lightning_kfac.metrics.leaks import SCORES
