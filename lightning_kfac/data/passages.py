@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lightning_kfac.console import counted
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.packing import tokenize_documents
@@ -74,16 +75,6 @@ class Passages:
         if self.too_short:
             parts.append(f"{self.too_short:,} left out, below {FEWEST_TOKENS} tokens")
         return "; ".join(parts)
-
-
-def counted(count: int, name: str) -> str:
-    """A number of things.
-
-    Example:
-        >>> counted(1, "text"), counted(1200, "text")
-        ('1 text', '1,200 texts')
-    """
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def check_lengths(prefix_len: int | None, suffix_len: int | None) -> None:
