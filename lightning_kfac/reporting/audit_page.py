@@ -126,8 +126,9 @@ def figures_table(audit: Audit) -> Table:
     """The figures for a terminal."""
     found = Table(box=box.SIMPLE_HEAD)
     header, rows = _rows(audit)
-    for number, name in enumerate(header):
-        found.add_column(literal(name), justify="right" if number else "left", overflow="fold")
+    found.add_column(literal(header[0]), overflow="fold", min_width=20)
+    for name in header[1:]:
+        found.add_column(literal(name), justify="right", no_wrap=True)
     for row in rows:
         found.add_row(*map(literal, row))
     return found

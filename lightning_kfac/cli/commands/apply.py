@@ -30,7 +30,7 @@ from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.dtypes import stored_dtype
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
-from lightning_kfac.reporting.edit_table import report_table
+from lightning_kfac.reporting.edit_table import LEGEND, report_table
 from lightning_kfac.storage.output_folder import OutputFolder
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -83,7 +83,7 @@ def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
         free_space_for(output.path, sum(p.numel() for p in model.parameters()) * stored_dtype(model).itemsize)
     before = weights_fingerprint(model, editor.layers)
     report = editor.apply(dry_run=options.dry_run)
-    show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
+    show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"), LEGEND)
     if options.dry_run:
         _say_price(editor)
     if report.forced:
@@ -121,7 +121,9 @@ def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
     tokenizer = model_tokenizer(model_source) if output else None
     model = open_model(model_source, options)
     details = apply_patch(model, options.patch, options.force)
-    console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
+    layers = details.get("layers", [])
+    have = "1 layer now has" if len(layers) == 1 else f"{len(layers):,} layers now have"
+    console.print(f"{have} the weights of the patch")
     if output:
         extra = {EDIT_FILE: json.dumps(details, indent=2)}
         changed = [layer["name"] for layer in details.get("layers", [])]
