@@ -348,13 +348,3 @@ def format_seconds(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def counted(count: int, name: str) -> str:
-    """A number of things.
-
-    Example:
-        >>> counted(1, "text"), counted(1200, "text")
-        ('1 text', '1,200 texts')
-    """
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
