@@ -255,27 +255,36 @@ def _mean(scores: np.ndarray, binary: bool) -> Estimate:
     return Estimate(figure.value, *interval(figure))
 
 
+def task_texts(tasks: Sequence[AbilityTask]) -> dict[str, list[list[int]]]:
+    """Prompts with their right answers, as token ids, by task."""
+    return {task.name: [[*one.prompt, *one.options[one.right]] for one in task.asked] for task in tasks}
+
+
 def low_shares(
-    model: nn.Module, factors: Mapping[str, KroneckerFactors], bases: BasisCache, tasks: Sequence[AbilityTask]
+    model: nn.Module,
+    factors: Mapping[str, KroneckerFactors],
+    bases: BasisCache,
+    texts: Mapping[str, Sequence[Sequence[int]]],
 ) -> dict[str, float]:
     """Share of each task's activation energy in the low bands, mean over layers.
 
     Of a layer: sum over positions of ||W_low x||^2 over the same of both bands (``math/bands.py``), where W_low holds
-    the half of the components with the lowest importance; positions of prompts and right answers count.
+    the half of the components with the lowest importance.
 
     Args:
         model: The unedited one.
         factors: Of its layers.
         bases: Their eigenbases.
+        texts: Token ids of each task.
     """
     forms = layer_forms(model, factors, bases, [1 - LOW, 1.0])
     shares = {}
-    for task in tasks:
-        ids = [np.asarray([*one.prompt, *one.options[one.right]], dtype=np.int32) for one in task.asked]
+    for task, texts_of_task in texts.items():
+        ids = [np.asarray(text, dtype=np.int32) for text in texts_of_task]
         rows = TokenRows(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
         found = excitation(model, factors, forms, [row_loader(rows, AT_ONCE, 0, 1)])
         energies = [layer.energies.sum(0) for layer in found.values()]
-        shares[task.name] = float(np.mean([low / (high + low) for high, low, _ in energies]))
+        shares[task] = float(np.mean([low / (high + low) for high, low, _ in energies]))
     return shares
 
 

@@ -7,7 +7,15 @@ import torch
 from lightning_kfac import InputError, collect_factors
 from lightning_kfac.data.ability_tasks import AbilityTask, TokenQuestion, local_tasks, recitation_task
 from lightning_kfac.data.memorized import MemorizedSequence
-from lightning_kfac.evaluation.abilities import Answers, ModelReader, answer, compare, loss_and_share, low_shares
+from lightning_kfac.evaluation.abilities import (
+    Answers,
+    ModelReader,
+    answer,
+    compare,
+    loss_and_share,
+    low_shares,
+    task_texts,
+)
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.loading import load_tokenizer
 from tests.common import build_model, generated
@@ -154,7 +162,7 @@ def test_low_shares_against_a_loop():
     model = build_model("llama")
     factors = collect_factors(model, [{"input_ids": torch.arange(1, 41).view(4, 10)}], blocks=[1], projections=["up"])
     task = AbilityTask("t", "logic", (TokenQuestion([3, 4, 5], [[9], [6, 7]], 1), TokenQuestion([8], [[2], [1]])))
-    found = low_shares(model, factors, BasisCache(), [task])
+    found = low_shares(model, factors, BasisCache(), task_texts([task]))
     ((name, layer),) = factors.items()
     module = model.get_submodule(name)
     seen = []
