@@ -1,6 +1,8 @@
 """The one exception type that a user of the package is meant to read."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -57,3 +59,14 @@ def cause(error: BaseException) -> str:
         said = said[:300] if first.endswith(":") else first[:300]
     bare = not said or isinstance(error, KeyError | AttributeError | IndexError)
     return ": ".join(part for part in (type(error).__name__ * bare, said) if part)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known, where one that is known looks like it.
+
+    Example:
+        >>> did_you_mean("formul", ["formula", "rho"]), did_you_mean("xyz", ["formula"])
+        ('; did you mean formula?', '')
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -37,7 +37,8 @@ class Run:
         log: File for what it prints.
         env: Further variables of the environment.
         kill_at: SIGKILL itself at the n-th piece of work on files below ``watched``.
-        kill_after, term_after: Send itself SIGKILL or SIGTERM so many seconds after the first of these.
+        kill_after, term_after, interrupt_after: Send itself SIGKILL, SIGTERM or SIGINT so many seconds after the first
+            of these.
         count_to: Write the number of these pieces of work there at the end.
         limit: Largest file that it may write, in bytes.
         reads: Files that are opened to be read count too.
@@ -53,6 +54,7 @@ class Run:
     kill_at: int = 0
     kill_after: float = 0.0
     term_after: float = 0.0
+    interrupt_after: float = 0.0
     count_to: str = ""
     limit: int = 0
     reads: bool = False
@@ -275,6 +277,7 @@ def _watch(run: Run):
         if seen == 1:
             after(run.kill_after, signal.SIGKILL)
             after(run.term_after, signal.SIGTERM)
+            after(run.interrupt_after, signal.SIGINT)
 
     sys.addaudithook(hook)
     return lambda: seen

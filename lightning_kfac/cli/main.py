@@ -7,7 +7,7 @@ from lightning_kfac.cli.commands import command_names
 from lightning_kfac.cli.overview import overview
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import OF_TRAIN, say_error
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, did_you_mean
 
 
 def main(args: list[str] | None = None) -> None:
@@ -35,6 +35,7 @@ def main(args: list[str] | None = None) -> None:
 
         run(words)
     else:
-        known = ", ".join([*OF_TRAIN, *command_names()])
-        say_error(f"error: {words[0]}: no such command; choose from {known}")
+        known = [*OF_TRAIN, *command_names()]
+        meant = did_you_mean(words[0], known) or f"; choose from {', '.join(known)}"
+        say_error(f"error: {words[0]}: no such command{meant}")
         raise SystemExit(2)

@@ -111,7 +111,7 @@ def data_words(settings: Mapping[str, Any], skip: Collection[str]) -> list[str]:
 
     Example:
         >>> data_words({"heldout": {"source": "a.txt"}, "seq_len": 128, "batch_size": 8}, ())
-        ['--data.heldout', '{"source": "a.txt"}', '--data.seq_len', '128']
+        ['--data.seq_len', '128', '--data.heldout', '{"source": "a.txt"}']
     """
     from lightning_kfac.modules.text_data import TextData
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Path, get_loader, set_loader, set_parsing_settings
 
+from lightning_kfac.cli.wording import reworded
 from lightning_kfac.console import columns, command_line, filled, say_error
 from lightning_kfac.errors import InputError
 from lightning_kfac.storage.yaml_files import MOST_FILES, check_text, read_config
@@ -112,7 +113,7 @@ class InputErrors(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with code 2 and one message: our own, where one is the cause."""
         own = input_error_behind(ex)
-        say_error(f"error: {own.with_options() if own else ' '.join(message.split())}")
+        say_error(f"error: {own.with_options() if own else reworded(' '.join(message.split()), self)}")
         raise SystemExit(2)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lightning_kfac
 from lightning_kfac.console import command_line
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, did_you_mean
 
 PACKAGE = Path(lightning_kfac.__file__).parent
 # In a wheel they lie in the package, in a clone beside it.
@@ -41,16 +41,25 @@ def find_config(name: str) -> str:
     if found is not None:
         return str(found)
     if path.name == name:
+        meant = did_you_mean(path.stem, shipped())
         raise InputError(
-            f"{name}: cannot be read: there is no such file, and no config of this name comes with the package; "
-            f"`{command_line('configs')}` lists those that do"
+            f"{name}: cannot be read: there is no such file, and no config of this name comes with the package"
+            + (meant or f"; `{command_line('configs')}` lists those that do")
         )
     return name
 
 
 def with_config_paths(words: list[str]) -> list[str]:
-    """A command line in which every config is a path."""
+    """A command line in which every config is a path, also one that stands alone behind the command.
+
+    Example:
+        >>> with_config_paths(["fit", "mine/own.yaml", "--save", "none"])
+        ['fit', '--config', 'mine/own.yaml', '--save', 'none']
+    """
     changed = list(words)
+    if len(words) > 1 and not words[0].startswith("-") and words[1].endswith((SUFFIX, ".yml")):
+        changed.insert(1, OPTIONS[0])
+        words = list(changed)
     for number, word in enumerate(words):
         option, equals, value = word.partition("=")
         if option not in OPTIONS:

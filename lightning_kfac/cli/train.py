@@ -26,6 +26,7 @@ from lightning_kfac.cli.assembly import (
     trainer_parts,
 )
 from lightning_kfac.cli.foreign_code import announce_code
+from lightning_kfac.cli.interrupts import Interrupts
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import (
@@ -33,6 +34,7 @@ from lightning_kfac.cli.preflight import (
     check_bulk_share,
     check_fit,
     check_model,
+    check_place,
     check_reference,
     check_search,
     inputs,
@@ -203,6 +205,7 @@ class TrainCLI(LightningCLI):
 
     def _check_data(self) -> None:
         check_model(self.model)
+        check_place(self.folder.path, self.model)
         self.datamodule.read_as(self.model.source)
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
         check_reference(self.model, self.datamodule)
@@ -288,11 +291,13 @@ def main(args: list[str] | None = None) -> None:
     quiet()
     without_loading_bar()
     typed = sys.argv[1:] if args is None else args
+    interrupts = Interrupts()
     try:
-        words = with_config_paths(typed)
-        check_config_files(words)
-        announce_code(words)
-        TrainCLI(words, typed)
+        with interrupts:
+            words = with_config_paths(typed)
+            check_config_files(words)
+            announce_code(words)
+            TrainCLI(words, typed)
     except ValueError as error:
         own = input_error_behind(error)
         if own is None:
@@ -305,8 +310,14 @@ def main(args: list[str] | None = None) -> None:
         say_error(f"{_rank()}error: {said}")
         raise SystemExit(2) from None
     except SIGTERMException:
-        say_error(f"{_rank()}stopped by SIGTERM; what was done is kept, the same command goes on from there")
-        raise SystemExit(143) from None
+        by = "Ctrl-C" if interrupts.seen else "SIGTERM"
+        say_error(f"{_rank()}stopped by {by}; what was done is kept, the same command goes on from there")
+        raise SystemExit(130 if interrupts.seen else 143) from None
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not interrupts.seen:
+            raise
+        say_error(f"{_rank()}stopped by Ctrl-C; what was saved before is kept, the same command goes on from there")
+        raise SystemExit(130) from None
 
 
 def _model_name(settings: Any) -> str | None:

@@ -17,10 +17,11 @@ from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.models.choices import Blocks, Projections
 from lightning_kfac.models.language import vocabulary_size
 from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.layers import find_layers
-from lightning_kfac.models.targets import Blocks, resolve_targets
+from lightning_kfac.models.targets import resolve_targets
 from lightning_kfac.models.tokens import TokenBatch
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ def collect_factors(
     batches: Batches,
     *,
     blocks: Blocks = "all",
-    projections: Sequence[str] | None = None,
+    projections: Projections | None = None,
     modules: Sequence[str] | None = None,
     labels: LabelSource = "sampled",
     seed: int = 0,

@@ -24,7 +24,8 @@ from lightning_kfac.data.readers import (
 from lightning_kfac.data.records import JSON, kind_of_file
 from lightning_kfac.data.rows import BadRows, parse_object
 from lightning_kfac.data.token_files import TokenKind
-from lightning_kfac.errors import InputError, first_line
+from lightning_kfac.errors import InputError, did_you_mean, first_line
+from lightning_kfac.storage.hub import check_reachable
 
 # Names of the original tool.
 ALIASES = {"olmo": "allenai/olmo-mix-1124", "dolmo": "allenai/dolmino-mix-1124"}
@@ -75,7 +76,8 @@ class Corpus:
         if isinstance(value, dict):
             known = [field.name for field in fields(cls)]
             if unknown := [key for key in value if key not in known]:
-                raise InputError(f"corpus: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+                meant = did_you_mean(unknown[0], known)
+                raise InputError(f"corpus: unknown field {unknown[0]!r}; known are {', '.join(known)}{meant}")
             value = cls(**value)
         corpus = value if isinstance(value, Corpus) else cls(source=value)
         corpus = replace(corpus, split=corpus.split or (embedded_split if corpus.embedded else "train"))
@@ -173,6 +175,7 @@ class Corpus:
         """
         from datasets import load_dataset_builder
 
+        check_reachable("dataset", self._source)
         try:
             data_files = load_dataset_builder(self.source, self.subset).config.data_files or {}
         except Exception as error:

@@ -13,7 +13,7 @@ from lightning_kfac.data.documents import TextFile
 from lightning_kfac.data.readers import TEXT, local_files
 from lightning_kfac.data.records import RECORDS, kind_of_file, lines_of, open_file, place, reading, records_of
 from lightning_kfac.data.rows import BadRows
-from lightning_kfac.errors import InputError
+from lightning_kfac.errors import InputError, did_you_mean
 from lightning_kfac.storage.special_files import check_not_special
 
 ARRAY = ".npy"
@@ -86,7 +86,8 @@ class MemorizedSet:
             return cls(str(value))
         known = [field.name for field in fields(cls)]
         if unknown := [key for key in value if key not in known]:
-            raise InputError(f"data.{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+            meant = did_you_mean(unknown[0], known)
+            raise InputError(f"data.{name}: unknown field {unknown[0]!r}; known are {', '.join(known)}{meant}")
         if wrong := [key for key, text in value.items() if not isinstance(text, str | None)]:
             raise InputError(f"data.{name}: {wrong[0]} is {value[wrong[0]]!r}; it must be text")
         if not value.get("source"):

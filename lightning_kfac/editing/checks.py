@@ -112,7 +112,9 @@ def check_device(device: torch.device | str | None) -> None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device}: cannot be used here: {str(error).splitlines()[0]}") from None
+            raise InputError(
+                f"device {device}: cannot be used here: {str(error).splitlines()[0]}; leave it out, or say cpu"
+            ) from None
 
 
 def check_tokenizers(factors: Factors, domains: Mapping[str, Factors]) -> None:

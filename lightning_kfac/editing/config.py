@@ -1,13 +1,14 @@
 """EditConfig: what to edit and how."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from lightning_kfac.editing.formulas import FORMULAS, FormulaName, described
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.selection import check_rho
-from lightning_kfac.models.targets import Blocks, block_of, projection_of
+from lightning_kfac.models.choices import Blocks, Projections, block_choice, projection_choice
+from lightning_kfac.models.targets import block_of, projection_of
 
 Mode = Literal["suppress", "ablate"]
 Budget = Literal["mass", "count"]
@@ -55,7 +56,7 @@ class EditConfig:
     rho: float = 0.6
     formula: FormulaName = "original"
     blocks: Blocks = "all"
-    projections: Sequence[str] | None = None
+    projections: Projections | None = None
     layers: dict[str, dict[str, float | dict[str, Any]]] | None = None
     mode: Mode = "suppress"
     budget: Budget | None = None
@@ -70,6 +71,8 @@ class EditConfig:
     rho_A: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", block_choice(self.blocks))
+        object.__setattr__(self, "projections", projection_choice(self.projections))
         check_rho(self.rho)
         for name, kind in (
             ("mode", Mode),

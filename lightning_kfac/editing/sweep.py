@@ -13,7 +13,7 @@ from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import Factors, KFACEditor, Moments
 from lightning_kfac.editing.formulas import FORMULAS, FormulaName
 from lightning_kfac.errors import InputError
-from lightning_kfac.models.targets import Blocks
+from lightning_kfac.models.choices import Blocks
 
 Alpha = float | dict[str, float]
 Evaluate = Callable[[nn.Module], Mapping[str, Any]]

@@ -34,6 +34,7 @@ from lightning_kfac.models.stored import (
     weight_files,
 )
 from lightning_kfac.models.tokenizer_identity import own_or_same
+from lightning_kfac.storage.hub import check_reachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,6 +82,8 @@ def _stored_config(source: ModelSource) -> PretrainedConfig:
         raise InputError(f"{source}: a file, not a model folder{_of_file(source.path)}")
     if not source.path.exists() and _is_path(source.name):
         raise InputError(f"{source}: no such folder")
+    if not source.path.exists():
+        check_reachable("model", source.name)
     with _one_sentence(f"model {source}"):
         try:
             check_sizes(_written_config(source), f"model {source}")

@@ -3,11 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.choices import ALL, Blocks, Projections, block_choice, projection_choice
 from lightning_kfac.models.experts import layout_of
 from lightning_kfac.models.fused import LAYOUTS, FusedRows
 from lightning_kfac.models.language import check_no_adapter
@@ -16,7 +17,6 @@ from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.running import modules_of_text
 
 Place = TypeVar("Place", int, str)
-Blocks = Literal["all"] | Sequence[int]
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 # What each projection is called in the model families of the transformers package: the end of a layer's dotted name.
@@ -74,14 +74,14 @@ IN_BLOCK = re.compile(rf"{BLOCK}\.")
 
 def resolve_targets(
     model: nn.Module,
-    blocks: Blocks = "all",
-    projections: Sequence[str] | None = None,
+    blocks: Blocks = ALL,
+    projections: Projections | None = None,
     modules: Sequence[str] | None = None,
 ) -> dict[str, Layer]:
     """The chosen layers by dotted name, in the model's own order.
 
     Args:
-        blocks: Transformer blocks by index, negative from the end, or ``all``.
+        blocks: Transformer blocks by index, negative from the end, or ``all``; see ``block_choice``.
         projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
             shared_up, shared_down of one that every token goes through. By default all of these MLPs that there are.
         modules: Instead of blocks and projections: regular expressions, each of which must match the
@@ -101,7 +101,7 @@ def resolve_targets(
             raise InputError(f"modules: {never[0]} is among them, which text never runs through; leave it out")
     else:
         used = {name: layer for name, layer in layers.items() if name not in idle}
-        chosen = _by_projection(model, used, blocks, projections)
+        chosen = _by_projection(model, used, block_choice(blocks), projection_choice(projections))
     chosen -= {name for name in chosen if isinstance(part := layers[name], FusedRows) and part.whole_name in chosen}
     for name in chosen:
         if (what := layers[name].packed()) is not None:
@@ -109,7 +109,7 @@ def resolve_targets(
     return {name: layer for name, layer in layers.items() if name in chosen}
 
 
-def narrow(names: Collection[str], n_blocks: int, blocks: Blocks, projections: Sequence[str] | None) -> list[str]:
+def narrow(names: Collection[str], n_blocks: int, blocks: Blocks, projections: Projections | None) -> list[str]:
     """Those of ``names`` that lie in the given blocks and are one of the given projections.
 
     Args:
@@ -121,15 +121,17 @@ def narrow(names: Collection[str], n_blocks: int, blocks: Blocks, projections: S
     Raises:
         InputError: A block or projection does not occur (the message lists those that do).
     """
-    if blocks != "all":
-        blocks = _block_numbers(blocks, n_blocks)
-        _check_present("block", blocks, map(block_of, names))
-    if projections is not None:
-        _check_present("projection", projections, map(projection_of, names))
+    wanted = block_choice(blocks)
+    chosen = projection_choice(projections)
+    numbers = None if wanted == ALL else _block_numbers(wanted, n_blocks)
+    if numbers is not None:
+        _check_present("block", numbers, map(block_of, names))
+    if chosen is not None:
+        _check_present("projection", chosen, map(projection_of, names))
     return [
         name
         for name in names
-        if (blocks == "all" or block_of(name) in blocks) and (projections is None or projection_of(name) in projections)
+        if (numbers is None or block_of(name) in numbers) and (chosen is None or projection_of(name) in chosen)
     ]
 
 
@@ -247,7 +249,7 @@ def layer_labels(names: Iterable[str]) -> dict[str, str]:
 
 
 def _by_projection(
-    model: nn.Module, layers: dict[str, Layer], blocks: Blocks, projections: Sequence[str] | None
+    model: nn.Module, layers: dict[str, Layer], blocks: Sequence[int] | str, projections: Sequence[str] | None
 ) -> set[str]:
     if projections is None:
         there_are = {projection_of(name) for name in layers}
@@ -292,7 +294,7 @@ def _is_covered(
     return bool(kind) and any(projection in other for other in others)
 
 
-def _block_numbers(blocks: Blocks, count: int) -> list[int]:
+def _block_numbers(blocks: Sequence[int] | str, count: int) -> list[int]:
     if isinstance(blocks, str) or not all(isinstance(b, int) for b in blocks) or not blocks:
         raise InputError(f"blocks must be 'all' or a list of indices, got {blocks!r}")
     if bad := [b for b in blocks if not -count <= b < count]:

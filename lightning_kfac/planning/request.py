@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.choices import block_choice, projection_choice
 from lightning_kfac.models.dtypes import Dtype
 from lightning_kfac.models.loading import load_config, skeleton
 from lightning_kfac.models.source import ModelSource
@@ -97,6 +98,10 @@ def _settings(given: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str,
     for name, (section, key) in PLACES.items():
         value = given.get(name, written.get(section, {}).get(key))
         settings[name] = DEFAULTS.get(name) if value is None else value
+    if isinstance(settings["blocks"], int | str):
+        settings["blocks"] = block_choice(settings["blocks"])
+    if isinstance(settings["projections"], str):
+        settings["projections"] = projection_choice(settings["projections"])
     return settings
 
 

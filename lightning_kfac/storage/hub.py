@@ -1,7 +1,11 @@
 """Factors and patches on the Hugging Face hub."""
 
 import re
+import socket
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
 
@@ -32,6 +36,29 @@ def local_folder(name: str | Path) -> Path:
         raise InputError(
             f"{name}: neither a folder here nor a repository that the hub gives: {first_line(error)}"
         ) from None
+
+
+def check_reachable(what: Literal["model", "dataset"], name: str) -> None:
+    """Raises ``InputError`` at once where the hub cannot be reached: its client tries for a minute.
+
+    Args:
+        what: Kind of repository.
+        name: Of the repository. One of which something is in the hub's cache is left to the client.
+    """
+    constants = huggingface_hub.constants
+    known = Path(constants.HF_HUB_CACHE) / f"{what}s--{name.replace('/', '--')}"
+    if known.exists():
+        return
+    absent = f"{what} {name}: neither a folder here nor in the hub's cache, and {constants.ENDPOINT}"
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"{absent} must not be asked (HF_HUB_OFFLINE)")
+    address = urlsplit(constants.ENDPOINT)
+    if getproxies().get(address.scheme):
+        return
+    try:
+        socket.getaddrinfo(address.hostname, address.port or address.scheme)
+    except OSError as error:
+        raise InputError(f"{absent} cannot be reached ({error.strerror or error})") from None
 
 
 def push_folder(path: str | Path, repository: str, private: bool = True) -> str:

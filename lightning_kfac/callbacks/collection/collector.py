@@ -32,8 +32,9 @@ from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
+from lightning_kfac.models.choices import Blocks, Projections, block_choice, projection_choice
 from lightning_kfac.models.layer import Layer
-from lightning_kfac.models.targets import Blocks, resolve_targets
+from lightning_kfac.models.targets import resolve_targets
 
 # How often the sums are looked at: a look waits for the device.
 BATCHES_TO_CHECK = 8
@@ -77,7 +78,7 @@ class CurvatureCollector(Callback):
     def __init__(
         self,
         blocks: Blocks = "all",
-        projections: Sequence[str] | None = None,
+        projections: Projections | None = None,
         modules: Sequence[str] | None = None,
         max_memory_gb: float | None = None,
         layers_per_pass: int | None = None,
@@ -94,8 +95,8 @@ class CurvatureCollector(Callback):
         if stop_overlap is not None and watch_rho is None:
             raise InputError("stop_overlap needs watch_rho, the rho of the edit to come")
         self.watch = None if watch_rho is None else SnapshotWatch(watch_rho, stop_overlap)
-        self.blocks = blocks
-        self.projections = projections
+        self.blocks = block_choice(blocks)
+        self.projections = projection_choice(projections)
         self.modules = modules
         self.max_memory_gb = max_memory_gb
         self.layers_per_pass = layers_per_pass

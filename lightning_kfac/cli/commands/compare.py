@@ -38,9 +38,9 @@ from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.methods.method import Method
 from lightning_kfac.methods.registry import METHODS, methods_of
 from lightning_kfac.methods.training import TrainedMethod
+from lightning_kfac.models.choices import Blocks, Projections
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.source import ModelSource
-from lightning_kfac.models.targets import Blocks
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.competitors import (
@@ -75,7 +75,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--factors", type=str, help="Factor folder: its layers are those that every method changes.")
     parser.add_argument("--blocks", type=Blocks, default="all", help="Only these; by default all that have factors.")
-    parser.add_argument("--projections", type=list[str] | None, help="Only these; by default all that have factors.")
+    parser.add_argument("--projections", type=Projections | None, help="Only these; by default all that have factors.")
     parser.add_argument("--output", type=str, default="runs/compare", help="Folder of results and edited models.")
     parser.add_argument(
         "--methods",

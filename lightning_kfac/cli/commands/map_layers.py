@@ -23,9 +23,10 @@ from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.loss import IGNORED
 from lightning_kfac.math.statistics import rank_correlation
+from lightning_kfac.models.choices import Blocks, Projections
 from lightning_kfac.models.loading import load_tokenizer
 from lightning_kfac.models.source import ModelSource
-from lightning_kfac.models.targets import PROJECTIONS, Blocks, block_of, projection_of, resolve_targets
+from lightning_kfac.models.targets import PROJECTIONS, block_of, projection_of, resolve_targets
 from lightning_kfac.reporting.figures.layer_map import layer_map_figure
 from lightning_kfac.storage.files import new_folder
 from lightning_kfac.storage.output_folder import OutputFolder
@@ -43,7 +44,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--memorized", type=str, required=True, help="What the model recites: a memorized set.")
     parser.add_argument("--text", type=str, default="embedded", help="Ordinary text: a corpus, or a memorized set.")
     parser.add_argument("--blocks", type=Blocks, default="all", help="Block numbers, negative from the end, or all.")
-    parser.add_argument("--projections", type=list[str] | None, help="Which to look at; by default all of the MLPs.")
+    parser.add_argument("--projections", type=Projections | None, help="Which to look at; by default all of the MLPs.")
     parser.add_argument("--scan", type=str, help="Folder of a scan of the same model, to compare with.")
     parser.add_argument("--output", type=str, help="Folder of the numbers and a figure; by default only a table.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")

@@ -1,13 +1,14 @@
 """Compute on paper whether a collection fits a machine, how long it takes, and the command that starts it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli.shipped import find_config
 from lightning_kfac.console import command_line, console, show
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.choices import Blocks, Projections
 from lightning_kfac.models.dtypes import Dtype
 from lightning_kfac.planning.hardware import HARDWARE, Hardware, Strategy
 from lightning_kfac.planning.shapes import SHAPES
@@ -28,8 +29,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int | None, help="Tokens of text, over all devices.")
     parser.add_argument("--seq_len", type=int | None, help="Tokens a row. (default: 512)")
     parser.add_argument("--batch_size", type=int | None, help="Rows of one device's batch. (default: 8)")
-    parser.add_argument("--blocks", type=Literal["all"] | list[int] | None, help="Block numbers. (default: all)")
-    parser.add_argument("--projections", type=list[str] | None, help="Of gate, up, down, q, k, v, o, expert_gate, ...")
+    parser.add_argument("--blocks", type=Blocks | None, help="Block numbers. (default: all)")
+    parser.add_argument("--projections", type=Projections | None, help="Of gate, up, down, q, k, v, o, ...")
     parser.add_argument("--modules", type=list[str] | None, help="Instead: regular expressions on layer names.")
     parser.add_argument("--coupled", type=bool | None, help="Whether coupled factors are collected too.")
     parser.add_argument("--hardware", type=str, default="h100", help=f"One of {', '.join(HARDWARE)}.")

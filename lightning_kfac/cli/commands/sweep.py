@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
@@ -26,7 +26,6 @@ from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.formulas import FormulaName
 from lightning_kfac.editing.report import edit_label, edit_place
-from lightning_kfac.models.targets import Blocks
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.pareto import pareto_figure
@@ -38,6 +37,8 @@ from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATUS
 
 NOTED = True
 OUTPUTS = (RESULTS, "pareto.png", EVENTS, CONFIG, STATUS)
+SETS_OF_BLOCKS = list[list[int] | Literal["all"]] | int | str | None
+SETS_OF_PROJECTIONS = list[list[str]] | str | None
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
 NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
@@ -61,8 +62,8 @@ def add_options(parser: ArgumentParser) -> None:
         default=[1.0],
         help="Weights of the domains to try; each a number, or a number for each domain by name.",
     )
-    parser.add_argument("--blocks", type=list[Blocks] | None, help="Sets of blocks to try, such as [[3, 4], [3]].")
-    parser.add_argument("--projections", type=list[list[str]] | None, help="Sets of projections, such as [[gate, up]].")
+    parser.add_argument("--blocks", type=SETS_OF_BLOCKS, help="Blocks, such as 3,4; or sets to try: [[3, 4], [3]].")
+    parser.add_argument("--projections", type=SETS_OF_PROJECTIONS, help="The same: gate,up or [[gate, up], [up]].")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="For the formula random.")
     parser.add_argument(
         "--target", type=float, default=0.1, help="Strict accuracy to reach: the weakest edit that does is shown."
@@ -85,8 +86,8 @@ def run(options: Namespace) -> None:
         formulas=options.formulas,
         rhos=options.rhos,
         alphas=options.alphas,
-        blocks=options.blocks,
-        projections=options.projections,
+        blocks=_sets(options.blocks),
+        projections=_sets(options.projections),
         seeds=options.seeds,
         mixing=bool(keywords["domains"]),
     )
@@ -144,6 +145,11 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) ->
         _to_tensorboard(edits, figure, folder / EVENTS)
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
     show_page(folder)
+
+
+def _sets(given: Any) -> list[Any] | None:
+    """Sets to try: what is no list is one."""
+    return given if given is None or isinstance(given, list) else [given]
 
 
 def _folder_name(label: str) -> str:

@@ -95,10 +95,11 @@ def test_snapshots_are_compared_with_the_right_one_after_a_stop(forks, texts, tm
     assert outcome(tmp_path / "run")["files"] == outcome(tmp_path / "whole")["files"]
 
 
-def test_sigterm_stops_cleanly_and_the_command_goes_on(forks, texts, whole, tmp_path):
+@pytest.mark.parametrize("how, ends, by", [("term_after", 143, "SIGTERM"), ("interrupt_after", 130, "Ctrl-C")])
+def test_a_signal_stops_cleanly_and_the_command_goes_on(forks, texts, whole, tmp_path, how, ends, by):
     args = options(texts, tmp_path / "run", **{"collect.save_minutes": 60})  # only the signal saves
-    code, said = forks.run(args, tmp_path / "log", watched=str(tmp_path / "run" / "config.yaml"), term_after=0.15)
-    assert code == 143 and "stopped by SIGTERM" in said and "Traceback" not in said, said
+    code, said = forks.run(args, tmp_path / "log", watched=str(tmp_path / "run" / "config.yaml"), **{how: 0.15})
+    assert code == ends and f"stopped by {by}; what was done is kept" in said and "Traceback" not in said, said
     (step,) = steps(tmp_path / "run")
     code, said = forks.run(args, tmp_path / "log")
     assert code == 0 and f"going on after batch {int(step.name.removeprefix('step-'))}" in said
