@@ -1,5 +1,7 @@
 """A study of crystallized attention as tables."""
 
+from pathlib import Path
+
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich import box
 from rich.table import Table
@@ -9,8 +11,11 @@ from lightning_kfac.attention.figures import curve_figure, heads_figure, sharpne
 from lightning_kfac.attention.study import SHOWN_RANKS, Study, percent
 from lightning_kfac.console import console, show
 from lightning_kfac.reporting.labels import stage_label
+from lightning_kfac.storage.files import new_file
 
 FIGURES = {"curve": curve_figure, "spectra": spectra_figure, "heads": heads_figure, "sharpness": sharpness_figure}
+
+FIGURE_FILES = [f"crystallize_{name}.png" for name in FIGURES]
 
 
 def modes_table(study: Study) -> Table:
@@ -73,6 +78,13 @@ def _table(title: str, first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def save_figures(study: Study, folder: Path) -> None:
+    """Every figure as ``crystallize_NAME.png``."""
+    for file, draw in zip(FIGURE_FILES, FIGURES.values(), strict=True):
+        with new_file(folder / file) as partial:
+            draw(study).savefig(partial, format="png", dpi=120)
 
 
 def publish(study: Study, logger: Logger | None) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ class MiningWriter(Callback):
             "near_duplicates": near,
             "kept": len(kept),
             "timestamp": timestamp(),
+            "version": version("lightning-kfac"),
         }
         if module.measures.extraction is not None:
             about = {**summary, **data.about_windows(module.measures.extraction)}

@@ -116,7 +116,7 @@ class RunReport(Callback):
         stages = list(self.continuations)
         if stages[-1:] != ["baseline"] and self.continuations.get("baseline") and self.continuations[stages[-1]]:
             examples = self._examples(trainer)
-            show(examples_table(examples), [BOLD])
+            show(examples_table(examples, stage_label(stages[-1])), [BOLD])
         self._show_change(trainer, module, examples)
         self.show_extraction(trainer)
         self._log_hyperparameters(trainer, module)

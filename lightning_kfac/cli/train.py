@@ -209,7 +209,7 @@ class TrainCLI(LightningCLI):
         model = self.model
         details = edit_details(model.source)
         reference = None
-        why = "the unedited model is skipped (model.skip_baseline)"
+        why = "the unedited model is skipped"
         if not model.skip_baseline:
             reference, why = find_reference(model.source, model.reference, model.vocab_size)
         if reference:

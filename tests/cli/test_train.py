@@ -185,7 +185,7 @@ def test_validate_without_a_baseline(quickstart, tmp_path, capsys):
     changes = {"model.model_name": quickstart[0] / "edited", "model.skip_baseline": "true"}
     (row,) = validate(tmp_path / "v", **changes)
     assert row["stage"] == "edited" and row["ndcg@10"] is None and not row["differences"]
-    assert "the baseline is skipped; --model.reference names" in capsys.readouterr().err
+    assert "the unedited model is skipped; --model.reference names" in capsys.readouterr().err
 
 
 def test_validate_with_a_source_that_is_gone(quickstart, tmp_path, capsys):
