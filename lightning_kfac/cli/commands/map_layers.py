@@ -43,7 +43,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--memorized", type=str, required=True, help="What the model recites: a memorized set.")
     parser.add_argument("--text", type=str, default="embedded", help="Ordinary text: a corpus, or a memorized set.")
     parser.add_argument("--blocks", type=Blocks, default="all", help="Block numbers, negative from the end, or all.")
-    parser.add_argument("--projections", type=list[str], default=["gate", "up", "down"], help="Which to look at.")
+    parser.add_argument("--projections", type=list[str] | None, help="Which to look at; by default all of the MLPs.")
     parser.add_argument("--scan", type=str, help="Folder of a scan of the same model, to compare with.")
     parser.add_argument("--output", type=str, help="Folder of the numbers and a figure; by default only a table.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_kfac.cli.advice import apply_words, cost_in_words, show_advice
 from lightning_kfac.cli.commands.sweep import NOT_MEASURED
 from lightning_kfac.cli.measured import MeasuredPoints
+from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
@@ -178,5 +179,6 @@ def _show_recommendation(chosen: Result, reported: list[Result], settings: Names
     )
     show(comparison_table(dict(zip(("baseline", "edited"), reported, strict=True))), legend(reported))
     console.print(f"scan.png, {RESULT}, results and tensorboard/ are in {folder}/")
-    words = apply_words(edit, settings.factors, settings.model, f"{folder}-edited")
+    show_page(folder)
+    words = apply_words(edit, settings.factors, settings.model, f"{str(folder).removesuffix('-scan')}-edited")
     show_advice(command_line("apply", *words), cost_in_words(*reported))

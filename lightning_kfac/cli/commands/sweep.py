@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.cli.measured import MeasuredPoints
+from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
@@ -142,6 +143,7 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) ->
     with writing(folder / EVENTS):
         _to_tensorboard(edits, figure, folder / EVENTS)
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
+    show_page(folder)
 
 
 def _folder_name(label: str) -> str:
