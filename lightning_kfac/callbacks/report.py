@@ -15,6 +15,7 @@ from lightning_kfac.console import say, show, visible
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.editing.edited_model import edit_details
+from lightning_kfac.editing.model_card import write_card
 from lightning_kfac.metrics.extraction import CURVE
 from lightning_kfac.metrics.loss_change import EDGES
 from lightning_kfac.models.source import origin
@@ -30,7 +31,7 @@ from lightning_kfac.reporting.tables import (
     leaks_table,
 )
 from lightning_kfac.storage.files import new_file
-from lightning_kfac.storage.run_folder import RunFolder
+from lightning_kfac.storage.run_folder import EDIT_FILE, RunFolder
 
 if TYPE_CHECKING:
     from lightning_kfac.modules.causal_lm import CausalLM
@@ -118,6 +119,7 @@ class RunReport(Callback):
             examples = self._examples(trainer)
             show(examples_table(examples, stage_label(stages[-1])), [BOLD])
         self._show_change(trainer, module, examples)
+        self._complete_cards()
         self.show_extraction(trainer)
         self._log_hyperparameters(trainer, module)
 
@@ -137,6 +139,13 @@ class RunReport(Callback):
             writer.add_figure("comparison/loss of held-out tokens", loss_change_figure(EDGES.tolist(), counts))
         if examples:
             writer.add_text("continuations", examples_markdown(examples), trainer.global_step)
+
+    def _complete_cards(self) -> None:
+        """The model cards of what this run saved, with what was measured since."""
+        stages = list(self.evaluations.values())
+        for name in ("edited", "patch"):
+            if len(stages) > 1 and (self.folder.path / name / EDIT_FILE).is_file():
+                write_card(self.folder.path / name, self.evaluations.get("baseline"), stages[-1])
 
     def _examples(self, trainer: Trainer) -> list[Example]:
         """Sequences that this rank decoded before and after; first those that the edit changed."""
