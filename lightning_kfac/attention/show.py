@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from rich import box
 from rich.table import Table
 
@@ -10,6 +10,7 @@ from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, lowrank
 from lightning_kfac.attention.figures import curve_figure, heads_figure, sharpness_figure, spectra_figure
 from lightning_kfac.attention.study import SHOWN_RANKS, Study, percent
 from lightning_kfac.console import console, show
+from lightning_kfac.reporting.board import Board
 from lightning_kfac.reporting.labels import stage_label
 from lightning_kfac.storage.files import new_file
 
@@ -100,7 +101,8 @@ def publish(study: Study, logger: Logger | None) -> None:
         logger.log_metrics(figures, step=rank)
     for layer, cost in study.layer_costs.items():
         logger.log_metrics({"crystallize/top1_cost_by_layer": cost.value}, step=layer)
-    if isinstance(logger, TensorBoardLogger):
+    board = Board([logger])
+    if board.takes_pictures:
         for name, draw in FIGURES.items():
-            logger.experiment.add_figure(f"crystallize/{name}", draw(study))
-        logger.experiment.add_text("crystallize/verdict", study.verdict())
+            board.figure(f"crystallize/{name}", draw(study))
+        board.text("crystallize/verdict", study.verdict())

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from lightning_kfac.callbacks.edit import EditCallback
@@ -20,6 +19,7 @@ from lightning_kfac.metrics.extraction import CURVE
 from lightning_kfac.metrics.loss_change import EDGES
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import text_data
+from lightning_kfac.reporting.board import Board
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.labels import INTERVALS, METRICS, is_drawn, legend, measured_leaks, stage_label
 from lightning_kfac.reporting.tables import (
@@ -85,20 +85,25 @@ class RunReport(Callback):
             self.folder.add_result(row | origin(module.evaluated) | made_by)
 
     def show_extraction(self, trainer: Trainer) -> None:
-        """The share that samples extract over their number: in TensorBoard, and for a report in ``extraction.json``."""
+        """The share that samples extract over their number: in loggers, and for a report in ``extraction.json``."""
         if not self.curves:
             return
         with new_file(self.folder.path / EXTRACTION) as partial:
             partial.write_text(json.dumps({"tries": CURVE, "curves": self.curves}) + "\n", "utf-8")
-        if isinstance(trainer.logger, TensorBoardLogger):
-            drawn = extraction_figure(CURVE, self.curves, self.evaluations)
-            trainer.logger.experiment.add_figure("comparison/extraction by sampling", drawn)
+        board = Board(trainer.loggers)
+        if board.takes_pictures:
+            board.figure("comparison/extraction by sampling", extraction_figure(CURVE, self.curves, self.evaluations))
 
-    def show_comparison(self) -> None:
-        """Prints all evaluations side by side."""
+    def show_comparison(self, trainer: Trainer) -> None:
+        """Prints all evaluations side by side, and shows them in loggers."""
         table = comparison_table(self.evaluations)
+        words = [*legend(self.evaluations.values()), f"in brackets: {INTERVALS}"]
         if table.row_count:
-            show(table, [*legend(self.evaluations.values()), f"in brackets: {INTERVALS}"])
+            show(table, words)
+            board = Board(trainer.loggers)
+            board.table("before and after" if len(self.evaluations) > 1 else "results", table, words)
+            if len(self.evaluations) > 1:
+                board.before_and_after(self.evaluations)
         if measured_leaks(self.evaluations.values()):
             show(leaks_table(self.evaluations))
         for stage, record in self.evaluations.items():
@@ -111,7 +116,7 @@ class RunReport(Callback):
         if not trainer.is_global_zero:
             return
         if self.evaluations:
-            self.show_comparison()
+            self.show_comparison(trainer)
         module = causal_lm(pl_module)
         examples: list[Example] = []
         stages = list(self.continuations)
@@ -124,21 +129,22 @@ class RunReport(Callback):
         self._log_hyperparameters(trainer, module)
 
     def _show_change(self, trainer: Trainer, module: "CausalLM", examples: list[Example]) -> None:
-        """Figures and examples in TensorBoard, and what a report needs of them in ``comparison.json``."""
+        """Figures and examples in loggers, and what a report needs of them in ``comparison.json``."""
         counts = None if module.evaluation is None else module.evaluation.change_counts
         if len(self.evaluations) > 1:
             details = {"examples": [e._asdict() for e in examples], "edges": EDGES.tolist(), "loss_change": counts}
             with new_file(self.folder.path / COMPARISON) as partial:
                 partial.write_text(json.dumps(details, indent=1) + "\n", "utf-8")
-        if not isinstance(trainer.logger, TensorBoardLogger) or len(self.evaluations) < 2:
+        board = Board(trainer.loggers)
+        if not board.takes_pictures or len(self.evaluations) < 2:
             return
-        writer = trainer.logger.experiment
         if is_drawn(self.evaluations.values()):
-            writer.add_figure("comparison/metrics", metrics_figure(self.evaluations))
+            board.figure("comparison/metrics", metrics_figure(self.evaluations))
         if counts:
-            writer.add_figure("comparison/loss of held-out tokens", loss_change_figure(EDGES.tolist(), counts))
+            board.figure("comparison/loss of held-out tokens", loss_change_figure(EDGES.tolist(), counts))
         if examples:
-            writer.add_text("continuations", examples_markdown(examples), trainer.global_step)
+            last = stage_label(list(self.evaluations)[-1])
+            board.text("continuations", examples_markdown(examples, last), trainer.global_step)
 
     def _complete_cards(self) -> None:
         """The model cards of what this run saved, with what was measured since."""
@@ -158,7 +164,7 @@ class RunReport(Callback):
         return [_example(data.decode, sequences[i], before[i], after[i]) for i in [*changed, *rest][:EXAMPLES]]
 
     def _log_hyperparameters(self, trainer: Trainer, module: "CausalLM") -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or not self.evaluations:
+        if not self.evaluations:
             return
         data = text_data(trainer)
         edit = _edit_row(trainer, module) or {}
@@ -176,9 +182,22 @@ class RunReport(Callback):
             },
         }
         last = list(self.evaluations.values())[-1]
-        metrics = {f"hp/{key}": last[key] for key in METRICS if last.get(key) is not None}
-        trainer.logger.log_hyperparams({key: value for key, value in settings.items() if value is not None}, metrics)
-        trainer.logger.save()
+        metrics = _shown_figures(last)
+        known = {key: value for key, value in settings.items() if value is not None}
+        board = Board(trainer.loggers)
+        board.hyperparameters(known, metrics)
+        names = {stage: stage_label(stage) for stage in self.evaluations} if len(self.evaluations) > 1 else {}
+        of_edit = [key for key in known if key.startswith("edit/")]
+        plain = {key: value for key, value in known.items() if key not in of_edit}
+        board.compared(
+            {name: {**(plain if stage == "baseline" else known), "which": name} for stage, name in names.items()},
+            {name: _shown_figures(self.evaluations[stage]) for stage, name in names.items()},
+        )
+
+
+def _shown_figures(record: dict[str, Any]) -> dict[str, float]:
+    """Of one model, as TensorBoard's comparison of runs names them."""
+    return {f"hp/{key}": record[key] for key in METRICS if record.get(key) is not None}
 
 
 def _measured(trainer: Trainer, module: "CausalLM") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.storage.files import disk_error
-from lightning_kfac.storage.run_folder import CONFIG, RESULTS, STATE, RunFolder
+from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATE, RunFolder
 from lightning_kfac.storage.yaml_files import check_config_files
 
 TRAINER_DEFAULTS = {
@@ -230,7 +231,7 @@ class TrainCLI(LightningCLI):
             say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
-            self.report.show_comparison()
+            self.report.show_comparison(self.trainer)
             self.report.show_extraction(self.trainer)
             self.folder.note(self.typed)
             console.print(f"Outputs in {self.folder.path}/: {', '.join(self._present(MEASURED))}")
@@ -249,7 +250,7 @@ class TrainCLI(LightningCLI):
             path = self.folder.path
             console.print(f"Outputs in {path}/: {', '.join(self._present((*FOLDERS, CRYSTALLIZATION, *MEASURED)))}")
             if isinstance(self.trainer.logger, TensorBoardLogger):
-                console.print(f"TensorBoard: {_python()} -m tensorboard.main --logdir {path / 'tensorboard'}")
+                console.print(f"TensorBoard: {_python()} -m tensorboard.main {_named_board(path)}")
             next_steps.show_page(path)
             config = self.config[self._command]
             if find_callback(self.trainer, CurvatureCollector) and not find_callback(self.trainer, EditCallback):
@@ -319,6 +320,11 @@ def _rank() -> str:
     """What messages of other ranks than the first begin with."""
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     return "" if rank == "0" else f"rank {rank}: "
+
+
+def _named_board(run: Path) -> str:
+    """TensorBoard's options for a run's events, in a window with the name of the run."""
+    return shlex.join(["--logdir", str(run / EVENTS), "--window_title", run.resolve().name])
 
 
 def _python() -> str:

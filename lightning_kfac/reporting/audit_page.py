@@ -13,6 +13,7 @@ from lightning_kfac.metrics.leaks import SCORES
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure
 from lightning_kfac.reporting.figures.strips import strips_figure
+from lightning_kfac.reporting.labels import stage_label
 from lightning_kfac.reporting.page import (
     as_figure,
     big,
@@ -151,7 +152,7 @@ def _rows(audit: Audit, names: Sequence[str] = tuple(TITLES)) -> tuple[list[str]
     apart = audit["texts"]["n_passages"] > audit["texts"]["n_texts"]  # else they are the same
     wanted = [name for name in names if apart or not name.startswith("passages@")]
     known = [name for name in wanted if any(name in figures for figures in stages.values())]
-    header = ["with 95 % intervals", *map(_called, stages), *(["change"] if audit["changes"] else [])]
+    header = ["with 95 % intervals", *map(stage_label, stages), *(["change"] if audit["changes"] else [])]
     rows = []
     for name in known:
         row = [TITLES[name], *(_estimate(figures.get(name), "{:.3f}") for figures in stages.values())]
@@ -223,14 +224,11 @@ def _table(audit: Audit, names: Sequence[str]) -> list[str]:
 
 def _curve(audit: Audit) -> str:
     curve = audit["curve"]
-    expected = {_called(stage): shares for stage, shares in curve["expected"].items()}
     intervals = {
-        _called(stage): {
-            "intervals": {f"texts/extraction.expected_at.{n}": _ends(figures[f"expected@{n}"]) for n in TRIES}
-        }
+        stage: {"intervals": {f"texts/extraction.expected_at.{n}": _ends(figures[f"expected@{n}"]) for n in TRIES}}
         for stage, figures in audit["figures"].items()
     }
-    drawn = extraction_figure(curve["tries"], {"texts": expected}, intervals)
+    drawn = extraction_figure(curve["tries"], {"texts": curve["expected"]}, intervals)
     return figure(drawn, "Expected share of the passages over the number of samples of each.")
 
 
@@ -244,10 +242,10 @@ def _map(strips: Sequence[Strip]) -> str:
     return section(
         "Where it comes out",
         figure(
-            strips_figure(strips), "texts as strips, coloured by how likely a sample holds the passage that lies there"
+            strips_figure(strips), "Texts as strips, coloured by how likely a sample holds the passage that lies there."
         ),
         paragraph(
-            "A place has the colour of the passage whose suffix lies there. White: no suffix lies there, as in the "
+            "A place has the colour of the passage whose suffix lies there. Empty: no suffix lies there, as in the "
             "first tokens of each text. Drawn are the texts of which most comes out.",
             note=True,
         ),
@@ -257,7 +255,7 @@ def _map(strips: Sequence[Strip]) -> str:
 def _excerpts(audit: Audit) -> str:
     parts = []
     for found in audit["excerpts"]:
-        chances = ", ".join(f"{_called(stage)}: {_tries(p)}" for stage, p in found["log10_p"].items())
+        chances = ", ".join(f"{stage_label(stage)}: {_tries(p)}" for stage, p in found["log10_p"].items())
         parts.append(
             f"<h3>{as_html(found['name'])}</h3><p class=note>{as_html(chances)}</p><blockquote>"
             f"{as_html(found['prefix'])}<mark>{as_html(found['suffix'])}</mark></blockquote>"
@@ -280,8 +278,8 @@ def _leaks(audit: Audit) -> str:
         return ""
     stages = list(audit["figures"])
     columns = [*stages, "change"] if audit["changes"] else stages
-    auc_titles = [f"AUC, {_called(name)}" for name in columns]
-    header = ["membership test", *auc_titles, *(f"found, {_called(name)}" for name in stages)]
+    auc_titles = [f"AUC, {stage_label(name)}" for name in columns]
+    header = ["membership test", *auc_titles, *(f"found, {stage_label(name)}" for name in stages)]
     rows = []
     for name, each in found["tests"].items():
         aucs = [_estimate(each["auc"].get(stage), "{:+.3f}" if stage == "change" else "{:.3f}") for stage in columns]
@@ -302,11 +300,6 @@ def _general(audit: Audit) -> str:
         return ""
     note = f"Held-out text: {audit['heldout']}."
     return section("How well it still works", _table(audit, GENERAL)[0], paragraph(note, note=True))
-
-
-def _called(stage: str) -> str:
-    """How a model is called that ``audit.json`` knows as ``before`` or ``after``."""
-    return {"before": "unedited", "after": "edited"}.get(stage, stage)
 
 
 def _settings(audit: Audit) -> list[str]:

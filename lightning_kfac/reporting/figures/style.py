@@ -29,7 +29,7 @@ def marker(number: int) -> str:
 
 def stage_colour(stage: str, number: int) -> str:
     """Of an evaluated model: the unedited one has always the same, and the first edited one."""
-    return BEFORE if stage == "baseline" else colour(max(1, number))
+    return BEFORE if stage in ("baseline", "before") else colour(max(1, number))
 
 
 def new_figure(width: float = 8.0, height: float = 4.2) -> Figure:
