@@ -50,7 +50,7 @@ from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.storage.files import disk_error
-from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATE, RunFolder
+from lightning_kfac.storage.run_folder import CONFIG, RESULTS, STATE, RunFolder
 from lightning_kfac.storage.yaml_files import check_config_files
 
 TRAINER_DEFAULTS = {
@@ -249,8 +249,9 @@ class TrainCLI(LightningCLI):
             self.folder.finish()
             path = self.folder.path
             console.print(f"Outputs in {path}/: {', '.join(self._present((*FOLDERS, CRYSTALLIZATION, *MEASURED)))}")
-            if isinstance(self.trainer.logger, TensorBoardLogger):
-                console.print(f"TensorBoard: {_python()} -m tensorboard.main {_named_board(path)}")
+            if isinstance(logger := self.trainer.logger, TensorBoardLogger):
+                words = ["--logdir", logger.log_dir, "--window_title", path.resolve().name]
+                console.print(f"TensorBoard: {_python()} -m tensorboard.main {shlex.join(words)}")
             next_steps.show_page(path)
             config = self.config[self._command]
             if find_callback(self.trainer, CurvatureCollector) and not find_callback(self.trainer, EditCallback):
@@ -320,11 +321,6 @@ def _rank() -> str:
     """What messages of other ranks than the first begin with."""
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     return "" if rank == "0" else f"rank {rank}: "
-
-
-def _named_board(run: Path) -> str:
-    """TensorBoard's options for a run's events, in a window with the name of the run."""
-    return shlex.join(["--logdir", str(run / EVENTS), "--window_title", run.resolve().name])
 
 
 def _python() -> str:

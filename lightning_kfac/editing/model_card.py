@@ -121,7 +121,7 @@ def _about(name: str, is_patch: bool) -> str:
     what = "The weights that an edit of" if is_patch else "The weights of"
     rest = "changed; everything else stays as it is" if is_patch else "with a few matrices changed"
     return (
-        f"{what} {_plain(name)} {rest}, so that the model stops reciting text that it has memorized. For each of these "
+        f"{what} {_plain(name)} {rest}, to make the model recite less of what it has memorized. For each of these "
         "matrices the edit finds the directions that the loss on general text is sensitive to, by the K-FAC curvature, "
         "keeps the strongest, and drops the rest."
     )

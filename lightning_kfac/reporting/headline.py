@@ -51,6 +51,8 @@ def _of(run: Run) -> Headline | None:
         return _of_attention(study)
     if mined := run.findings.get("mining"):
         return _of_mining(mined)
+    if found := run.findings.get("abilities"):
+        return _of_abilities(found)
     if "baseline" in stages and len(stages) > 1:
         return Headline(*of_pair(stages["baseline"], list(stages.values())[-1]))
     if stages:
@@ -219,6 +221,27 @@ def _of_mining(mined: Row) -> Headline:
     if mined.get("checked") is not None:
         figures.append((f"{mined['checked']:,}", "windows checked one by one"))
     return Headline([text], figures)
+
+
+def _of_abilities(found: Row) -> Headline:
+    known = [task for task in found["tasks"] if not task["at_chance"] and task["retention"]]
+    if not known:
+        return Headline(["The unedited model does no better than chance on any task: there is nothing to lose."], [])
+    ranked = sorted(known, key=lambda task: task["retention"][0])
+    worst, best = ranked[0], ranked[-1]
+    text = (
+        f"Of {counted(len(known), 'task')} above chance, {worst['name']} keeps the least: {_kept(worst)} of its score."
+    )
+    figures = [(_percent(task["retention"][0], ".0f"), f"kept of {task['name']}") for task in (worst, best)]
+    lost = sum(task["retention"][2] is not None and task["retention"][2] < 1 for task in known)
+    figures.append((f"{lost} of {len(known)}", "tasks lose more than chance explains"))
+    return Headline([text], figures if worst is not best else [figures[0], figures[2]])
+
+
+def _kept(task: Row) -> str:
+    value, low, high = task["retention"]
+    within = "" if low is None or high is None else f" ({_percent(low, '.0f')} to {_percent(high, '.0f')})"
+    return f"{_percent(value, '.0f')}{within}"
 
 
 def _of_attention(study: Row) -> Headline:

@@ -80,6 +80,19 @@ def write_search(folder):
     Image.new("RGB", (1000, 300), "white").save(folder / "windows.png")
 
 
+def write_abilities(folder):
+    tasks = [ability(name, kept, name == "poems") for name, kept in (("sums", 0.5), ("facts", 0.9), ("poems", 1.2))]
+    groups = [ability(task["name"], 1.0, False) for task in tasks]
+    found = {"tasks": tasks, "groups": groups, "low_shares": {}, "correlation": None, "model": "runs/edited"}
+    (folder / "abilities.json").write_text(json.dumps(found))
+
+
+def ability(name, kept, at_chance):
+    about = {"name": name, "group": name, "metric": "choice", "source": "built-in", "n": 1319, "chance": 0.25}
+    figures = {"unedited": [0.9, 0.85, 0.95], "edited": [0.9 * kept, None, None], "at_chance": at_chance, "p": 0.01}
+    return {**about, **figures, "retention": [kept, kept - 0.05, kept + 0.05], "lost": 3, "gained": 1}
+
+
 def estimate(value):
     return {"value": value, "low": max(0.0, value - 0.05), "high": value + 0.05}
 

@@ -5,7 +5,16 @@ import pytest
 from lightning_kfac.reporting.headline import headline, of_pair
 from lightning_kfac.reporting.run import read_run
 from lightning_kfac.storage.results import append_result
-from tests.reporting.pages import AFTER, BEFORE, write_attacks, write_comparison, write_scan, write_search, write_sweep
+from tests.reporting.pages import (
+    AFTER,
+    BEFORE,
+    write_abilities,
+    write_attacks,
+    write_comparison,
+    write_scan,
+    write_search,
+    write_sweep,
+)
 
 
 def test_before_and_after():
@@ -53,6 +62,7 @@ def test_a_cost_that_may_be_none_is_not_claimed():
             write_attacks,
             ["Of 3 attacks the strongest, relearning one half, lr 0.0001, 20 steps, brings back 20%", "1 of 50"],
         ),
+        (write_abilities, ["Of 2 tasks above chance, sums keeps the least: 50 % (45 % to 55 %) of its score.", "90 %"]),
         (write_search, ["Of 1,234 windows that were looked at, 7 are recited", "300"]),
     ],
 )

@@ -14,7 +14,15 @@ from PIL import Image
 
 from lightning_kfac.cli.edit import main as edit
 from lightning_kfac.reporting.audit_page import audit_page
-from tests.reporting.pages import audit, write_attacks, write_comparison, write_scan, write_search, write_sweep
+from tests.reporting.pages import (
+    audit,
+    write_abilities,
+    write_attacks,
+    write_comparison,
+    write_scan,
+    write_search,
+    write_sweep,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install -y chromium")
@@ -54,7 +62,7 @@ def page_of(write, folder):
     return (folder / "report.html").read_text("utf-8")
 
 
-WRITERS = [write_comparison, write_sweep, write_scan, write_attacks, write_search]
+WRITERS = [write_comparison, write_sweep, write_scan, write_attacks, write_search, write_abilities]
 PAGES = {writer.__name__.removeprefix("write_"): writer for writer in WRITERS}
 
 
