@@ -19,7 +19,7 @@ from lightning_kfac.metrics.registry import LABELS
 from lightning_kfac.reporting.escape import as_markdown
 from lightning_kfac.reporting.labels import stage_label
 
-PLACE = "before_after"
+PLACE = "comparison"
 Records = Mapping[str, Mapping[str, Any]]
 
 
@@ -122,10 +122,16 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], legend: Sequ
 
 
 def _keys(records: Records) -> list[str]:
-    """Figures that every stage has and that are shown by a name."""
+    """Figures that every stage has: those of the table of before and after, and AUCs of members."""
     first, *others = records.values()
-    shown = [key for key in first if key.rpartition("/")[2] in LABELS and first[key] is not None]
-    return [key for key in shown if all(record.get(key) is not None for record in others)]
+    return [
+        key for key in first if _is_compared(key) and all(record.get(key) is not None for record in (first, *others))
+    ]
+
+
+def _is_compared(key: str) -> bool:
+    label = LABELS.get(key.rpartition("/")[2])
+    return label is not None and (not label.aside or key.endswith(".auc"))
 
 
 def _series(record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float]:
@@ -144,7 +150,7 @@ def _layout(keys: Sequence[str], records: Records) -> dict[str, dict[str, list[A
     """A chart a figure, a category a set."""
     steps = ", ".join(f"{step}: {stage_label(stage)}" for step, stage in enumerate(records))
     layout: dict[str, dict[str, list[Any]]] = {}
-    for key in keys:
+    for key in reversed(keys):  # TensorBoard shows the last one first
         prefix, _, name = key.rpartition("/")
         tags = [f"{PLACE}/{key}{end}" for end in ("", "/low", "/high")]
         charts = layout.setdefault(f"{prefix or 'before and after'} ({steps})", {})

@@ -135,7 +135,7 @@ def test_intervals_and_changes_are_recorded(quickstart):
         assert low < after[name] < high or (low == after[name] == 0 < high)
         assert change == pytest.approx(after[name] - before[name], abs=1e-12)
         assert low - after[name] <= 0 <= high - after[name] and bounds[0] <= change <= bounds[1]
-        logged = [values[f"before_after/{name}{end}"] for end in ("", "/low", "/high")]
+        logged = [values[f"comparison/{name}{end}"] for end in ("", "/low", "/high")]
         assert [line[1] for line in logged] == pytest.approx([after[name], low, high], rel=1e-6)
         assert logged[0][0] == pytest.approx(before[name], rel=1e-6)
         assert values[f"change/edited/{name}"] == pytest.approx([change], rel=1e-6)

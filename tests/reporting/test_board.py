@@ -46,13 +46,13 @@ def test_tensorboard(tmp_path):
     assert text.splitlines()[0] == "| with 95 % intervals | unedited | edited | change |"
     assert "| strict accuracy | 0.980 \\[0.900, 0.990\\] | 0.020 \\[0.004, 0.105\\] |" in text and "a \\| word" in text
     for end, values in (("", [0.98, 0.02]), ("/low", [0.9, 0.004]), ("/high", [0.99, 0.105])):
-        line = found.Scalars(f"before_after/strict_acc{end}")
+        line = found.Scalars(f"comparison/strict_acc{end}")
         assert [(e.step, e.value) for e in line] == [(0, pytest.approx(values[0])), (1, pytest.approx(values[1]))]
     layout = Layout.FromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = {chart.title: chart for category in layout.category for chart in category.chart}
-    assert layout.category[0].title == "before and after (0: unedited, 1: edited)"
+    assert [category.title for category in layout.category] == ["before and after (0: unedited, 1: edited)"]
     series = charts["strict accuracy"].margin.series[0]
-    assert series.value == "before_after/strict_acc" and series.lower == "before_after/strict_acc/low"
+    assert series.value == "comparison/strict_acc" and series.lower == "comparison/strict_acc/low"
     for name, value in (("unedited", 1.0), ("edited", 0.0)):
         run = events(tmp_path / "tensorboard" / name)
         assert run.Scalars("hp/x")[0].value == value and "_hparams_/session_start_info" in str(run.summary_metadata)
@@ -63,8 +63,8 @@ def test_a_csv_file_gets_the_figures(tmp_path):
     assert not shown_in([logger]).takes_pictures
     with open(tmp_path / "metrics.csv") as file:
         rows = {row["step"]: row for row in csv.DictReader(file)}
-    assert float(rows["0"]["before_after/perplexity"]) == 20.0 and float(rows["1"]["before_after/perplexity"]) == 21.0
-    assert float(rows["1"]["before_after/strict_acc/high"]) == 0.105
+    assert float(rows["0"]["comparison/perplexity"]) == 20.0 and float(rows["1"]["comparison/perplexity"]) == 21.0
+    assert float(rows["1"]["comparison/strict_acc/high"]) == 0.105
     assert "model: demo" in (tmp_path / "hparams.yaml").read_text()
 
 
@@ -80,7 +80,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     summary = dict(logger.experiment.summary)
     config = dict(logger.experiment.config)
     wandb.finish()
-    assert summary["before_after/perplexity"] == 21.0 and config["model"] == "demo"
+    assert summary["comparison/perplexity"] == 21.0 and config["model"] == "demo"
     media = [path for path in Path(tmp_path).rglob("media/**/*") if path.is_file()]
     assert any(path.suffix == ".png" and "metrics" in path.name for path in media)
     tables = [json.loads(path.read_text()) for path in media if path.name.endswith(".table.json")]

@@ -70,8 +70,8 @@ def board(quickstart):
     ("page", "names"),
     [
         ("scalars", ["change/edited", "avg_levenshtein_norm", "extraction.expected_at.10"]),
-        ("custom_scalars", ["beforeandafter(0:unedited,1:edited)", "strictaccuracy", "unseen(0:unedited"]),
-        ("text", ["beforeandafter", "unedited", "strictaccuracy", "truecontinuation"]),
+        ("custom_scalars", ["beforeandafter(0:unedited,1:edited)", "strictaccuracy"]),
+        ("text", ["beforeandafter", "unedited", "strictaccuracy"]),
         ("images", ["comparison/metrics", "comparison/lossofheld-outtokens"]),
         ("hparams", ["edit/rho", "edit/blocks", "embedded:train", "[3,4]"]),
     ],
