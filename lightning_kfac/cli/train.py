@@ -250,7 +250,7 @@ class TrainCLI(LightningCLI):
             path = self.folder.path
             console.print(f"Outputs in {path}/: {', '.join(self._present((*FOLDERS, CRYSTALLIZATION, *MEASURED)))}")
             if isinstance(logger := self.trainer.logger, TensorBoardLogger):
-                words = ["--logdir", logger.log_dir, "--window_title", path.resolve().name]
+                words = ["--logdir", str(Path(logger.log_dir)), "--window_title", path.resolve().name]
                 console.print(f"TensorBoard: {_python()} -m tensorboard.main {shlex.join(words)}")
             next_steps.show_page(path)
             config = self.config[self._command]
