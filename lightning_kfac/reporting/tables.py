@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_kfac.console import counted, literal, show, visible
+from lightning_kfac.console import counted, literal, show
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.math.separation import FPR
 from lightning_kfac.metrics.leaks import SCORES, TPR
@@ -92,10 +92,10 @@ def leaks_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"Members against non-members: {counts}", title_justify="left")
     table.add_column("", overflow="fold", min_width=12)
     for stage, record in records.items():
-        table.add_column(Text(f"{visible(stage_label(stage))}:\nAUC"), justify="right", no_wrap=True)
-        table.add_column(Text(f"found at\n{FPR:.0%} FPR"), justify="right", no_wrap=True)
+        table.add_column(literal(f"{stage_label(stage)}: AUC"), justify="right", no_wrap=True)
+        table.add_column(f"found at {FPR:.0%} FPR", justify="right", no_wrap=True)
         if record.get("differences"):
-            table.add_column(Text("change\nof AUC"), justify="right", no_wrap=True)
+            table.add_column("change of AUC", justify="right", no_wrap=True)
     for name in measured_leaks(records.values()):
         key = f"{OF_LEAKS[name]}.auc"
         cells = []
@@ -223,11 +223,9 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], title: str, front: Collection
 
 
 def _short_title(key: str) -> Text:
-    """Of a column: the set above the figure, and no line longer than it must be."""
+    """Of a column: the set and the figure."""
     prefix, _, name = key.rpartition("/")
-    title = SWEEP_COLUMNS[name][0] or ""
-    words = title.replace("in 1,000 samples", "in 1,000\nsamples").replace("answers right", "answers\nright")
-    return Text(f"{visible(prefix)}\n{words}" if prefix else words)
+    return literal(f"{prefix} {SWEEP_COLUMNS[name][0]}".strip())
 
 
 def show_sweep(table: Table) -> None:
