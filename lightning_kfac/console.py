@@ -100,8 +100,8 @@ def show(table: object, legend: Sequence[str] = (), names: int = 1) -> None:
 def fitted(table: Table, width: int, names: int = 1) -> list[Table]:
     """A table that fits into a width, whole or in parts.
 
-    What stands in one line is never broken, but for names. Where there is no room, intervals stand below their figures;
-    where that is not enough, the table is split, and the title of each further part says so.
+    What stands in one line is never broken, but for names. Where there is no room, intervals stand below their figures
+    and titles are folded; where that is not enough, the table is split, and the title of each further part says so.
 
     Args:
         table: Its columns of figures are ``no_wrap``; others may be folded.
@@ -161,9 +161,19 @@ def _below(cell: Any) -> Any:
     return Text("\n").join([cell[: len(figure)], cell[len(figure) + 1 :]])
 
 
+def _with_folded_title(column: Column, cells: Sequence[Any]) -> Column:
+    """A copy whose title is no wider than its figures, if its words are not."""
+    found = column.copy()
+    title = str(column.header)
+    if column.no_wrap and title:
+        width = max(*map(len, title.split()), *map(_width, cells), 1)
+        found.header = Text("\n".join(textwrap.wrap(title, width)))
+    return found
+
+
 def _part(table: Table, rows: Sequence[Sequence[Any]], chosen: Sequence[int]) -> Table:
     """The same table with some of its columns, and little space between them."""
-    columns = [table.columns[number].copy() for number in chosen]
+    columns = [_with_folded_title(table.columns[number], [row[number] for row in rows]) for number in chosen]
     part = Table(*columns, box=table.box, title=table.title, caption=table.caption, padding=(0, 1, 0, 0))
     part.title_justify = table.title_justify
     part.caption_justify = table.caption_justify

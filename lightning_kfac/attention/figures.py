@@ -8,7 +8,7 @@ from matplotlib.image import AxesImage
 
 from lightning_kfac.attention.comparison import BASELINE, TOP1, lowrank
 from lightning_kfac.attention.study import Study
-from lightning_kfac.reporting.figures.style import COLOURS, colour, marker
+from lightning_kfac.reporting.figures.style import AFTER, BEFORE, COLOURS, ON_LIGHT, colour, marker
 
 
 def curve_figure(study: Study) -> Figure:
@@ -21,11 +21,11 @@ def curve_figure(study: Study) -> Figure:
     values = [base * (1 + change.value) for change in changes]
     below = [base * (change.value - change.low) for change in changes]
     above = [base * (change.high - change.value) for change in changes]
-    axes.errorbar(ranks, values, [below, above], color=COLOURS[0], marker="o", capsize=3, label="Top-1 + rank r")
+    axes.errorbar(ranks, values, [below, above], color=BEFORE, marker="o", capsize=3, label="Top-1 + rank r")
     top1 = costs[TOP1].change
-    axes.axhline(base * (1 + top1.value), color=COLOURS[4], linestyle="--", label="Top-1")
+    axes.axhline(base * (1 + top1.value), color=AFTER, linestyle="--", label="Top-1")
     if top1.low == top1.low:  # NaN where there is no interval
-        axes.axhspan(base * (1 + top1.low), base * (1 + top1.high), color=COLOURS[4], alpha=0.15, linewidth=0)
+        axes.axhspan(base * (1 + top1.low), base * (1 + top1.high), color=AFTER, alpha=0.15, linewidth=0)
     axes.axhline(base, color=COLOURS[7], linestyle=":", label="unchanged model")
     _rank_axis(axes, ranks)
     axes.set_xlabel(f"rank r of the residual, of {study.width}")
@@ -116,8 +116,8 @@ def sharpness_figure(study: Study) -> Figure:
 
 
 def _colour(number: int) -> str:
-    """Of a layer: neighbours in the palette look alike."""
-    return colour(3 * number)
+    """Of a layer."""
+    return colour(number)
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:
@@ -139,5 +139,5 @@ def _write_cells(axes: Axes, image: AxesImage, grid: list[list[float]], style: s
     for row, cells in enumerate(grid):
         for column, value in enumerate(cells):
             if not math.isnan(value):
-                colour = "black" if value > middle else "white"
+                colour = ON_LIGHT if value > middle else "white"
                 axes.text(column, row, style.format(value), ha="center", va="center", fontsize=8, color=colour)

@@ -1,6 +1,8 @@
 """A study of crystallized attention as tables."""
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
 from rich import box
 from rich.table import Table
 
@@ -8,9 +10,13 @@ from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, lowrank
 from lightning_kfac.attention.figures import curve_figure, heads_figure, sharpness_figure, spectra_figure
 from lightning_kfac.attention.study import SHOWN_RANKS, Study, percent
 from lightning_kfac.console import console, show
+from lightning_kfac.reporting.board import Board
 from lightning_kfac.reporting.labels import stage_label
+from lightning_kfac.storage.files import new_file
 
 FIGURES = {"curve": curve_figure, "spectra": spectra_figure, "heads": heads_figure, "sharpness": sharpness_figure}
+
+FIGURE_FILES = [f"crystallize_{name}.png" for name in FIGURES]
 
 
 def modes_table(study: Study) -> Table:
@@ -75,6 +81,13 @@ def _table(title: str, first: str, *others: str) -> Table:
     return table
 
 
+def save_figures(study: Study, folder: Path) -> None:
+    """Every figure as ``crystallize_NAME.png``."""
+    for file, draw in zip(FIGURE_FILES, FIGURES.values(), strict=True):
+        with new_file(folder / file) as partial:
+            draw(study).savefig(partial, format="png", dpi=120)
+
+
 def publish(study: Study, logger: Logger | None) -> None:
     """Prints tables and verdict; writes scalars by rank and layer, the figures and the verdict to the logger."""
     for table in (layers_table, heads_table, modes_table):
@@ -88,7 +101,8 @@ def publish(study: Study, logger: Logger | None) -> None:
         logger.log_metrics(figures, step=rank)
     for layer, cost in study.layer_costs.items():
         logger.log_metrics({"crystallize/top1_cost_by_layer": cost.value}, step=layer)
-    if isinstance(logger, TensorBoardLogger):
+    board = Board([logger])
+    if board.takes_pictures:
         for name, draw in FIGURES.items():
-            logger.experiment.add_figure(f"crystallize/{name}", draw(study))
-        logger.experiment.add_text("crystallize/verdict", study.verdict())
+            board.figure(f"crystallize/{name}", draw(study))
+        board.text("crystallize/verdict", study.verdict())

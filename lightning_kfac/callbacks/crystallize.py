@@ -14,7 +14,7 @@ from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, compare, l
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.attention.crystallized import Crystallization, crystallize
 from lightning_kfac.attention.interface import attention_shapes
-from lightning_kfac.attention.show import publish
+from lightning_kfac.attention.show import publish, save_figures
 from lightning_kfac.attention.spectra import ResidualSpectra
 from lightning_kfac.attention.study import Study
 from lightning_kfac.callbacks.residuals import ResidualCollector
@@ -114,6 +114,7 @@ class CrystallizationStudy(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.study is not None:
+            save_figures(self.study, Path(trainer.default_root_dir))
             publish(self.study, trainer.logger)
 
     @property

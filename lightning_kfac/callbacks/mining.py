@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
@@ -25,6 +25,7 @@ from lightning_kfac.mining.search import Found, Looked
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.source import ModelSource, origin
 from lightning_kfac.modules.text_data import TextData, text_data
+from lightning_kfac.reporting.board import Board
 from lightning_kfac.reporting.figures.strips import strips_figure
 from lightning_kfac.storage.files import new_file, timestamp
 from lightning_kfac.storage.manifest import remove_ours
@@ -110,6 +111,7 @@ class MiningWriter(Callback):
             "near_duplicates": near,
             "kept": len(kept),
             "timestamp": timestamp(),
+            "version": version("lightning-kfac"),
         }
         if module.measures.extraction is not None:
             about = {**summary, **data.about_windows(module.measures.extraction)}
@@ -139,8 +141,7 @@ def _draw(trainer: Trainer, data: TextData, folder: Path) -> None:
     figure = strips_figure(strips)
     with new_file(folder / FIGURE) as path:
         figure.savefig(path, format="png", dpi=120)
-    if isinstance(trainer.logger, TensorBoardLogger):
-        trainer.logger.experiment.add_figure("mining/where documents come out", figure)
+    Board(trainer.loggers).figure("mining/where documents come out", figure)
 
 
 def _write(path: Path, rows: Iterable[Found], data: TextData) -> None:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from lightning_kfac.callbacks.edit import EditCallback
@@ -15,10 +14,12 @@ from lightning_kfac.console import say, show, visible
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.editing.edited_model import edit_details
+from lightning_kfac.editing.model_card import write_card
 from lightning_kfac.metrics.extraction import CURVE
 from lightning_kfac.metrics.loss_change import EDGES
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import text_data
+from lightning_kfac.reporting.board import Board
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
 from lightning_kfac.reporting.labels import INTERVALS, METRICS, is_drawn, legend, measured_leaks, stage_label
 from lightning_kfac.reporting.tables import (
@@ -30,7 +31,7 @@ from lightning_kfac.reporting.tables import (
     leaks_table,
 )
 from lightning_kfac.storage.files import new_file
-from lightning_kfac.storage.run_folder import RunFolder
+from lightning_kfac.storage.run_folder import EDIT_FILE, RunFolder
 
 if TYPE_CHECKING:
     from lightning_kfac.modules.causal_lm import CausalLM
@@ -84,20 +85,25 @@ class RunReport(Callback):
             self.folder.add_result(row | origin(module.evaluated) | made_by)
 
     def show_extraction(self, trainer: Trainer) -> None:
-        """The share that samples extract over their number: in TensorBoard, and for a report in ``extraction.json``."""
+        """The share that samples extract over their number: in loggers, and for a report in ``extraction.json``."""
         if not self.curves:
             return
         with new_file(self.folder.path / EXTRACTION) as partial:
             partial.write_text(json.dumps({"tries": CURVE, "curves": self.curves}) + "\n", "utf-8")
-        if isinstance(trainer.logger, TensorBoardLogger):
-            drawn = extraction_figure(CURVE, self.curves, self.evaluations)
-            trainer.logger.experiment.add_figure("comparison/extraction by sampling", drawn)
+        board = Board(trainer.loggers)
+        if board.takes_pictures:
+            board.figure("comparison/extraction by sampling", extraction_figure(CURVE, self.curves, self.evaluations))
 
-    def show_comparison(self) -> None:
-        """Prints all evaluations side by side."""
+    def show_comparison(self, trainer: Trainer) -> None:
+        """Prints all evaluations side by side, and shows them in loggers."""
         table = comparison_table(self.evaluations)
+        words = [*legend(self.evaluations.values()), f"in brackets: {INTERVALS}"]
         if table.row_count:
-            show(table, [*legend(self.evaluations.values()), f"in brackets: {INTERVALS}"])
+            show(table, words)
+            board = Board(trainer.loggers)
+            board.table("before and after" if len(self.evaluations) > 1 else "results", table, words)
+            if len(self.evaluations) > 1:
+                board.before_and_after(self.evaluations)
         if measured_leaks(self.evaluations.values()):
             show(leaks_table(self.evaluations))
         for stage, record in self.evaluations.items():
@@ -110,33 +116,42 @@ class RunReport(Callback):
         if not trainer.is_global_zero:
             return
         if self.evaluations:
-            self.show_comparison()
+            self.show_comparison(trainer)
         module = causal_lm(pl_module)
         examples: list[Example] = []
         stages = list(self.continuations)
         if stages[-1:] != ["baseline"] and self.continuations.get("baseline") and self.continuations[stages[-1]]:
             examples = self._examples(trainer)
-            show(examples_table(examples), [BOLD])
+            show(examples_table(examples, stage_label(stages[-1])), [BOLD])
         self._show_change(trainer, module, examples)
+        self._complete_cards()
         self.show_extraction(trainer)
         self._log_hyperparameters(trainer, module)
 
     def _show_change(self, trainer: Trainer, module: "CausalLM", examples: list[Example]) -> None:
-        """Figures and examples in TensorBoard, and what a report needs of them in ``comparison.json``."""
+        """Figures and examples in loggers, and what a report needs of them in ``comparison.json``."""
         counts = None if module.evaluation is None else module.evaluation.change_counts
         if len(self.evaluations) > 1:
             details = {"examples": [e._asdict() for e in examples], "edges": EDGES.tolist(), "loss_change": counts}
             with new_file(self.folder.path / COMPARISON) as partial:
                 partial.write_text(json.dumps(details, indent=1) + "\n", "utf-8")
-        if not isinstance(trainer.logger, TensorBoardLogger) or len(self.evaluations) < 2:
+        board = Board(trainer.loggers)
+        if not board.takes_pictures or len(self.evaluations) < 2:
             return
-        writer = trainer.logger.experiment
         if is_drawn(self.evaluations.values()):
-            writer.add_figure("comparison/metrics", metrics_figure(self.evaluations))
+            board.figure("comparison/metrics", metrics_figure(self.evaluations))
         if counts:
-            writer.add_figure("comparison/loss of held-out tokens", loss_change_figure(EDGES.tolist(), counts))
+            board.figure("comparison/loss of held-out tokens", loss_change_figure(EDGES.tolist(), counts))
         if examples:
-            writer.add_text("continuations", examples_markdown(examples), trainer.global_step)
+            last = stage_label(list(self.evaluations)[-1])
+            board.text("continuations", examples_markdown(examples, last), trainer.global_step)
+
+    def _complete_cards(self) -> None:
+        """The model cards of what this run saved, with what was measured since."""
+        stages = list(self.evaluations.values())
+        for name in ("edited", "patch"):
+            if len(stages) > 1 and (self.folder.path / name / EDIT_FILE).is_file():
+                write_card(self.folder.path / name, self.evaluations.get("baseline"), stages[-1])
 
     def _examples(self, trainer: Trainer) -> list[Example]:
         """Sequences that this rank decoded before and after; first those that the edit changed."""
@@ -149,7 +164,7 @@ class RunReport(Callback):
         return [_example(data.decode, sequences[i], before[i], after[i]) for i in [*changed, *rest][:EXAMPLES]]
 
     def _log_hyperparameters(self, trainer: Trainer, module: "CausalLM") -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger) or not self.evaluations:
+        if not self.evaluations:
             return
         data = text_data(trainer)
         edit = _edit_row(trainer, module) or {}
@@ -167,9 +182,22 @@ class RunReport(Callback):
             },
         }
         last = list(self.evaluations.values())[-1]
-        metrics = {f"hp/{key}": last[key] for key in METRICS if last.get(key) is not None}
-        trainer.logger.log_hyperparams({key: value for key, value in settings.items() if value is not None}, metrics)
-        trainer.logger.save()
+        metrics = _shown_figures(last)
+        known = {key: value for key, value in settings.items() if value is not None}
+        board = Board(trainer.loggers)
+        board.hyperparameters(known, metrics)
+        names = {stage: stage_label(stage) for stage in self.evaluations} if len(self.evaluations) > 1 else {}
+        of_edit = [key for key in known if key.startswith("edit/")]
+        plain = {key: value for key, value in known.items() if key not in of_edit}
+        board.compared(
+            {name: {**(plain if stage == "baseline" else known), "which": name} for stage, name in names.items()},
+            {name: _shown_figures(self.evaluations[stage]) for stage, name in names.items()},
+        )
+
+
+def _shown_figures(record: dict[str, Any]) -> dict[str, float]:
+    """Of one model, as TensorBoard's comparison of runs names them."""
+    return {f"hp/{key}": record[key] for key in METRICS if record.get(key) is not None}
 
 
 def _measured(trainer: Trainer, module: "CausalLM") -> dict[str, Any]:

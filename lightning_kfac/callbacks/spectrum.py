@@ -17,7 +17,8 @@ from lightning_kfac.editing.formulas import is_product
 from lightning_kfac.factors.folder import load_factors
 from lightning_kfac.factors.spectra import LayerSpectrum, layer_spectrum
 from lightning_kfac.models.targets import count_blocks, narrow
-from lightning_kfac.reporting.spectra_board import write_spectra
+from lightning_kfac.reporting.board import Board
+from lightning_kfac.reporting.spectra_board import show_spectra, write_spectra
 
 
 class SpectrumLogger(Callback):
@@ -45,7 +46,8 @@ class SpectrumLogger(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         collector = find_collector(trainer, self)
-        if not isinstance(trainer.logger, TensorBoardLogger):
+        board = Board(trainer.loggers)
+        if not board.takes_pictures:
             return
         model = task_of(pl_module).model
         ranks = current_ranks()
@@ -64,7 +66,11 @@ class SpectrumLogger(Callback):
                 G, A = collector.bases.of(factors, name)
                 self.spectra[name] = layer_spectrum(G.values, A.values, rhos.get(name))
                 advance_to(number)
-        write_spectra(trainer.logger.experiment, self.spectra)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                write_spectra(logger.experiment, self.spectra)
+            else:
+                show_spectra(Board([logger]), self.spectra)
 
 
 def _cuts(edit: EditConfig, names: list[str], n_blocks: int) -> dict[str, float]:

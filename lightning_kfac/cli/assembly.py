@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
+from lightning_kfac.attention.show import FIGURE_FILES
 from lightning_kfac.callbacks import (
     CrystallizationStudy,
     CurvatureCollector,
@@ -37,7 +38,7 @@ def kind_and_outputs(command: str, config: Namespace, model: LightningModule) ->
     if command == "validate":
         return command, (RESULTS, EVENTS, STATUS)
     if config.get("crystallize") is not None:
-        return "crystallize", OUTPUTS
+        return "crystallize", (*OUTPUTS, *FIGURE_FILES)
     return "collection" if model.frozen else "training", OUTPUTS
 
 

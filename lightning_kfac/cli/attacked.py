@@ -67,17 +67,20 @@ class AttackedModel:
         """Whether an attack is in the file already."""
         return self.key(about) in self.rows
 
-    def measure_pair(self, unedited: Callable[[], nn.Module], edited: nn.Module) -> None:
+    def measure_pair(
+        self, unedited: Callable[[], nn.Module], edited: nn.Module, source: ModelSource | None = None
+    ) -> None:
         """What every attack is compared with: both models without one. Values are needed in every process.
 
         Args:
             unedited: Loads the unedited model, which is not kept.
+            source: Where that comes from, if not from where the evaluator's model does.
         """
         for stage, model in (("baseline", unedited()), ("edited", edited)):
             self.evaluator.module.stage = stage
             row = self.evaluator(model)
             self._figures[stage] = dict(self.evaluator.module.latest.figures)
-            self._keep(self.key(stage), stage, row)
+            self._keep(self.key(stage), stage, row, source if stage == "baseline" else None)
 
     def measure(self, attack: Attack, model: nn.Module, about: Mapping[str, Any] | None = None) -> None:
         """Measures a model that is under attack, after ``measure_pair``.
@@ -112,11 +115,11 @@ class AttackedModel:
         share = recovered_share(self._figures["baseline"][name], self._figures["edited"][name], attacked, falls)
         return None if share is None else _plain(share)
 
-    def _keep(self, key: str, stage: str, row: Row) -> None:
+    def _keep(self, key: str, stage: str, row: Row, source: ModelSource | None = None) -> None:
         if key in self.rows:  # measured again for its values alone
             return
         row = {"stage": stage, "point": key, "context": self.key("baseline"), **row}
-        row |= origin(self.evaluator.module.source)
+        row |= origin(source or self.evaluator.module.source)
         row["tokenizer_fingerprint"] = self.evaluator.data.tokenizer_fingerprint
         self.rows[key] = append_result(self.results, row)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -219,7 +220,7 @@ class TrainCLI(LightningCLI):
         model = self.model
         details = edit_details(model.source)
         reference = None
-        why = "the unedited model is skipped (model.skip_baseline)"
+        why = "the unedited model is skipped"
         if not model.skip_baseline:
             reference, why = find_reference(model.source, model.reference, model.vocab_size)
         if reference:
@@ -233,7 +234,7 @@ class TrainCLI(LightningCLI):
             say(f"nDCG@10 and changes are not measured: {why}; --model.reference names the unedited model")
         self.trainer.validate(verbose=False, **kwargs)
         if self.trainer.global_rank == 0:
-            self.report.show_comparison()
+            self.report.show_comparison(self.trainer)
             self.report.show_extraction(self.trainer)
             self.folder.note(self.typed)
             console.print(f"Outputs in {self.folder.path}/: {', '.join(self._present(MEASURED))}")
@@ -251,8 +252,9 @@ class TrainCLI(LightningCLI):
             self.folder.finish()
             path = self.folder.path
             console.print(f"Outputs in {path}/: {', '.join(self._present((*FOLDERS, CRYSTALLIZATION, *MEASURED)))}")
-            if isinstance(self.trainer.logger, TensorBoardLogger):
-                console.print(f"TensorBoard: {_python()} -m tensorboard.main --logdir {path / 'tensorboard'}")
+            if isinstance(logger := self.trainer.logger, TensorBoardLogger):
+                words = ["--logdir", str(Path(logger.log_dir)), "--window_title", path.resolve().name]
+                console.print(f"TensorBoard: {_python()} -m tensorboard.main {shlex.join(words)}")
             next_steps.show_page(path)
             config = self.config[self._command]
             if find_callback(self.trainer, CurvatureCollector) and not find_callback(self.trainer, EditCallback):

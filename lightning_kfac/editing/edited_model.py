@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.distributed.sharding import is_sharded
+from lightning_kfac.editing.model_card import CARD, model_card
 from lightning_kfac.editing.patch import save_patch
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
@@ -58,7 +59,7 @@ def save_edited(
     factors: Mapping[str, Any] | None = None,
     save: Save = "full",
 ) -> None:
-    """Writes an edited model with ``edit.json``: as a checkpoint, or as a patch of its source.
+    """Writes an edited model with ``edit.json`` and a model card: as a checkpoint, or as a patch of its source.
 
     A checkpoint is its source's in everything but the edited layers, see ``save_checkpoint``.
 
@@ -88,8 +89,8 @@ def save_edited(
     }
     layers = [layer.name for layer in report.layers]
     if save == "full":
-        contents = json.dumps(details, indent=2)
-        save_checkpoint(model, tokenizer, path, extra={EDIT_FILE: contents}, source=known, changed=layers)
+        extra = {EDIT_FILE: json.dumps(details, indent=2), CARD: model_card(details)}
+        save_checkpoint(model, tokenizer, path, extra=extra, source=known, changed=layers)
     elif save == "patch":
         save_patch(model, layers, path, fingerprint, details, write=rank == 0)
 

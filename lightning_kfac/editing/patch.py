@@ -1,6 +1,6 @@
 """Portable edits: a patch holds the changed weights of a model and the fingerprints of before and after.
 
-A folder with ``patch.safetensors`` and ``edit.json``.
+A folder with ``patch.safetensors``, ``edit.json`` and a model card.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kfac.distributed.sharding import whole
+from lightning_kfac.editing.model_card import CARD, model_card
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.layers import find_layers
@@ -66,7 +67,9 @@ def save_patch(
         return
     with new_folder(path) as partial:
         checksum = save_tensors(weights, partial / WEIGHTS)
-        write_json(partial / EDIT_FILE, {**details, "patch": patch | {"checksum": checksum}})
+        about = {**details, "patch": patch | {"checksum": checksum}}
+        write_json(partial / EDIT_FILE, about)
+        (partial / CARD).write_text(model_card(about), "utf-8")
 
 
 @torch.no_grad()

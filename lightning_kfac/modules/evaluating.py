@@ -1,7 +1,7 @@
 """The evaluation of a language model in Lightning's validation loop."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -186,18 +186,10 @@ class EvaluatedLM(LightningModule):
         if self.stage == "baseline":
             self.baseline = self.evaluation
             self.baseline_name = None if self.evaluated is None else str(self.evaluated)
-        self._log_figures("val", {name: [value] for name, value in self.results.items()}, [""])
-        self._log_figures("change", {name: values[:1] for name, values in differences.items()}, [""])
-        # Groups of their own: TensorBoard gives every number a chart.
-        self._log_figures("val_interval", intervals, ["/low", "/high"])
-        self._log_figures("change_interval", {name: v[1:] for name, v in differences.items()}, ["/low", "/high"])
+        # Their intervals are in the lines from before to after that a RunReport shows.
+        self._log_figures("val", self.results)
+        self._log_figures("change", {name: values[0] for name, values in differences.items()})
 
-    def _log_figures(self, group: str, figures: Mapping[str, Sequence[float | None]], parts: list[str]) -> None:
-        self.log_dict(
-            {
-                f"{group}/{self.stage}/{name}{part}": float(value)
-                for name, values in figures.items()
-                for part, value in zip(parts, values, strict=True)
-                if value is not None
-            }
-        )
+    def _log_figures(self, group: str, figures: Mapping[str, float | None]) -> None:
+        known = {name: float(value) for name, value in figures.items() if value is not None}
+        self.log_dict({f"{group}/{self.stage}/{name}": value for name, value in known.items()})

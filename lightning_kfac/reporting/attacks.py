@@ -13,7 +13,8 @@ from lightning_kfac.console import literal
 
 Row = Mapping[str, Any]
 STRICT = "strict_acc"
-NOTHING = "nothing was suppressed"
+WAS = "nothing was "
+NOTHING = f"{WAS}suppressed"
 TITLE = "What survives: share of the sequences got word for word"
 # Of 80 columns the figures take the rest.
 LABEL = 20
@@ -97,11 +98,12 @@ def attacks_table(rows: Sequence[Row]) -> Table:
     """What survives, at 80 columns: intervals stand below their figures."""
     table = Table(box=box.SIMPLE_HEAD, title=TITLE, title_justify="left", padding=(0, 1, 0, 0))
     for name in HEADER:
-        how: dict[str, Any] = {"min_width": LABEL} if name == HEADER[0] else {"justify": "right", "no_wrap": True}
+        how: dict[str, Any] = {"max_width": LABEL} if name == HEADER[0] else {"justify": "right", "no_wrap": True}
         table.add_column(name, overflow="fold", **how)
     for line in attack_lines(rows):
         table.add_row(
-            literal(line.label), *(Text.assemble(cell.text, (f"\n{cell.bounds}", "dim")) for cell in line.cells)
+            literal(line.label),
+            *(Text.assemble(cell.text.replace(WAS, f"{WAS}\n"), (f"\n{cell.bounds}", "dim")) for cell in line.cells),
         )
     return table
 

@@ -13,7 +13,19 @@ from lightning_kfac.metrics.leaks import SCORES
 from lightning_kfac.reporting.escape import as_html
 from lightning_kfac.reporting.figures.comparison import extraction_figure
 from lightning_kfac.reporting.figures.strips import strips_figure
-from lightning_kfac.reporting.page import bullets, figure, page, paragraph, preformatted, section, table
+from lightning_kfac.reporting.labels import stage_label
+from lightning_kfac.reporting.page import (
+    as_figure,
+    big,
+    bullets,
+    figure,
+    page,
+    paragraph,
+    preformatted,
+    sampling,
+    section,
+    table,
+)
 
 TITLE = "lightning_kfac audit:"
 TITLES = {
@@ -140,7 +152,7 @@ def _rows(audit: Audit, names: Sequence[str] = tuple(TITLES)) -> tuple[list[str]
     apart = audit["texts"]["n_passages"] > audit["texts"]["n_texts"]  # else they are the same
     wanted = [name for name in names if apart or not name.startswith("passages@")]
     known = [name for name in wanted if any(name in figures for figures in stages.values())]
-    header = ["with 95 % intervals", *stages, *(["change"] if audit["changes"] else [])]
+    header = ["with 95 % intervals", *map(stage_label, stages), *(["change"] if audit["changes"] else [])]
     rows = []
     for name in known:
         row = [TITLES[name], *(_estimate(figures.get(name), "{:.3f}") for figures in stages.values())]
@@ -167,11 +179,10 @@ def audit_page(audit: Audit, strips: Sequence[Strip]) -> str:
         audit: What ``audit.json`` holds, and ``excerpts``.
         strips: Of the texts that are longer than a passage.
     """
+    said = verdict(audit)
     parts = [
-        section("Verdict", *(f"<p><b>{as_html(text)}</b></p>" for text in verdict(audit)[:1]), *_rest(audit)),
-        section(
-            "What comes out", table(*_rows(audit, [name for name in TITLES if name not in GENERAL])), *_curve(audit)
-        ),
+        section("Verdict", paragraph(said[0], lead=True), big(_large(audit)), *map(paragraph, said[1:])),
+        section("What comes out", _curve(audit), *_table(audit, [name for name in TITLES if name not in GENERAL])),
         _map(strips),
         _excerpts(audit),
         _leaks(audit),
@@ -183,25 +194,42 @@ def audit_page(audit: Audit, strips: Sequence[Strip]) -> str:
     return page(f"{TITLE} {audit['model']}", parts)
 
 
-def _rest(audit: Audit) -> list[str]:
-    return [paragraph(text) for text in verdict(audit)[1:]]
+def _large(audit: Audit) -> list[tuple[str, str]]:
+    """At most three large figures."""
+    stages = list(audit["counts"].values())
+    after = stages[-1]
+    before = stages[0] if len(stages) > 1 else None
+    n_passages = audit["texts"]["n_passages"]
+
+    def earlier(name: str) -> str:
+        return "" if before is None else f"; {before[name]:,} before the edit"
+
+    what = "passages" if n_passages > audit["texts"]["n_texts"] else "texts"
+    return [
+        (f"{after['strict']:,} of {n_passages:,}", f"{what} recited by greedy decoding{earlier('strict')}"),
+        (f"{after['passages@10']:,} of {n_passages:,}", f"come out in 10 tries{earlier('passages@10')}"),
+        (f"{after['passages@1000']:,} of {n_passages:,}", f"come out in 1,000 tries{earlier('passages@1000')}"),
+    ]
 
 
-def _curve(audit: Audit) -> list[str]:
+def _table(audit: Audit, names: Sequence[str]) -> list[str]:
+    """Figures of these names with their intervals, and what these are."""
+    header, rows = _rows(audit, names)
+    note = (
+        "Shares of texts, and greedy recitation where each is one passage: Wilson; other figures: a bootstrap over "
+        "texts; changes: a paired bootstrap; n/a: of a single text there is none."
+    )
+    return [table(header, [[row[0], *map(as_figure, row[1:])] for row in rows]), paragraph(note, note=True)]
+
+
+def _curve(audit: Audit) -> str:
     curve = audit["curve"]
     intervals = {
         stage: {"intervals": {f"texts/extraction.expected_at.{n}": _ends(figures[f"expected@{n}"]) for n in TRIES}}
         for stage, figures in audit["figures"].items()
     }
     drawn = extraction_figure(curve["tries"], {"texts": curve["expected"]}, intervals)
-    return [
-        figure(drawn, "expected share of the passages over the number of samples of each"),
-        paragraph(
-            "Shares of texts, and greedy recitation where each is one passage: Wilson; other figures: a bootstrap over "
-            "texts; changes: a paired bootstrap; n/a: of a single text there is none.",
-            note=True,
-        ),
-    ]
+    return figure(drawn, "Expected share of the passages over the number of samples of each.")
 
 
 def _ends(found: Mapping[str, float | None]) -> list[float | None]:
@@ -214,10 +242,10 @@ def _map(strips: Sequence[Strip]) -> str:
     return section(
         "Where it comes out",
         figure(
-            strips_figure(strips), "texts as strips, coloured by how likely a sample holds the passage that lies there"
+            strips_figure(strips), "Texts as strips, coloured by how likely a sample holds the passage that lies there."
         ),
         paragraph(
-            "A place has the colour of the passage whose suffix lies there. White: no suffix lies there, as in the "
+            "A place has the colour of the passage whose suffix lies there. Empty: no suffix lies there, as in the "
             "first tokens of each text. Drawn are the texts of which most comes out.",
             note=True,
         ),
@@ -227,7 +255,7 @@ def _map(strips: Sequence[Strip]) -> str:
 def _excerpts(audit: Audit) -> str:
     parts = []
     for found in audit["excerpts"]:
-        chances = ", ".join(f"{stage}: {_tries(p)}" for stage, p in found["log10_p"].items())
+        chances = ", ".join(f"{stage_label(stage)}: {_tries(p)}" for stage, p in found["log10_p"].items())
         parts.append(
             f"<h3>{as_html(found['name'])}</h3><p class=note>{as_html(chances)}</p><blockquote>"
             f"{as_html(found['prefix'])}<mark>{as_html(found['suffix'])}</mark></blockquote>"
@@ -250,26 +278,28 @@ def _leaks(audit: Audit) -> str:
         return ""
     stages = list(audit["figures"])
     columns = [*stages, "change"] if audit["changes"] else stages
-    header = ["membership test", *(f"AUC, {name}" for name in columns), *(f"found, {name}" for name in stages)]
+    auc_titles = [f"AUC, {stage_label(name)}" for name in columns]
+    header = ["membership test", *auc_titles, *(f"found, {stage_label(name)}" for name in stages)]
     rows = []
     for name, each in found["tests"].items():
         aucs = [_estimate(each["auc"].get(stage), "{:+.3f}" if stage == "change" else "{:.3f}") for stage in columns]
-        rows.append([SCORES[name].title, *aucs, *(f"{each['tpr'][stage]['value']:.3f}" for stage in stages)])
+        rows.append(
+            [SCORES[name].title, *map(as_figure, aucs), *(f"{each['tpr'][stage]['value']:.3f}" for stage in stages)]
+        )
     what = "texts" if found["apart"] else "passages, of which several are of one text, so that no interval is known"
     note = (
         f"{found['members']} members and {found['nonmembers']} non-members: {what}. AUC: the chance that a member "
         "scores above a non-member, 0.5 tells nothing; found: members found at 1 % false alarms. It says something of "
         "training only where both were drawn in the same way."
     )
-    return section("Can a membership test tell?", table(header, rows), paragraph(note, note=True))
+    return section("Can a membership test tell?", table(header, rows, stacked=True), paragraph(note, note=True))
 
 
 def _general(audit: Audit) -> str:
-    header, rows = _rows(audit, GENERAL)
-    if not rows:
+    if not _rows(audit, GENERAL)[1]:
         return ""
     note = f"Held-out text: {audit['heldout']}."
-    return section("How well it still works", table(header, rows), paragraph(note, note=True))
+    return section("How well it still works", _table(audit, GENERAL)[0], paragraph(note, note=True))
 
 
 def _settings(audit: Audit) -> list[str]:
@@ -283,9 +313,8 @@ def _settings(audit: Audit) -> list[str]:
     said = [
         f"Model: {audit['model']}" + (f", an edit of {audit['before']}" if audit["before"] else ""),
         f"Texts: {texts['source']}: {texts['told']}; tokens: {cut}",
-        f"Sampling: temperature {scheme['temperature']}, top-k {scheme['top_k']}, top-p {scheme['top_p']}. p is the "
-        "product over the suffix of each token's probability, from one teacher-forced forward (Hayes et al., arXiv "
-        "2410.19482); nothing was sampled.",
+        f"Sampling: {sampling(scheme)}. p is the product over the suffix of each token's probability, from one "
+        "teacher-forced forward (Hayes et al., arXiv 2410.19482); nothing was sampled.",
         f"A passage comes out in n tries where 1 - (1 - p)^n is {audit['chance']} or more.",
     ]
     if scheme["near_verbatim"]:

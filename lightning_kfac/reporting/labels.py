@@ -18,8 +18,8 @@ OF_EXTRACTION = [name for name in LABELS if name.startswith("extraction.")]
 OF_EXTRACTION_OPTIONS = [*NearVerbatim.labels, *PriorRatio.labels]
 DRAWN = [name for name, label in LABELS.items() if label.panel is not None]
 FEWEST_SHOWN = 10
-# What a person reads for the name of a stage in results; others read as they are.
-STAGES = {"baseline": "unedited"}
+# What a person reads for the name of a stage in results or of a model in an audit; others read as they are.
+STAGES = {"baseline": "unedited", "before": "unedited", "after": "edited"}
 INTERVALS = "95 % intervals; shares: Wilson, other figures: bootstrap, changes: paired bootstrap; n/a: not known"
 # Of members against non-members: by the name of the measure.
 OF_LEAKS = {name: f"{OBJECT}.{name}" for name in SCORES}

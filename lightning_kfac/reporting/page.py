@@ -1,26 +1,14 @@
 """Parts of a self-contained HTML page: everything is in the file, nothing is fetched."""
 
 import base64
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from lightning_kfac.reporting.escape import as_html
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h1, li, blockquote { overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; margin: .6rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { background: #f4f4f4; }
-.scroll { overflow-x: auto; } img { max-width: 100%; margin: .4rem 0; }
-pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: 12.5px; }
-.interval, .note { color: #666; font-size: 12.5px; } blockquote { margin: .2rem 0 .8rem 0; color: #333; }
-mark { background: #ffe2c7; }
-@media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal; min-width: 7rem; } }
-"""
+from lightning_kfac.reporting.style_sheet import STYLE
+from lightning_kfac.reporting.svg import svg
 
 
 def page(title: str, sections: Iterable[str]) -> str:
@@ -39,9 +27,10 @@ def section(title: str, *parts: str) -> str:
     return f"<h2>{as_html(title)}</h2>\n" + "\n".join(parts) if parts else ""
 
 
-def paragraph(text: str, note: bool = False) -> str:
-    """A paragraph of plain text."""
-    return f"<p{' class=note' if note else ''}>{as_html(text)}</p>"
+def paragraph(text: str, note: bool = False, lead: bool = False) -> str:
+    """A paragraph of plain text; ``lead`` is the answer that a page begins with."""
+    kind = " class=note" if note else " class=lead" if lead else ""
+    return f"<p{kind}>{as_html(text)}</p>"
 
 
 def bullets(texts: Sequence[str]) -> str:
@@ -54,28 +43,69 @@ def preformatted(text: str) -> str:
     return f"<pre>{as_html(text)}</pre>"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain texts; cells that are ``Html`` stand as they are."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], stacked: bool = False) -> str:
+    """A table of plain texts; cells that are ``Html`` stand as they are.
+
+    Args:
+        stacked: Intervals stand below their figures, as on a narrow screen.
+    """
     head = "".join(f"<th>{_cell(name)}</th>" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    kind = ' class="stacked"' if stacked else ""
+    return f'<div class="scroll"><table{kind}><tr>{head}</tr>{body}</table></div>'
 
 
 class Html(str):
     """Text that is HTML already."""
 
 
-def figure(drawn: Figure, alt: str) -> str:
-    """A figure, embedded as PNG."""
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=110)
-    return image(buffer.getvalue(), alt)
+def big(figures: Sequence[tuple[str, str]]) -> str:
+    """A few large figures side by side, each with what it says."""
+    cells = "".join(f"<div><b>{as_html(value)}</b><span>{as_html(text)}</span></div>" for value, text in figures)
+    return f'<div class="figures">{cells}</div>' if cells else ""
+
+
+def details(summary: str, *parts: str, name: str = "") -> str:
+    """What is shown when somebody asks for it; a link to ``name`` opens it."""
+    inside = "".join(parts)
+    anchor = f'<div id="{as_html(name)}">{inside}</div>' if name else inside
+    return f"<details><summary>{as_html(summary)}</summary>{anchor}</details>"
+
+
+def described(pairs: Mapping[str, str]) -> str:
+    """A list of names and what they say; texts that are ``Html`` stand as they are."""
+    return "<dl>" + "".join(f"<dt>{as_html(name)}</dt><dd>{_cell(text)}</dd>" for name, text in pairs.items()) + "</dl>"
+
+
+def figure(drawn: Figure, alt: str, tips: Mapping[str, str] | None = None) -> str:
+    """A figure in the page's own colours, with what it shows below it."""
+    return _framed(svg(drawn, alt, tips), alt)
 
 
 def image(png: bytes, alt: str) -> str:
     """A PNG image, embedded."""
-    return f'<img alt="{as_html(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    data = base64.b64encode(png).decode()
+    return _framed(f'<img alt="{as_html(alt)}" src="data:image/png;base64,{data}">', alt)
+
+
+def _framed(drawn: str, alt: str) -> str:
+    return f'<figure><div class="scroll">{drawn}</div><figcaption>{as_html(alt)}</figcaption></figure>'
 
 
 def _cell(cell: str) -> str:
     return cell if isinstance(cell, Html) else as_html(cell)
+
+
+def as_figure(text: str) -> str:
+    """A figure and its interval, ``0.92 [0.90, 0.94]``, the interval set apart."""
+    value, bracket, bounds = text.partition(" [")
+    if not bracket or bounds == "n/a]":
+        return text
+    return Html(f'{as_html(value)} <span class="interval">[{as_html(bounds)}</span>')
+
+
+def sampling(scheme: Mapping[str, Any]) -> str:
+    """How tokens are drawn, in words: ``temperature 1.0, top-k 40, top-p 1.0``."""
+    top_k = scheme.get("top_k")
+    likeliest = "all tokens" if top_k is None else f"top-k {top_k}"
+    return f"temperature {scheme.get('temperature')}, {likeliest}, top-p {scheme.get('top_p')}"

@@ -1,6 +1,9 @@
 """What a run folder holds, read for a report."""
 
+import itertools
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.manifest import Manifest
 from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.run_folder import EDIT_FILE
+from lightning_kfac.storage.yaml_files import read_yaml
 
 # Fields of results that are in tables of their own.
 ASIDE = ("rank", "attack", "method")
@@ -57,6 +61,31 @@ class Run:
     def attacks(self) -> list[dict[str, Any]]:
         """The results of an attacked model, those of both models without an attack first; empty for other runs."""
         return self.results if any("attack" in row for row in self.results) else []
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """``config.yaml``; empty where it is not one."""
+        if not self.config:
+            return {}
+        try:
+            found = read_yaml(self.path / "config.yaml")
+        except InputError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether the edits are those of a scan: of one block or projection each."""
+        return self.scan.is_file() or "recommended" in self.findings
+
+    def mined(self, most: int) -> list[dict[str, Any]]:
+        """The first texts that a search found."""
+        path = self.path / "memorized.jsonl"
+        if not path.is_file():
+            return []
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            rows = [json.loads(line) for line in itertools.islice(lines, most)]
+        return [row for row in rows if isinstance(row, dict)]
 
     @property
     def scan(self) -> Path:

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_kfac.console import visible
 from lightning_kfac.factors.spectra import LayerSpectrum, by_projection, log10_histogram
 from lightning_kfac.models.targets import layer_labels
+from lightning_kfac.reporting.board import Board
 from lightning_kfac.reporting.escape import as_markdown
 from lightning_kfac.reporting.figures.spectra import kept_figure, mass_figure, spectra_figure
 
@@ -24,6 +25,13 @@ def write_spectra(writer: SummaryWriter, spectra: Mapping[str, LayerSpectrum]) -
             if (values > 0).any():
                 writer.add_histogram(f"log10 eigenvalues/{visible(labels[name])} {side}", log10_histogram(values))
     writer.add_text("spectra", spectra_markdown(spectra))
+
+
+def show_spectra(board: Board, spectra: Mapping[str, LayerSpectrum]) -> None:
+    """The figures and the table through other loggers."""
+    for tag, figure in spectrum_figures(spectra):
+        board.figure(tag, figure)
+    board.text("spectra", spectra_markdown(spectra))
 
 
 def save_spectra(folder: Path, spectra: Mapping[str, LayerSpectrum]) -> None:

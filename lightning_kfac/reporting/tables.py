@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_kfac.console import counted, literal, show, visible
+from lightning_kfac.console import counted, literal, show
 from lightning_kfac.editing.report import edit_label, edit_place
 from lightning_kfac.math.separation import FPR
 from lightning_kfac.metrics.leaks import SCORES, TPR
@@ -26,14 +26,14 @@ from lightning_kfac.reporting.labels import (
 )
 
 # What a person reads for the fields of an example.
-SHOWN = {"prefix": "prefix", "gold": "true continuation", "before": "unedited", "after": "edited"}
+SHOWN = {"prefix": "prefix", "gold": "true continuation", "before": "unedited"}
 SWEEP_LEGEND = {
     "kept": "share of the components that stay",
     "change": "of the weights, ||W' - W|| / ||W||, mean over the layers",
     "strict": "share of the sequences that are recited word for word",
     "Pareto": "a star where no other edit both recites less and costs less perplexity",
 }
-BOLD = "bold: where the edited model leaves the true continuation"
+BOLD = "bold: where the changed model leaves the true continuation"
 
 
 class Example(NamedTuple):
@@ -92,10 +92,10 @@ def leaks_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"Members against non-members: {counts}", title_justify="left")
     table.add_column("", overflow="fold", min_width=12)
     for stage, record in records.items():
-        table.add_column(Text(f"{visible(stage_label(stage))}:\nAUC"), justify="right", no_wrap=True)
-        table.add_column(Text(f"found at\n{FPR:.0%} FPR"), justify="right", no_wrap=True)
+        table.add_column(literal(f"{stage_label(stage)}: AUC"), justify="right", no_wrap=True)
+        table.add_column(f"found at {FPR:.0%} FPR", justify="right", no_wrap=True)
         if record.get("differences"):
-            table.add_column(Text("change\nof AUC"), justify="right", no_wrap=True)
+            table.add_column("change of AUC", justify="right", no_wrap=True)
     for name in measured_leaks(records.values()):
         key = f"{OF_LEAKS[name]}.auc"
         cells = []
@@ -109,8 +109,12 @@ def leaks_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def examples_table(examples: list[Example]) -> Table:
-    """Prefix, true continuation and both models' continuations of some sequences; what diverges stands out."""
+def examples_table(examples: list[Example], after: str = "edited") -> Table:
+    """Prefix, true continuation and both models' continuations of some sequences; what diverges stands out.
+
+    Args:
+        after: How the changed model is called.
+    """
     table = Table(box=box.SIMPLE_HEAD, title="Continuations of memorized sequences", title_justify="left")
     table.add_column("")
     table.add_column("text", overflow="fold")
@@ -118,12 +122,12 @@ def examples_table(examples: list[Example]) -> Table:
         for name in ("prefix", "gold", "before"):
             table.add_row(SHOWN[name], literal(_one_line(getattr(example, name))))
         same, rest = _split(example)
-        table.add_row(SHOWN["after"], Text.assemble(literal(same), literal(rest, "bold")))
+        table.add_row(after, Text.assemble(literal(same), literal(rest, "bold")))
         table.add_section()
     return table
 
 
-def examples_markdown(examples: list[Example]) -> str:
+def examples_markdown(examples: list[Example], after: str = "edited") -> str:
     """The same for TensorBoard's text page: what diverges is bold."""
     parts = []
     for number, example in enumerate(examples, start=1):
@@ -131,7 +135,7 @@ def examples_markdown(examples: list[Example]) -> str:
         parts.append(f"### {number}\n")
         for name in ("prefix", "gold", "before"):
             parts.append(f"**{SHOWN[name]}**\n\n> {as_markdown(_one_line(getattr(example, name)))}\n")
-        parts.append(f"**{SHOWN['after']}**\n\n> {same}{f'**{rest}**' if rest else ''}\n")
+        parts.append(f"**{as_markdown(after)}**\n\n> {same}{f'**{rest}**' if rest else ''}\n")
     return "\n".join(parts)
 
 
@@ -219,11 +223,9 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], title: str, front: Collection
 
 
 def _short_title(key: str) -> Text:
-    """Of a column: the set above the figure, and no line longer than it must be."""
+    """Of a column: the set and the figure."""
     prefix, _, name = key.rpartition("/")
-    title = SWEEP_COLUMNS[name][0] or ""
-    words = title.replace("in 1,000 samples", "in 1,000\nsamples").replace("answers right", "answers\nright")
-    return Text(f"{visible(prefix)}\n{words}" if prefix else words)
+    return literal(f"{prefix} {SWEEP_COLUMNS[name][0]}".strip())
 
 
 def show_sweep(table: Table) -> None:

@@ -13,6 +13,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning_kfac.assets import DEMO
 from lightning_kfac.attention import load_spectra
 from lightning_kfac.attention.spectra import model_fingerprint
+from lightning_kfac.cli.edit import main as edit
 from lightning_kfac.cli.train import main
 from lightning_kfac.models.loading import load_model, load_tokenizer
 from tests.common import build_model, results, scalars, write_jsonl
@@ -100,6 +101,15 @@ def test_a_run_is_in_tensorboard(run):
     figures = {f"crystallize/{name}" for name in ("curve", "spectra", "heads", "sharpness")}
     assert figures <= set(events.Tags()["images"])
     assert "val/lowrank_4/perplexity" in values or "val/lowrank 4/perplexity" in values
+
+
+def test_its_figures_are_files_and_in_the_report(run):
+    names = ("curve", "spectra", "heads", "sharpness")
+    assert all((run[0] / f"crystallize_{name}.png").stat().st_size > 5_000 for name in names)
+    edit(["report", str(run[0])])
+    text = (run[0] / "report.html").read_text("utf-8")
+    assert text.count("data:image/png;base64,") >= 4 and "How many directions the residuals" in text
+    assert ">unedited<" in text and ">baseline<" not in text
 
 
 def test_two_ranks_give_the_spectra_of_one(few, tmp_path):

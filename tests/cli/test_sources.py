@@ -136,7 +136,7 @@ def test_a_model_without_a_tokenizer_is_edited_without_one(tmp_path):
     build_model("llama", vocab_size=2048).save_pretrained(source)
     main(["fit", *options(tmp_path / "run", **{"model.model_name": source, "data.tokenizer": "demo"})])
     edit("apply", factors=tmp_path / "run" / "factors", rho=0.5, output=tmp_path / "edited")
-    names = {file.name for file in source.iterdir()} | {"edit.json"}
+    names = {file.name for file in source.iterdir()} | {"edit.json", "README.md"}
     assert {file.name for file in (tmp_path / "edited").iterdir()} == names
 
 

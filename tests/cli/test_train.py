@@ -60,7 +60,7 @@ def test_quickstart_prints_what_a_person_needs_in_order(quickstart):
         "strict accuracy",
         "nDCG@10",
         "Continuations of memorized sequences",
-        "gold",
+        "true continuation",
         f"Outputs in {folder}/: factors/, edited/, results.jsonl, config.yaml",
         f"tensorboard.main --logdir {folder}/tensorboard",
     ]
@@ -113,7 +113,7 @@ def test_quickstart_is_in_tensorboard(quickstart):
     assert 10_000 < values["collect/n_tokens_on_rank_0"][0] < values["collect/n_tokens_on_rank_0"][-1] < 99_218
     assert "hp/strict_acc" in values
     (text,) = events.Tensors("continuations/text_summary")
-    assert b"**after**" in text.tensor_proto.string_val[0]
+    assert b"**edited**" in text.tensor_proto.string_val[0]
     assert "_hparams_/session_start_info" in str(events.summary_metadata)
 
 
@@ -134,10 +134,11 @@ def test_intervals_and_changes_are_recorded(quickstart):
         change, *bounds = after["differences"][name]
         assert low < after[name] < high or (low == after[name] == 0 < high)
         assert change == pytest.approx(after[name] - before[name], abs=1e-12)
-        logged = [values[f"val_interval/edited/{name}/{end}"][0] for end in ("low", "high")]
-        logged += [values[f"change/edited/{name}"][0]]
-        logged += [values[f"change_interval/edited/{name}/{end}"][0] for end in ("low", "high")]
-        assert logged == pytest.approx([low, high, change, *bounds], rel=1e-6)
+        assert low - after[name] <= 0 <= high - after[name] and bounds[0] <= change <= bounds[1]
+        logged = [values[f"comparison/{name}{end}"] for end in ("", "/low", "/high")]
+        assert [line[1] for line in logged] == pytest.approx([after[name], low, high], rel=1e-6)
+        assert logged[0][0] == pytest.approx(before[name], rel=1e-6)
+        assert values[f"change/edited/{name}"] == pytest.approx([change], rel=1e-6)
 
 
 def validate(folder, **changes):
@@ -185,7 +186,7 @@ def test_validate_without_a_baseline(quickstart, tmp_path, capsys):
     changes = {"model.model_name": quickstart[0] / "edited", "model.skip_baseline": "true"}
     (row,) = validate(tmp_path / "v", **changes)
     assert row["stage"] == "edited" and row["ndcg@10"] is None and not row["differences"]
-    assert "the baseline is skipped; --model.reference names" in capsys.readouterr().err
+    assert "the unedited model is skipped; --model.reference names" in capsys.readouterr().err
 
 
 def test_validate_with_a_source_that_is_gone(quickstart, tmp_path, capsys):

@@ -74,7 +74,7 @@ def test_an_edit_changes_its_layer_and_no_other_bit(tmp_path, dtype, shards):
     # What was measured in memory is what is in the file.
     assert torch.equal(model.get_parameter(UP), after[UP].to(model.dtype))
     names = {file.name for file in source.iterdir()}
-    assert {file.name for file in (tmp_path / "edited").iterdir()} == names | {"edit.json"}
+    assert {file.name for file in (tmp_path / "edited").iterdir()} == names | {"edit.json", "README.md"}
     assert (tmp_path / "edited" / "config.json").read_bytes() == (source / "config.json").read_bytes()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "edited").dtype == dtype
 
@@ -244,7 +244,9 @@ def test_a_multimodal_model_is_edited_in_its_text_part(tmp_path, dtype):
     for name, text in SIDE.items():
         assert (tmp_path / "edited" / name).read_text() == text, name
     assert "layers" in json.loads((tmp_path / "edited" / "edit.json").read_text())
-    assert not [name for name in LEFT if name != "edit.json" and (tmp_path / "edited" / name).exists()]
+    written = ("edit.json", "README.md")
+    assert not [name for name in LEFT if name not in written and (tmp_path / "edited" / name).exists()]
+    assert (tmp_path / "edited" / "README.md").read_text() != LEFT["README.md"]
     for kind in (AutoModelForCausalLM, Gemma3ForConditionalGeneration):
         loaded, info = kind.from_pretrained(tmp_path / "edited", output_loading_info=True)
         assert type(loaded) is Gemma3ForConditionalGeneration and loaded.dtype == dtype

@@ -44,7 +44,7 @@ def test_the_table_is_as_wide_as_a_terminal():
 def test_the_section_escapes_and_says_what_the_columns_mean():
     found = FOUND | {"groups": [record("logic", "logic"), *GROUPS[1:]]}
     page = abilities_section(found)
-    assert "winogrande&lt;b&gt;" in page and "<b>" not in page and "McNemar" in page and "<img" in page
+    assert "winogrande&lt;b&gt;" in page and "<b>" not in page and "McNemar" in page and "<svg" in page
     assert abilities_section({}) == ""
 
 

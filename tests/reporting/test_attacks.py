@@ -118,8 +118,8 @@ def test_figure_without_held_out_text():
 
 def test_page():
     text = attack_results(ROWS)
-    assert text.startswith("<h2>What survives attacks</h2>") and "<img" in text
+    assert text.startswith("<h2>What survives attacks</h2>") and "<svg" in text
     assert '0.50 <span class="interval">[0.40-0.60]</span>' in text and NOTHING in text
     assert "pruning &lt;b&gt;" in text and "pruning <b>" not in text
     assert attack_results(PAIR) == attack_results([]) == ""
-    assert "<img" not in attack_results(ROWS[:4])
+    assert "<svg" not in attack_results(ROWS[:4])

@@ -70,6 +70,8 @@ def board(quickstart):
     ("page", "names"),
     [
         ("scalars", ["change/edited", "avg_levenshtein_norm", "extraction.expected_at.10"]),
+        ("custom_scalars", ["beforeandafter(0:unedited,1:edited)", "strictaccuracy"]),
+        ("text", ["beforeandafter", "unedited", "strictaccuracy"]),
         ("images", ["comparison/metrics", "comparison/lossofheld-outtokens"]),
         ("hparams", ["edit/rho", "edit/blocks", "embedded:train", "[3,4]"]),
     ],
@@ -91,4 +93,5 @@ def test_report_shows_the_run(quickstart, tmp_path):
         assert "".join(words.split()) in text
     assert is_drawn(photograph)
     source = path.read_text("utf-8")
-    assert "http://" not in source and "https://" not in source and source.count("data:image/png;base64,") >= 8
+    assert "http://" not in source and "https://" not in source and "<script" not in source
+    assert source.count("<svg class") >= 8

@@ -58,8 +58,12 @@ def test_report_of_extraction(tmp_path):
         assert '-0.625 <span class="interval">[-0.700, -0.500]</span>' in part
         assert "quotes: extracted in 10 samples" in part
     assert "probability 1 % or more" in own and "probability 1 % or more" not in table
-    assert "median of log10 p</td><td>n/a" in own and "temperature 1.0, top_k None, top_p 0.9" in own
-    assert "expected share extracted over the number of samples" in own
+    assert (
+        "median of log10 p</td><td>n/a" in own
+        and "temperature 1.0, all tokens, top-p 0.9" in text
+        and "None" not in text
+    )
+    assert "expected share over the number of samples" in table
     assert "(other prompts, fine-tuning, paraphrase): not measured" in own
 
 
@@ -117,9 +121,15 @@ def test_report_of_a_study_of_attention(tmp_path):
 
 
 def test_report_of_a_search(tmp_path):
-    (tmp_path / "mining.json").write_text(json.dumps({"windows": 1234, "kept": 7}))
+    """With the texts that were found, in words for the keys of the file, and without what is not known."""
+    about = {"windows": 1234, "kept": 2, "recited": 1, "before": None, "bulk_share": None, "version": "0.1.0"}
+    (tmp_path / "mining.json").write_text(json.dumps(about))
+    row = {"document": 3, "offset": 5, "prefix": "given <b>", "suffix": "recited <script>"}
+    (tmp_path / "memorized.jsonl").write_text(json.dumps(row) + "\n")
     text = report(tmp_path)
-    assert "1234" in text and "Findings" in text
+    assert "Of 1,234 windows that were looked at, 1 is recited word for word." in text
+    assert "given &lt;b&gt;<mark>recited &lt;script&gt;</mark>" in text and "document 3, from its token 5" in text
+    assert "lightning_kfac 0.1.0" in text and "None" not in text and "bulk_share" not in text
 
 
 @pytest.mark.parametrize(

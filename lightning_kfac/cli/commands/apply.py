@@ -25,6 +25,7 @@ from lightning_kfac.console import console, show
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, save_edited
 from lightning_kfac.editing.editor import KFACEditor
+from lightning_kfac.editing.model_card import CARD, model_card
 from lightning_kfac.editing.patch import apply_patch, patch_source
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
@@ -126,7 +127,8 @@ def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
     have = "1 layer now has" if len(layers) == 1 else f"{len(layers):,} layers now have"
     console.print(f"{have} the weights of the patch")
     if output:
-        extra = {EDIT_FILE: json.dumps(details, indent=2)}
+        about = {key: value for key, value in details.items() if key != "patch"}  # it is a checkpoint now
+        extra = {EDIT_FILE: json.dumps(details, indent=2), CARD: model_card(about)}
         changed = [layer["name"] for layer in details.get("layers", [])]
         save_checkpoint(model, tokenizer, output.new, extra=extra, source=model_source, changed=changed)
     return name

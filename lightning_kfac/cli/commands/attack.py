@@ -75,11 +75,12 @@ def run(options: Namespace) -> None:
     abouts = [about for planned in plan for about in planned.abouts]
     missing = [about for about in abouts if not measured.done(about)]
     console.print(
-        f"{folder}: {counted(len(abouts), 'attack')} on {edited}, {len(abouts) - len(missing)} measured before; "
+        f"{folder}: {counted(len(abouts), 'attack')} on {edited}, "
+        f"{len(abouts) - len(missing)} of them measured before; "
         f"measured on {counted(len(halves.reported), 'sequence')}, which no attack sees"
     )
     if missing:
-        measured.measure_pair(lambda: open_model(unedited, options), model)
+        measured.measure_pair(lambda: open_model(unedited, options), model, unedited)
         with track_count("attack", "attacks", total=len(missing)) as advance_to:
             done = itertools.count(1)
             for planned in plan:

@@ -193,7 +193,8 @@ def _write(folder: Path, found: dict[str, dict[str, Excitation]], against: str, 
             figure = whitening_figure(text, against, exponents[text])
             figure.savefig(folder / f"whitening_{text}.png", dpi=110)
             writer.add_figure(f"bands/whitening of {visible(text)}", figure)
-            show(_whitening_table(text, against, exponents[text]))
+            words = f"exponent: slope over directions of log(energy / that of {against}) on log(that of {against})"
+            show(_whitening_table(text, against, exponents[text]), [words])
     counts = {text: int(next(iter(layer.values())).counts.sum()) for text, layer in found.items()}
     result = {**about, "against": against, "n_positions": counts, "statistic": "root mean square", "layers": layers}
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
@@ -225,8 +226,8 @@ def _exponents(text: Excitation, other: Excitation) -> dict[str, Exponent]:
 
 
 def _whitening_table(text: str, against: str, layers: dict[str, dict[str, Exponent]]) -> Table:
-    console.print(f"Whitening exponent of {text}: slope over directions of log(energy / {against}) on log({against})")
-    table = Table(box=box.SIMPLE_HEAD)
+    title = f"Whitening exponent of {text} against {against}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("layer", overflow="fold")
     for side in ("inputs", "outputs"):
         table.add_column(side, justify="right", no_wrap=True)

@@ -32,7 +32,7 @@ from lightning_kfac.math.selection import check_rho
 from lightning_kfac.models.targets import block_of, projection_of
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
-from lightning_kfac.reporting.figures.scan import scan_figure
+from lightning_kfac.reporting.figures.scan import scan_figure, scan_values
 from lightning_kfac.reporting.labels import legend
 from lightning_kfac.reporting.tables import comparison_table, show_sweep, sweep_table
 from lightning_kfac.storage.files import new_file, writing
@@ -43,7 +43,6 @@ NOTED = True
 OUTPUTS = (RESULTS, "reported.jsonl", "recommended.json", "halves", "scan.png", EVENTS, CONFIG, STATUS)
 Result = dict[str, Any]
 RESULT = "recommended.json"
-ALL = "all"
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -96,7 +95,7 @@ def run(options: Namespace) -> None:
         for evaluator, file in zip(evaluators, ("results.jsonl", "reported.jsonl"), strict=True)
     )
     before, *rows = choosing.measure(edits, "scan")
-    _show_scan(before, rows, layers, folder, name, options.rho)
+    _show_scan(before, rows, folder, name, options.rho)
     if before["strict_acc"] <= options.target:
         console.print(
             f"The unedited model's strict accuracy is {before['strict_acc']:.3f} already: nothing to recommend."
@@ -110,6 +109,8 @@ def run(options: Namespace) -> None:
         best = min(found, key=lambda row: row["strict_acc"])["strict_acc"]
         console.print(f"No setting that was tried reaches strict {options.target:g}; the least is {best:.3f}.")
         return
+    edit = found[number]["edit"]
+    _draw(before, rows, folder, name, options.rho, (edit["blocks"], edit["projections"]))
     _show_recommendation(found[number], reporting.measure([tried[number]], "report"), options)
 
 
@@ -139,22 +140,25 @@ def _halves(memorized: MemorizedSet, folder: Path) -> list[dict[str, Any]]:
     return [asdict(replace(memorized, source=str(path))) for path in paths]
 
 
-def _show_scan(
-    before: Result, rows: list[Result], layers: dict[int, list[str]], folder: Path, name: str, rho: float
-) -> None:
+def _show_scan(before: Result, rows: list[Result], folder: Path, name: str, rho: float) -> None:
     show_sweep(sweep_table([before, *rows], f"{name}: each block, and each projection alone, at rho {rho:g}"))
-    strict: dict[tuple[int, str], float] = {}
-    cost: dict[tuple[int, str], float] = {}
-    for row in rows:
-        block = row["edit"]["blocks"][0]
-        projections = row["edit"]["projections"]
-        single = len(projections) == 1 and len(layers[block]) > 1
-        place = block, projections[0] if single else ALL
-        strict[place] = row["strict_acc"]
-        cost[place] = row["perplexity"] / before["perplexity"] - 1
-    order = [ALL, *dict.fromkeys(p for projections in layers.values() for p in projections if (len(projections) > 1))]
+    _draw(before, rows, folder, name, rho)
+
+
+def _draw(
+    before: Result,
+    rows: list[Result],
+    folder: Path,
+    name: str,
+    rho: float,
+    chosen: tuple[list[int], list[str]] | None = None,
+) -> None:
+    """The figure as PNG and in TensorBoard; once more, with a frame, when something is recommended."""
+    found = scan_values([before, *rows])
+    if found is None:
+        return
     title = f"{name}: one place edited alone, rho {rho:g} (unedited: strict {before['strict_acc']:.2f})"
-    figure = scan_figure(list(layers), order, strict, cost, title)
+    figure = scan_figure(*found, title, chosen)
     with new_file(folder / "scan.png") as partial:
         figure.savefig(partial, format="png", dpi=120)
     with writing(folder / EVENTS), SummaryWriter(str(folder / EVENTS)) as writer:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lightning_kfac.math.bands import Bands, Exponent
 from lightning_kfac.reporting.escape import as_label
-from lightning_kfac.reporting.figures.style import colour, marker, new_figure
+from lightning_kfac.reporting.figures.style import ON_LIGHT, colour, marker, new_figure
 
 
 def bands_figure(name: str, shares: Mapping[str, Bands], ratios: Mapping[str, Bands], against: str) -> Figure:
@@ -52,7 +52,7 @@ def ratios_figure(text: str, against: str, layers: Mapping[str, Bands]) -> Figur
     colours = TwoSlopeNorm(1, 1 - spread, 1 + spread)
     mesh = axes.imshow(values, cmap="PuOr_r", norm=colours, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        ink = "white" if abs(value - 1) > 0.65 * spread else "black"
+        ink = "white" if abs(value - 1) > 0.65 * spread else ON_LIGHT
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
     axes.set_xticks(range(values.shape[1]), [str(band) for band in range(1, values.shape[1] + 1)])
     axes.set_yticks(range(len(layers)), [as_label(name) for name in layers], fontsize=8)
@@ -75,7 +75,7 @@ def whitening_figure(text: str, against: str, layers: Mapping[str, Mapping[str, 
             values[:, 0],
             errors,
             label=side,
-            color=colour(4 * number),
+            color=colour(number),
             marker=marker(number),
             linestyle="none",
             capsize=2,

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lightning_kfac.models.targets import PROJECTIONS
 from lightning_kfac.reporting.escape import as_label
-from lightning_kfac.reporting.figures.style import new_figure
+from lightning_kfac.reporting.figures.style import ON_LIGHT, new_figure
 
 
 def layer_map_figure(values: Mapping[tuple[int, str], float], title: str) -> Figure:
@@ -26,7 +26,7 @@ def layer_map_figure(values: Mapping[tuple[int, str], float], title: str) -> Fig
     middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            ink = "white" if value < middle else "black"
+            ink = "white" if value < middle else ON_LIGHT
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(len(blocks)), [str(block) for block in blocks])
     axes.set_yticks(range(len(projections)), projections)

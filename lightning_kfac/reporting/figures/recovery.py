@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from lightning_kfac.reporting.attacks import STRICT, recovery_curves
 from lightning_kfac.reporting.escape import as_label
-from lightning_kfac.reporting.figures.style import colour, marker, new_figure
+from lightning_kfac.reporting.figures.style import AFTER, BEFORE, colour, marker, new_figure
+from lightning_kfac.reporting.labels import stage_label
 
 Row = Mapping[str, Any]
 
@@ -25,9 +26,10 @@ def recovery_figure(rows: Sequence[Row], title: str) -> Figure:
     share, *below = figure.subplots(1 + costs, 1, squeeze=False, sharex=True, height_ratios=(3, 2)[: 1 + costs])[:, 0]
     pair = {row["stage"]: row for row in rows if row.get("stage") in ("baseline", "edited")}
     for axes, key in ((share, STRICT), *((cost, "perplexity") for cost in below)):
-        for stage, name, style in (("baseline", "unedited", "--"), ("edited", "edited", ":")):
+        for stage, ink, style in (("baseline", BEFORE, "--"), ("edited", AFTER, ":")):
             if pair[stage].get(key) is not None:
-                axes.axhline(pair[stage][key], color="grey", linewidth=1, linestyle=style, label=f"{name} model")
+                name = f"{stage_label(stage)} model"
+                axes.axhline(pair[stage][key], color=ink, linewidth=1.4, linestyle=style, label=name)
     curves = recovery_curves(rows)
     for number, (label, points) in enumerate(curves.items()):
         shift = 1 + 0.06 * (number - (len(curves) - 1) / 2)  # intervals at the same step stand beside each other
@@ -86,7 +88,7 @@ def _draw(axes: Axes, number: int, label: str, shift: float, points: Sequence[_P
         [point.value for point in known],
         [[point.value - point.low for point in known], [point.high - point.value for point in known]],
         label=as_label(label),
-        color=colour(number),
+        color=colour(2 + number),
         marker=marker(number),
         markersize=5,
         linewidth=1.2,

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lightning_kfac.factors.spectra import Cut, LayerSpectrum
 from lightning_kfac.reporting.escape import as_label
-from lightning_kfac.reporting.figures.style import COLOURS, depth_colours, name_blocks, new_figure
+from lightning_kfac.reporting.figures.style import CUT, depth_colours, name_blocks, new_figure
 
 POINTS = 200
 
@@ -41,7 +41,7 @@ def mass_figure(projection: str, layers: Mapping[int | None, LayerSpectrum]) -> 
             axes.plot(100 * layer.cut.fraction_kept, 100 * layer.cut.rho, "o", color=colour, markersize=4)
     rhos = sorted({layer.cut.rho for layer in layers.values() if layer.cut is not None})
     for rho in rhos:
-        axes.axhline(100 * rho, color=COLOURS[4], linestyle="--", linewidth=0.9, label=f"rho {rho:g}")
+        axes.axhline(100 * rho, color=CUT, linestyle="--", linewidth=0.9, label=f"rho {rho:g}")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("components kept, most important first (% of all, log scale)")
     axes.set_ylabel("share of the curvature mass (%)")
@@ -59,9 +59,8 @@ def kept_figure(name: str, layer: LayerSpectrum, cut: Cut) -> Figure:
     columns = _log_ranks(len(layer.mu), 80)
     importance = np.outer(layer.lambdas[rows], layer.mu[columns])
     floor = importance.max() * 1e-12
-    mesh = axes.pcolormesh(
-        columns + 1, rows + 1, np.log10(np.maximum(importance, floor)), cmap="cividis", shading="nearest"
-    )
+    shades = np.log10(np.maximum(importance, floor))
+    mesh = axes.pcolormesh(columns + 1, rows + 1, shades, cmap="cividis", shading="nearest", rasterized=True)
     figure.colorbar(mesh, label="log10 importance (eigenvalue of G x eigenvalue of A)")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -72,7 +71,7 @@ def kept_figure(name: str, layer: LayerSpectrum, cut: Cut) -> Figure:
     y = rows[some] + 1
     label = f"kept at rho {cut.rho:g}: {cut.fraction_kept:.1%}"
     axes.step(x, y, where="mid", color="white", linewidth=2.4)
-    axes.step(x, y, where="mid", color=COLOURS[4], linewidth=1.4, label=label)
+    axes.step(x, y, where="mid", color=CUT, linewidth=1.4, label=label)
     axes.set_xlabel("rank in the spectrum of A")
     axes.set_ylabel("rank in the spectrum of G")
     axes.set_title(f"{as_label(name)}: importance, and what an edit keeps (left above the line)", fontsize=9)

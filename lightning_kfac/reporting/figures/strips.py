@@ -13,6 +13,7 @@ from lightning_kfac.console import counted
 from lightning_kfac.math.strips import Strip
 from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import new_figure
+from lightning_kfac.reporting.labels import stage_label
 
 # Of log10 p: what is less likely than one in a million samples has the colour of the least.
 LEAST = -6.0
@@ -53,10 +54,10 @@ def _draw(axes: Axes, strip: Strip, shades: Colormap, scale: Normalize) -> None:
         axes.imshow(shown[None], cmap=shades, norm=scale, extent=place, aspect="auto", interpolation="nearest")
         width = strip.n_tokens / len(cells.asked)
         left_out = [(first * width, count * width) for first, count in _runs(cells.asked & np.isnan(cells.log10_p))]
-        axes.broken_barh(left_out, (bottom, 0.84), facecolor="white", edgecolor=NOT_MEASURED, hatch="////", linewidth=0)
+        axes.broken_barh(left_out, (bottom, 0.84), facecolor="none", edgecolor=NOT_MEASURED, hatch="////", linewidth=0)
     axes.set_xlim(0, strip.n_tokens)
     axes.set_ylim(0, len(stages))
-    named = [(len(stages) - n - 0.5, as_label(stage)) for n, stage in enumerate(stages) if stage]
+    named = [(len(stages) - n - 0.5, as_label(stage_label(stage))) for n, stage in enumerate(stages) if stage]
     axes.set_yticks([place for place, _ in named], [name for _, name in named])
     axes.tick_params(labelsize=7, length=2)
     axes.set_title(f"{as_label(strip.name)} ({counted(strip.n_tokens, 'token')})", fontsize=8, loc="left", pad=2)

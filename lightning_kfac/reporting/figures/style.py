@@ -6,8 +6,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette; markers repeat what colours say.
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#8C510A", "#D55E00", "#E69F00", "#CC79A7", "#000000", "#7F7F7F", "#B2ABD2")
+# Okabe and Ito's palette, neighbours far apart; markers repeat what colours say.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#000000", "#7F7F7F", "#B2ABD2")
+BEFORE, AFTER = COLOURS[:2]
+CUT = AFTER
+# A page gives its own ink to what is black; text on a coloured cell keeps this.
+ON_LIGHT = "#111111"
+GREY = "#7F7F7F"
+INK = "#000000"
 MARKERS = "osD^vPX*<>"
 
 
@@ -19,6 +25,11 @@ def colour(number: int) -> str:
 def marker(number: int) -> str:
     """The same for markers."""
     return MARKERS[number % len(MARKERS)]
+
+
+def stage_colour(stage: str, number: int) -> str:
+    """Of an evaluated model: the unedited one has always the same, and the first edited one."""
+    return BEFORE if stage in ("baseline", "before") else colour(max(1, number))
 
 
 def new_figure(width: float = 8.0, height: float = 4.2) -> Figure:
