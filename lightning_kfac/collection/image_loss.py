@@ -1,7 +1,7 @@
 """The objective of an image classifier with a class token: one loss an image, and which positions count."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -52,15 +52,15 @@ class ImageBatch:
     def split(self, rows: int) -> Iterator["ImageBatch"]:
         """Parts of at most ``rows`` images."""
         for start in range(0, len(self.pixels), rows):
-            yield self._each(lambda whole, part=slice(start, start + rows): whole[part])
+            part = slice(start, start + rows)
+            yield self._with(self.pixels[part], self.labels[part], self.true[part], self.index[part])
 
     def to(self, device: torch.device) -> "ImageBatch":
         """On another device."""
-        return self._each(lambda part: part.to(device))
+        return self._with(*(part.to(device) for part in (self.pixels, self.labels, self.true, self.index)))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "ImageBatch":
-        tensors = {name: change(getattr(self, name)) for name in ("pixels", "labels", "true", "index")}
-        return replace(self, **tensors)
+    def _with(self, pixels: Tensor, labels: Tensor, true: Tensor, index: Tensor) -> "ImageBatch":
+        return ImageBatch(pixels, labels, true, index, self.n_positions, self.positions)
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class ImageLoss:
     Args:
         image_shape: (C, H, W).
         n_classes: Of the model.
-        positions: Which count in A, G and N: of arXiv 2510.24256's vision transformers the class token's alone (the loss
-            reads nothing else of the last block), or all of them ("expand"). The gradient at the others is not lost: it
-            reaches the class token through attention.
+        positions: Which count in A, G and N: the class token's alone, as for the vision transformers of arXiv
+            2510.24256, or all of them (K-FAC "expand"). Gradients at positions that do not count are dropped there;
+            they still reach the layers below.
         labels: ``sampled`` draws a label for each image (true Fisher), keyed by seed, image and draw; ``gold`` takes
             those that the model was trained on.
         seed: Keys the draws.

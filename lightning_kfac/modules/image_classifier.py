@@ -39,7 +39,7 @@ ARCHITECTURE: dict[str, Any] = {
     "intermediate_size": 256,
 }
 # Of the images, not to be chosen.
-OF_IMAGES = {"image_size": SIDE, "num_channels": 1, "num_labels": CLASSES}
+OF_IMAGES: dict[str, Any] = {"image_size": SIDE, "num_channels": 1, "num_labels": CLASSES}
 MODEL = "model"
 LOOK_EVERY = 5  # epochs
 
@@ -114,6 +114,9 @@ class ImageClassifier(LightningModule):
         self.results: Mapping[str, Any] = {}
         self.record: dict[str, Any] = {}
         self._before: dict[str, Any] | None = None
+        self.evaluation = None
+        self.measures = None
+        self.baseline_name: str | None = None
         self.wrong = WrongLabels()
         self.unseen = ValidationImages()
 
@@ -122,7 +125,7 @@ class ImageClassifier(LightningModule):
     @property
     def n_positions(self) -> int:
         """Class token and patches."""
-        return 1 + (SIDE // int(self.config.patch_size)) ** 2
+        return 1 + (SIDE // _number(self.config.patch_size)) ** 2
 
     @property
     def loaded(self) -> "ViTForImageClassification":
@@ -136,7 +139,10 @@ class ImageClassifier(LightningModule):
         """Where the model is on disk."""
         return None if self.model_name is None else ModelSource.named(self.model_name)
 
-    evaluated = source
+    @property
+    def evaluated(self) -> ModelSource | None:
+        """The same: what is evaluated is the model of the run."""
+        return self.source
 
     def new_model(self) -> "ViTForImageClassification":
         """A model with random weights, the same for the same seed."""
@@ -247,6 +253,7 @@ class ImageClassifier(LightningModule):
         differences = {}
         if self.stage == "baseline":
             self._before = figures
+            self.baseline_name = self.model_name
         elif self._before is not None:
             differences = {name: list(paired_difference(self._before[name], f)) for name, f in figures.items()}
         self.record = for_json({**self.results, "intervals": intervals, "differences": differences})
@@ -308,7 +315,9 @@ def load_classifier(name: str) -> "ViTForImageClassification":
     try:
         return ViTForImageClassification.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model.model_name {name}: no vision transformer can be read there: {first_line(error)}") from None
+        raise InputError(
+            f"model.model_name {name}: no vision transformer can be read there: {first_line(error)}"
+        ) from None
 
 
 def _vit_config(name: str | None, settings: Mapping[str, Any]) -> "ViTConfig":
@@ -324,17 +333,22 @@ def _vit_config(name: str | None, settings: Mapping[str, Any]) -> "ViTConfig":
         if wrong := [key for key in settings if key not in known or key in OF_IMAGES]:
             raise InputError(f"model.architecture: {wrong[0]} is no setting of a ViT that can be chosen here")
         try:
-            config = ViTConfig(**OF_IMAGES, **settings)
+            config = ViTConfig(**{**OF_IMAGES, **settings})
         except (TypeError, ValueError) as error:
             raise InputError(f"model.architecture: {first_line(error)}") from None
     if any(getattr(config, key) != value for key, value in OF_IMAGES.items() if key != "num_labels"):
         raise InputError(f"model.model_name {name}: reads other images than {SIDE} x {SIDE} gray ones")
-    if SIDE % int(config.patch_size) or int(config.hidden_size) % int(config.num_attention_heads):
+    if SIDE % _number(config.patch_size) or int(config.hidden_size) % int(config.num_attention_heads):
         raise InputError(
             f"model.architecture: patches of {config.patch_size} must divide {SIDE} pixels, and "
             f"{config.num_attention_heads} heads the width {config.hidden_size}"
         )
     return config
+
+
+def _number(side: Any) -> int:
+    """A length that may be given for both sides."""
+    return int(side)
 
 
 def _own(config: "ViTConfig") -> dict[str, Any]:

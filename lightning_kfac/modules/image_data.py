@@ -165,7 +165,8 @@ class ImageData(LightningDataModule):
         return DataLoader(Numbered(images), batch_sampler=sampler, collate_fn=self._batch)
 
     def _batch(self, rows: list[tuple[Tensor, ...]]) -> ImageBatch:
-        return ImageBatch(*map(torch.stack, zip(*rows, strict=True)), self.n_positions, self.positions)
+        pixels, labels, true, index = map(torch.stack, zip(*rows, strict=True))
+        return ImageBatch(pixels, labels, true, index, self.n_positions, self.positions)
 
     @override
     def transfer_batch_to_device(self, batch: ImageBatch, device: torch.device, dataloader_idx: int) -> ImageBatch:
