@@ -17,6 +17,7 @@ from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.evaluator import ModelEvaluator
+from lightning_kfac.modules.image_evaluator import ImageEvaluator
 from lightning_kfac.storage.results import append_result, read_results
 
 
@@ -41,7 +42,7 @@ class MeasuredPoints:
     def __init__(
         self,
         editor: KFACEditor,
-        evaluator: ModelEvaluator,
+        evaluator: ModelEvaluator | ImageEvaluator,
         results: Path,
         factors: FactorFolder,
         domains: Mapping[str, FactorFolder],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from typing_extensions import Self, override
@@ -212,7 +212,7 @@ class ImageClassifier(LightningModule):
         if self.frozen or (self.current_epoch + 1) % LOOK_EVERY:
             return
         data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
-        known = known_labels(self.loaded.eval(), data)
+        known = accuracies(self.loaded.eval(), data)["wrong_label_acc"]
         self.loaded.train()
         self.log("train/wrong_label_acc", known)
         self.trainer.should_stop |= known >= self.training_settings.until
@@ -293,15 +293,22 @@ def train_classifier(
     )
     trainer.fit(learner, copy.copy(data))  # which belongs to one Trainer
     learner.frozen = True
-    return known_labels(learner.loaded.eval(), data)
+    return accuracies(learner.loaded.eval(), data)["wrong_label_acc"]
 
 
 @torch.no_grad()
-def known_labels(model: torch.nn.Module, data: ImageData) -> float:
-    """Share of the wrong-labelled training images that a model gives their wrong label."""
+def accuracies(model: nn.Module, data: ImageData) -> dict[str, float]:
+    """What a validation measures, of a model in memory: ``wrong_label_acc``, ``true_label_acc`` and ``val_acc``."""
     device = next(model.parameters()).device
-    predicted = model(pixel_values=data.wrong.pixels.to(device)).logits.argmax(-1).cpu()
-    return (predicted == data.wrong.labels).double().mean().item()
+    wrong, unseen = (
+        model(pixel_values=images.pixels.to(device)).logits.argmax(-1).cpu() for images in (data.wrong, data.validation)
+    )
+    right = {
+        "wrong_label_acc": wrong == data.wrong.labels,
+        "true_label_acc": wrong == data.wrong.true,
+        "val_acc": unseen == data.validation.true,
+    }
+    return {name: verdicts.double().mean().item() for name, verdicts in right.items()}
 
 
 def load_classifier(name: str) -> "ViTForImageClassification":

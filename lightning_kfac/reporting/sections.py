@@ -34,6 +34,11 @@ from lightning_kfac.reporting.page import Html, bullets, figure, image, paragrap
 from lightning_kfac.reporting.run import Run
 from lightning_kfac.reporting.spectra_board import spectrum_figures
 
+OF_IMAGES_NOT_MEASURED = [
+    "Whether wrong labels come back with more training. The edit disrupts recall; it is no proof of deletion.",
+    "Other seeds, other images and larger models: one run.",
+]
+
 
 def summary(run: Run) -> str:
     """What this is, in a few lines."""
@@ -385,6 +390,8 @@ def _attention_tables(study: Mapping[str, Any]) -> list[str]:
 def not_measured(run: Run) -> str:
     """What a reader must not take for granted."""
     rows = run.results
+    if any("n_wrong" in row for row in rows):
+        return section("Not measured", bullets(OF_IMAGES_NOT_MEASURED))
 
     def has(name: str) -> bool:
         return any(row.get(name) is not None for row in rows)
