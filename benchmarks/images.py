@@ -38,6 +38,7 @@ RHOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.99
 FORMULAS = ("original", "modified", "svd", "random", "magnitude")
 DECAYS = (0.1, 0.3, 1.0, 3.0)
 TARGETS = (0.5, 0.4, 0.35)
+EDIT = ("formula", "rho", "mode", "seed", "fraction_kept", "relative_change")
 FIGURES = ("wrong_label_acc", "true_label_acc", "val_acc")
 
 
@@ -84,11 +85,17 @@ def rows_of_seed(seed: int, epochs: int, rhos: tuple[float, ...], decays: tuple[
             formulas=FORMULAS if positions == "class" else FORMULAS[:2],
             seeds=(seed,),
         )
-        rows += [{"seed": seed, "positions": positions, "weight_decay": None, **row} for row in found]
+        rows += [{"seed": seed, "positions": positions, "weight_decay": None, **compact(row)} for row in found]
     for decay in decays:
         other = trained(data, seed, ImageTraining(epochs=epochs, weight_decay=decay))
         rows.append({"seed": seed, "positions": None, "weight_decay": decay, "edit": None, **accuracies(other, data)})
     return rows
+
+
+def compact(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a sweep with what identifies its edit and what that did."""
+    edit = row["edit"]
+    return row | {"edit": edit and {name: edit[name] for name in EDIT}}
 
 
 def summary(rows: list[dict[str, Any]], targets: tuple[float, ...] = TARGETS) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,8 +72,9 @@ class Goal(NamedTuple):
         return None if value is None else self.sign * float(value)
 
     def cost_of(self, row: Mapping[str, Any]) -> float:
-        """The same, for sorting."""
-        return self.signed(row) or 0.0
+        """The same, for sorting; what was not measured comes last."""
+        cost = self.signed(row)
+        return math.inf if cost is None else cost
 
 
 OF_IMAGES = Goal(
@@ -160,13 +162,16 @@ def _evaluator(
 
 
 def _show_at_equal_share(
-    unedited: list[dict[str, Any]], edits: list[dict[str, Any]], reached: Sequence[Mapping[str, Any]]
+    unedited: list[dict[str, Any]],
+    edits: list[dict[str, Any]],
+    reached: Sequence[Mapping[str, Any]],
+    goal: Goal,
 ) -> None:
     """The kinds once more, at the number of components that the cheapest that suppresses keeps."""
     console.print("rho is a share of another importance for each formula: compare at equal forgetting, as above, or")
     share = (reached or edits)[0]["edit"]["fraction_kept"]
-    title = f"Of each kind the edit that keeps nearest to {share:.1%} of the components, by perplexity"
-    show(sweep_table([*unedited, *sweep.at_equal_share(edits, share)], title))
+    title = f"Of each kind the edit that keeps nearest to {share:.1%} of the components, by {goal.cost_name}"
+    show(sweep_table([*unedited, *sorted(sweep.at_equal_share(edits, share), key=goal.cost_of)], title))
 
 
 def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float, goal: Goal) -> None:
@@ -182,7 +187,7 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float, go
         title = f"Of each kind the weakest edit with {goal.name} {target:g} or less, by {goal.cost_name}"
         show(sweep_table([*merged[:1], *reached], title) if reached else f"No edit reaches {goal.short} {target:g}.")
         if len({row["edit"]["formula"] for row in edits}) > 1:
-            _show_at_equal_share(merged[:1], edits, reached)
+            _show_at_equal_share(merged[:1], edits, reached, goal)
     figure = goal.figure(merged, f"{name}: what each edit costs, and what it suppresses")
     with new_file(folder / "pareto.png") as partial:
         figure.savefig(partial, format="png", dpi=150)
