@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.cli.measured import MeasuredPoints
+from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
@@ -21,7 +22,7 @@ from lightning_kfac.cli.options import (
     open_model,
 )
 from lightning_kfac.cli.tasks import IMAGES
-from lightning_kfac.console import console, show, visible
+from lightning_kfac.console import console, counted, visible
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
@@ -36,7 +37,7 @@ from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.image_sweep import image_sweep_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.labels import DRAWN
-from lightning_kfac.reporting.tables import sweep_table
+from lightning_kfac.reporting.tables import show_sweep, sweep_table
 from lightning_kfac.storage.files import new_file, writing
 from lightning_kfac.storage.manifest import remove_ours
 from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATUS
@@ -142,8 +143,9 @@ def run(options: Namespace) -> None:
     points = MeasuredPoints(editor, evaluator, folder / RESULTS, factors, keywords["domains"], options)
     keys = [points.key(config) for config in configs]
     done = sum(key in points.rows for key in keys)
+    many = counted(len(configs), "edit")
     console.print(
-        f"{folder}: {len(configs)} edits of {name} with the factors in {factors.path}, {done} of them measured before; "
+        f"{folder}: {many} of {name} with the factors in {factors.path}, {done} of them measured before; "
         f"measure {', '.join(evaluator.data.validation_names)}"
     )
     points.measure(configs, "sweep")
@@ -171,7 +173,7 @@ def _show_at_equal_share(
     console.print("rho is a share of another importance for each formula: compare at equal forgetting, as above, or")
     share = (reached or edits)[0]["edit"]["fraction_kept"]
     title = f"Of each kind the edit that keeps nearest to {share:.1%} of the components, by {goal.cost_name}"
-    show(sweep_table([*unedited, *sorted(sweep.at_equal_share(edits, share), key=goal.cost_of)], title))
+    show_sweep(sweep_table([*unedited, *sorted(sweep.at_equal_share(edits, share), key=goal.cost_of)], title))
 
 
 def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float, goal: Goal) -> None:
@@ -181,11 +183,14 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float, go
     edits = [row for row in merged if row["edit"]]
     costs = [{goal.key: row.get(goal.key), goal.cost: goal.signed(row)} for row in edits]
     front = [number + len(merged) - len(edits) for number in sweep.pareto_front(costs, goal.key, goal.cost)]
-    show(sweep_table(merged, f"All edits of {name}, by {goal.name}", front))
+    show_sweep(sweep_table(merged, f"All edits of {name}, by {goal.name}", front))
     if any(row.get(goal.key) is not None for row in edits):
         reached = sorted(sweep.weakest_settings(edits, target, goal.key, goal.cost), key=goal.cost_of)
         title = f"Of each kind the weakest edit with {goal.name} {target:g} or less, by {goal.cost_name}"
-        show(sweep_table([*merged[:1], *reached], title) if reached else f"No edit reaches {goal.short} {target:g}.")
+        if reached:
+            show_sweep(sweep_table([*merged[:1], *reached], title))
+        else:
+            console.print(f"No edit reaches {goal.short} {target:g}.")
         if len({row["edit"]["formula"] for row in edits}) > 1:
             _show_at_equal_share(merged[:1], edits, reached, goal)
     figure = goal.figure(merged, f"{name}: what each edit costs, and what it suppresses")
@@ -194,6 +199,7 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float, go
     with writing(folder / EVENTS):
         _to_tensorboard(edits, figure, folder / EVENTS)
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
+    show_page(folder)
 
 
 def _folder_name(label: str) -> str:

@@ -12,6 +12,7 @@ from lightning_kfac.metrics.extraction import TRIES
 from lightning_kfac.metrics.registry import LABELS
 from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import COLOURS, colour, marker, new_figure
+from lightning_kfac.reporting.labels import OF_IMAGES
 
 RATES = [name for name, label in LABELS.items() if label.panel == "rates"]
 OTHERS = [name for name, label in LABELS.items() if label.panel == "own"]
@@ -122,4 +123,4 @@ def _bounds(interval: Sequence[float | None] | None, value: float) -> tuple[floa
 
 def _rate_name(key: str) -> str:
     prefix, _, name = key.rpartition("/")
-    return f"{as_label(prefix) or 'memorized'}: {LABELS[name].title}"
+    return f"{as_label(prefix) or ('images' if name in OF_IMAGES else 'memorized')}: {LABELS[name].title}"
