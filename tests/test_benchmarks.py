@@ -1,8 +1,12 @@
 """The benchmark compares like with like, and counts right."""
 
+import json
+
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import images
 from benchmarks.conventional import conventional_factors
 from benchmarks.limits import least_flops_per_token
 from benchmarks.soak import grown, soak
@@ -50,3 +54,27 @@ def test_a_soak_counts_and_finds_what_grows(tmp_path):
     for name, step in (("resident_mb", 0.5), ("open_files", 1), ("threads", 1), ("files_on_disk", 1)):
         rising = [row | {name: row[name] + number * step} for number, row in enumerate(flat)]
         assert len(grown(rising)) == 1 and grown(rising)[0].startswith(f"{name} grew by ")
+
+
+def test_images_of_one_seed():
+    """Cut down: rho 1 is the unedited model, and the summary takes the weakest edit that reaches a target."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'lightning-kfac[images]'")
+    rows = images.rows_of_seed(0, epochs=3, rhos=(0.9, 1.0), decays=(1.0,))
+    unedited = [row for row in rows if row["edit"] is None and row["weight_decay"] is None]
+    whole = [row for row in rows if row["edit"] and row["edit"]["rho"] == 1]
+    assert len(unedited) == 2 and len(whole) == len(images.FORMULAS) + 2
+    for row in whole:
+        assert [row[name] for name in images.FIGURES] == [unedited[0][name] for name in images.FIGURES]
+    found = {(line["way"], line["positions"]): line for line in images.summary(rows, (1.0,))}
+    assert found["original", "all"]["val_acc"]["mean"] == unedited[0]["val_acc"]
+    decayed = next(row for row in rows if row["weight_decay"])
+    assert found["weight decay", None]["wrong_label_acc"]["mean"] == decayed["wrong_label_acc"]
+
+
+def test_committed_figures_of_images_hang_together():
+    known = json.loads(images.RESULT.read_text())
+    assert sorted({row["seed"] for row in known["rows"]}) == list(images.SEEDS) == sorted(map(int, known["cpu_s"]))
+    assert json.loads(json.dumps(images.summary(known["rows"]))) == known["summary"]
+    per_seed = 2 + len(images.RHOS) * (len(images.FORMULAS) + 2) + len(images.DECAYS)
+    assert len(known["rows"]) == len(images.SEEDS) * per_seed
+    assert all(0 <= row[name] <= 1 for row in known["rows"] for name in images.FIGURES)

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import track_count
 from lightning_kfac.mining.search import Looked
+from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.text_data import text_data
 from lightning_kfac.reporting.labels import stage_label
 
@@ -36,12 +37,14 @@ class RunProgress(ProgressBar):
         if self._shown == ("train", trainer.current_epoch):
             return
         verb = "collect" if causal_lm(pl_module).frozen else "train"
-        data = text_data(trainer)
-        per_batch = data.batch_size * data.seq_len * trainer.world_size
+        rows, positions = batch.shape
+        per_batch = rows * positions * trainer.world_size
         n_batches = self.total_train_batches
         total = int(n_batches) * per_batch if n_batches != float("inf") else None
         self._per_batch = per_batch
-        self._start(verb, "tokens", total, batch_idx * per_batch)  # an interrupted run begins in the middle
+        self._start(
+            verb, "tokens" if isinstance(batch, TokenBatch) else "positions", total, batch_idx * per_batch
+        )  # an interrupted run begins in the middle
         self._shown = "train", trainer.current_epoch
 
     @override

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_kfac.callbacks.edit import EditCallback
-from lightning_kfac.callbacks.typed import causal_lm, find_callback
+from lightning_kfac.callbacks.reported import Reported, reported, reported_data
+from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.console import say, show, visible
 from lightning_kfac.data.memorized import MemorizedSequence
 from lightning_kfac.data.names import MEMORIZED
@@ -32,9 +33,6 @@ from lightning_kfac.reporting.tables import (
 )
 from lightning_kfac.storage.files import new_file
 from lightning_kfac.storage.run_folder import EDIT_FILE, RunFolder
-
-if TYPE_CHECKING:
-    from lightning_kfac.modules.causal_lm import CausalLM
 
 EXAMPLES = 3
 COMPARISON = "comparison.json"
@@ -70,18 +68,19 @@ class RunReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        module = causal_lm(pl_module)
+        module = reported(pl_module)
         stage = module.stage
         name, _, rank = stage.partition(" ")  # `lowrank 4`
         if not rank:  # ranks have a table of their own
             self.evaluations[stage] = module.record
-            for set_name, curve in module.latest.curves.items():
+        if (latest := module.evaluation) is not None:
+            for set_name, curve in ({} if rank else latest.curves).items():
                 self.curves.setdefault(set_name, {})[stage] = curve
-        self.continuations[stage] = module.latest.continuations.get(MEMORIZED, {})
+            self.continuations[stage] = latest.continuations.get(MEMORIZED, {})
         if trainer.is_global_zero:
             row = {"stage": name, **({"rank": int(rank)} if rank else {}), **module.record}
             row |= {"edit": _edit_row(trainer, module), "measured": _measured(trainer, module)}
-            made_by = {"tokenizer_fingerprint": text_data(trainer).tokenizer_fingerprint}
+            made_by = {"tokenizer_fingerprint": reported_data(trainer).tokenizer_fingerprint}
             self.folder.add_result(row | origin(module.evaluated) | made_by)
 
     def show_extraction(self, trainer: Trainer) -> None:
@@ -117,7 +116,7 @@ class RunReport(Callback):
             return
         if self.evaluations:
             self.show_comparison(trainer)
-        module = causal_lm(pl_module)
+        module = reported(pl_module)
         examples: list[Example] = []
         stages = list(self.continuations)
         if stages[-1:] != ["baseline"] and self.continuations.get("baseline") and self.continuations[stages[-1]]:
@@ -128,7 +127,7 @@ class RunReport(Callback):
         self.show_extraction(trainer)
         self._log_hyperparameters(trainer, module)
 
-    def _show_change(self, trainer: Trainer, module: "CausalLM", examples: list[Example]) -> None:
+    def _show_change(self, trainer: Trainer, module: Reported, examples: list[Example]) -> None:
         """Figures and examples in loggers, and what a report needs of them in ``comparison.json``."""
         counts = None if module.evaluation is None else module.evaluation.change_counts
         if len(self.evaluations) > 1:
@@ -163,17 +162,14 @@ class RunReport(Callback):
         rest = [i for i in sorted(after) if i not in changed]
         return [_example(data.decode, sequences[i], before[i], after[i]) for i in [*changed, *rest][:EXAMPLES]]
 
-    def _log_hyperparameters(self, trainer: Trainer, module: "CausalLM") -> None:
+    def _log_hyperparameters(self, trainer: Trainer, module: Reported) -> None:
         if not self.evaluations:
             return
-        data = text_data(trainer)
         edit = _edit_row(trainer, module) or {}
         settings = {
             **{key: visible(value) for key, value in origin(module.source).items() if value is not None},
             "labels": module.labels,
-            "corpus": visible(data.corpus.label),
-            "max_tokens": data.max_tokens,
-            "seq_len": data.seq_len,
+            **reported_data(trainer).hyperparameters(),
             "seed": module.seed,
             **{
                 f"edit/{key}": value if isinstance(value, float) else visible(value)
@@ -200,11 +196,12 @@ def _shown_figures(record: dict[str, Any]) -> dict[str, float]:
     return {f"hp/{key}": record[key] for key in METRICS if record.get(key) is not None}
 
 
-def _measured(trainer: Trainer, module: "CausalLM") -> dict[str, Any]:
+def _measured(trainer: Trainer, module: Reported) -> dict[str, Any]:
     """What a figure depends on beside the model."""
     dtype = str(next(module.loaded.parameters()).dtype).removeprefix("torch.")
-    about = {"dtype": dtype, "precision": trainer.precision, **asdict(module.measures)}
-    return text_data(trainer).described() | about | {"reference": module.baseline_name}
+    measures = {} if module.measures is None else asdict(module.measures)
+    about = {"dtype": dtype, "precision": trainer.precision, **measures}
+    return {**reported_data(trainer).described(), **about, "reference": module.baseline_name}
 
 
 def _example(
@@ -217,7 +214,7 @@ def _example(
     return Example(decode(sequence.prefix), decode(gold), decode(before), whole, diverging)
 
 
-def _edit_row(trainer: Trainer, module: "CausalLM") -> dict[str, Any] | None:
+def _edit_row(trainer: Trainer, module: Reported) -> dict[str, Any] | None:
     """The field ``edit`` of a result: what this run did, or what was done to the checkpoint it measures."""
     edit = find_callback(trainer, EditCallback)
     if edit is not None and module.stage in edit.reports:

@@ -9,7 +9,6 @@ from jsonargparse import Namespace
 from torch import nn
 
 from lightning_kfac.console import counted, progress_console, track_count
-from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
@@ -18,6 +17,7 @@ from lightning_kfac.factors.folder import FactorFolder
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.evaluator import ModelEvaluator
+from lightning_kfac.modules.image_evaluator import ImageEvaluator
 from lightning_kfac.storage.results import append_result, read_results
 
 
@@ -42,7 +42,7 @@ class MeasuredPoints:
     def __init__(
         self,
         editor: KFACEditor,
-        evaluator: ModelEvaluator,
+        evaluator: ModelEvaluator | ImageEvaluator,
         results: Path,
         factors: FactorFolder,
         domains: Mapping[str, FactorFolder],
@@ -103,15 +103,5 @@ class MeasuredPoints:
         row = {"stage": stage, "point": key, "context": self.baseline, **row}
         row |= origin(self.evaluator.module.source)
         row["tokenizer_fingerprint"] = self.evaluator.data.tokenizer_fingerprint
-        row |= self._example()
+        row |= self.evaluator.example()
         self.rows[key] = append_result(self.results, row)
-
-    def _example(self) -> dict[str, Any]:
-        """How the model that was just measured continues the first sequence, for a report."""
-        data = self.evaluator.data
-        found = self.evaluator.module.latest.continuations.get(MEMORIZED, {}).get(0)
-        if found is None:
-            return {}
-        first = data.sequences(MEMORIZED)[0]
-        texts = {"prefix": first.prefix, "gold": first.suffix, "after": found}
-        return {"example": {name: data.decode(list(ids)) for name, ids in texts.items()}}

@@ -17,6 +17,7 @@ from lightning_kfac.factors.folder import FactorFolder, load_factors
 from lightning_kfac.models.loading import Dtype, load_model, load_tokenizer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.stored import stored_tensors
+from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.output_folder import OutputFolder
 
 if TYPE_CHECKING:
@@ -116,7 +117,17 @@ def named_model(options: Namespace, recorded: Mapping[str, Any], where: object) 
 def open_model(source: ModelSource, options: Namespace) -> nn.Module:
     """The model's weights."""
     without_loading_bar()
+    if is_classifier(source):
+        from lightning_kfac.modules.image_classifier import load_classifier
+
+        return load_classifier(str(source.path))
     return load_model(source, options.dtype)
+
+
+def is_classifier(source: ModelSource) -> bool:
+    """Whether a folder holds a vision transformer, as the image task writes it."""
+    path = source.path / "config.json"
+    return path.is_file() and read_json(path, "write the checkpoint again").get("model_type") == "vit"
 
 
 def note_other_tokenizer(factors: FactorFolder, fingerprint: str | None) -> None:

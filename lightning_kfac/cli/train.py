@@ -7,8 +7,10 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -18,7 +20,7 @@ from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback, RankWatch, RunProgress, RunReport
 from lightning_kfac.callbacks.mining import MINED
 from lightning_kfac.callbacks.typed import find_callback
-from lightning_kfac.cli import next_steps
+from lightning_kfac.cli import next_steps, preflight
 from lightning_kfac.cli.assembly import (
     callbacks_for,
     default_folder,
@@ -31,18 +33,16 @@ from lightning_kfac.cli.interrupts import Interrupts
 from lightning_kfac.cli.overview import TRAINING
 from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
 from lightning_kfac.cli.preflight import (
-    announce,
     check_bulk_share,
-    check_fit,
     check_model,
     check_place,
     check_reference,
     check_search,
-    inputs,
     make_room_for_mining,
 )
 from lightning_kfac.cli.quiet import quiet, without_loading_bar
 from lightning_kfac.cli.shipped import with_config_paths
+from lightning_kfac.cli.tasks import TASK_HELP, TASK_OPTION, TASKS, TEXT, task_named
 from lightning_kfac.console import command_line, console, say, say_error
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, edit_details, find_reference
@@ -83,14 +83,20 @@ class Parser(InputErrors, LightningArgumentParser):
 
 
 class TrainCLI(LightningCLI):
-    """``fit`` collects curvature and edits (or trains), ``validate`` evaluates, ``predict`` mines."""
+    """``fit`` collects curvature and edits (or trains), ``validate`` evaluates, ``predict`` mines.
 
-    def __init__(self, args: list[str] | None = None, typed: list[str] | None = None):
+    Args:
+        args: Words of the command, with the paths of configs.
+        typed: What the user typed.
+        task: Whose module and data module, and whose checks: ``text`` or ``images``.
+    """
+
+    def __init__(self, args: list[str] | None = None, typed: list[str] | None = None, task: str = TEXT):
+        self.task = task
         self.words = list(typed or args or sys.argv[1:])
         self.typed = command_line(*self.words)
         super().__init__(
-            CausalLM,
-            TextData,
+            *_parts(task),
             args=args,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
@@ -117,6 +123,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--crystallize", type=CrystallizeConfig | None, default=None, help=crystallize)
         parser.add_argument("--save", type=Save, default="full", help="The edited model: checkpoint, patch or nothing.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
+        parser.add_argument(TASK_OPTION, type=Literal[TASKS], default=self.task, help=TASK_HELP)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.epilog = (
             "--edit.rho, --edit.formula and everything else about the edit is explained by "
@@ -147,13 +154,19 @@ class TrainCLI(LightningCLI):
         folder = str(config.trainer.default_root_dir)
         if "://" in folder:
             raise InputError(f"trainer.default_root_dir {folder}: an address; a run writes into a local folder")
-        if config.data.tokenizer is None:
+        if self.task != TEXT and self.subcommand != "fit":
+            raise InputError(f"{self.task}: a task of fit; {self.subcommand} is for language models")
+        if self.task == TEXT and config.data.tokenizer is None:
             config.data.tokenizer = _model_name(config.model)
         self.state = None  # of an interrupted collection, to go on from
-        collects = self.subcommand == "fit" and config.model.training is None and config.crystallize is None
-        if collects and (config.ckpt_path or not config.overwrite):
+        if self._collects(config) and (config.ckpt_path or not config.overwrite):
             self.state = state_to_resume(config)
             config.ckpt_path = self.state and str(self.state)
+
+    def _collects(self, config: Namespace) -> bool:
+        """Whether the run collects curvature, and so can go on with an interrupted collection."""
+        trains = self.task == TEXT and config.model.training is not None
+        return self.subcommand == "fit" and not trains and config.crystallize is None
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read settings from the file; ours come from the command."""
@@ -176,14 +189,16 @@ class TrainCLI(LightningCLI):
     def before_fit(self) -> None:
         """Checks all input and says what will happen."""
         self._check_data()
-        targets = check_fit(self.trainer, self.model, self.datamodule)
+        before = _preflight(self.task)
+        parts = self.trainer, self.model, self.datamodule
+        targets = before.check_fit(*parts)
         if (collector := find_callback(self.trainer, CurvatureCollector)) is not None:
             collector.keep_state = True  # until the edit is saved and evaluated
         if self.trainer.global_rank == 0:
             self.folder.lock()
-            self.folder.check(self._get(self.config, "overwrite"), inputs(self.model, self.datamodule))
+            self.folder.check(self._get(self.config, "overwrite"), before.inputs(*parts[1:]))
             self.folder.claim(self.typed)
-            announce(self.folder.path, self.trainer, self.model, self.datamodule, len(targets))
+            before.announce(self.folder.path, *parts, len(targets))
 
     def before_validate(self) -> None:
         """Checks all input."""
@@ -205,6 +220,8 @@ class TrainCLI(LightningCLI):
             make_room_for_mining(self.folder, self._get(self.config, "overwrite"), self.datamodule.windows_before)
 
     def _check_data(self) -> None:
+        if self.task != TEXT:
+            return  # its data module has checked its settings, and there is no file to read
         check_model(self.model)
         check_place(self.folder.path, self.model)
         self.datamodule.read_as(self.model.source)
@@ -257,7 +274,8 @@ class TrainCLI(LightningCLI):
                 console.print(f"TensorBoard: {_python()} -m tensorboard.main {shlex.join(words)}")
             next_steps.show_page(path)
             config = self.config[self._command]
-            if find_callback(self.trainer, CurvatureCollector) and not find_callback(self.trainer, EditCallback):
+            collects = find_callback(self.trainer, CurvatureCollector) and self.task == TEXT
+            if collects and not find_callback(self.trainer, EditCallback):
                 next_steps.after_collection(path, config.data.as_dict(), config.model.dtype)
 
     def after_predict(self) -> None:
@@ -299,7 +317,7 @@ def main(args: list[str] | None = None) -> None:
             words = with_config_paths(typed)
             check_config_files(words)
             announce_code(words)
-            TrainCLI(words, typed)
+            TrainCLI(words, typed, task_named(words))
     except ValueError as error:
         own = input_error_behind(error)
         if own is None:
@@ -320,6 +338,25 @@ def main(args: list[str] | None = None) -> None:
             raise
         say_error(f"{_rank()}stopped by Ctrl-C; what was saved before is kept, the same command goes on from there")
         raise SystemExit(130) from None
+
+
+def _parts(task: str) -> tuple[type[Any], type[Any]]:
+    """The LightningModule and the data module of a task."""
+    if task == TEXT:
+        return CausalLM, TextData
+    from lightning_kfac.modules.image_classifier import ImageClassifier
+    from lightning_kfac.modules.image_data import ImageData
+
+    return ImageClassifier, ImageData
+
+
+def _preflight(task: str) -> ModuleType:
+    """What checks a fit of a task, and announces it."""
+    if task == TEXT:
+        return preflight
+    from lightning_kfac.cli import image_preflight
+
+    return image_preflight
 
 
 def _model_name(settings: Any) -> str | None:

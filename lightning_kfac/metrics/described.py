@@ -16,7 +16,7 @@ from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.functional import LOOSE_SIMILARITY, Decoding, Leaks
 from lightning_kfac.metrics.functional.near_verbatim import check_near_verbatim
 
-Group = Literal["set", "stress", "general", "questions"]
+Group = Literal["set", "stress", "general", "questions", "images"]
 
 
 class Label(NamedTuple):
@@ -179,6 +179,16 @@ class TextSeen:
     reference: Tensor | None
     before: Tensor | None
     documents: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ImagesSeen:
+    """A batch of images: numbers, predicted classes, labels that were trained, and true ones; int64 [B]."""
+
+    index: Tensor
+    predicted: Tensor
+    labels: Tensor
+    true: Tensor
 
 
 @dataclass(frozen=True)

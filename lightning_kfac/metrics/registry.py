@@ -4,6 +4,7 @@ from lightning_kfac.metrics.continuation_shift import ContinuationShift
 from lightning_kfac.metrics.described import Described, Group, Label
 from lightning_kfac.metrics.exact_answer import ExactAnswer
 from lightning_kfac.metrics.extraction import Extraction
+from lightning_kfac.metrics.image_labels import ValidationImages, WrongLabels
 from lightning_kfac.metrics.leaks import Membership
 from lightning_kfac.metrics.loss_change import LossChange
 from lightning_kfac.metrics.memorization import Memorization
@@ -25,6 +26,8 @@ MEASURED: tuple[type[Described], ...] = (
     LossChange,
     ExactAnswer,
     Membership,
+    WrongLabels,
+    ValidationImages,
 )
 LABELS: dict[str, Label] = {name: label for metric in MEASURED for name, label in metric.labels.items()}
 

@@ -185,13 +185,14 @@ def _write_anew(model: nn.Module, state: dict[str, Tensor], folder: Path, dtype:
     """``save_pretrained`` in a dtype."""
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     whole_model = language_model(model)
-    settings = whole_model.generation_config
+    settings = getattr(whole_model, "generation_config", None)  # a classifier of images has none
     if settings is not None:  # published ones may hold what transformers reads and does not write
         whole_model.generation_config = GenerationConfig()
     try:
         whole_model.save_pretrained(folder, state_dict=state)
     finally:
-        whole_model.generation_config = settings
+        if settings is not None:
+            whole_model.generation_config = settings
     if settings is not None:
         (folder / "generation_config.json").write_text(settings.to_json_string(), "utf-8")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_kfac.data.names import MEMORIZED
 from lightning_kfac.distributed.strategies import quiet_trainer
 from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.described import Measures
@@ -62,3 +63,13 @@ class ModelEvaluator:
         self.trainer.validate(self.module, self.data, verbose=False)
         model.to(home)
         return self.module.record
+
+    def example(self) -> dict[str, Any]:
+        """How the model that was just measured continues the first sequence, for a report."""
+        data = self.data
+        found = self.module.latest.continuations.get(MEMORIZED, {}).get(0)
+        if found is None:
+            return {}
+        first = data.sequences(MEMORIZED)[0]
+        texts = {"prefix": first.prefix, "gold": first.suffix, "after": found}
+        return {"example": {name: data.decode(list(ids)) for name, ids in texts.items()}}

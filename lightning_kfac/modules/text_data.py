@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_kfac.console import say
+from lightning_kfac.console import say, visible
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.cutting import PREFIX, SUFFIX
 from lightning_kfac.data.loaders import Position, RowLoader, TokenRows, question_loader, row_loader, sequence_loader
@@ -297,6 +297,10 @@ class TextData(LightningDataModule):
             "prefix_len": self.sets.prefix_len,
             "suffix_len": self.sets.suffix_len,
         }
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What TensorBoard lists of the run's text."""
+        return {"corpus": visible(self.corpus.label), "max_tokens": self.max_tokens, "seq_len": self.seq_len}
 
     @property
     def heldout_rows(self) -> TokenRows | None:

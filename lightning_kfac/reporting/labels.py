@@ -12,6 +12,7 @@ OF_A_SET = names_of("set")
 OF_STRESS = names_of("stress")
 OF_GENERAL = names_of("general")
 OF_QUESTIONS = names_of("questions")
+OF_IMAGES = names_of("images")
 # Of a sweep, with shorter names.
 SWEEP_COLUMNS = {name: (label.short, label.style) for name, label in LABELS.items() if label.short is not None}
 OF_EXTRACTION = [name for name in LABELS if name.startswith("extraction.")]

@@ -71,6 +71,12 @@ def subject(run: Run) -> str:
     return paragraph(about + "; ".join(shown.values()) + edited, note=True)
 
 
+OF_IMAGES_NOT_MEASURED = [
+    "Whether wrong labels come back with more training. The edit disrupts recall; it is no proof of deletion.",
+    "Other seeds, other images and larger models: one run.",
+]
+
+
 def summary(run: Run) -> str:
     """What was run, in a few lines."""
     begun = run.status.get("started")
@@ -572,6 +578,8 @@ def _attention_tables(study: Mapping[str, Any]) -> list[str]:
 def not_measured(run: Run) -> str:
     """What a reader must not take for granted."""
     rows = run.results
+    if any("n_wrong" in row for row in rows):
+        return section("Not measured", bullets(OF_IMAGES_NOT_MEASURED))
 
     def has(name: str) -> bool:
         return any(row.get(name) is not None for row in rows)

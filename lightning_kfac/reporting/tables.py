@@ -16,6 +16,7 @@ from lightning_kfac.reporting.labels import (
     METRICS,
     OF_A_SET,
     OF_GENERAL,
+    OF_IMAGES,
     OF_LEAKS,
     OF_QUESTIONS,
     OF_STRESS,
@@ -75,6 +76,10 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     if "perplexity" in first:
         table.add_row(_heading("general ability"))
         _add(table, "", OF_GENERAL, records)
+    if "n_wrong" in first:
+        told = f" ({first['n_wrong']} with wrong labels, {first['n_validation']} for validation)"
+        table.add_row(_heading("images", told))
+        _add(table, "", OF_IMAGES, records)
     for prefix in _sets(first, "n_questions"):
         table.add_row(_heading(prefix.rstrip("/"), f" ({counted(first[f'{prefix}n_questions'], 'question')})"))
         _add(table, prefix, OF_QUESTIONS, records)

@@ -240,7 +240,7 @@ def test_every_config_is_tested():
     elsewhere |= {"crystallize", "crystallize_gpt2"}  # callbacks/test_crystallize.py
     elsewhere |= {"attack", "audit"}  # commands/test_attack.py, commands/test_audit.py
     elsewhere |= {"own_model"}  # test_own_model.py
-    elsewhere |= {"abilities"}  # commands/test_abilities.py
+    elsewhere |= {"abilities", "image_labels"}  # commands/test_abilities.py, test_images.py
     elsewhere |= {"competitors", "competitors_1b"}  # commands/test_compare.py
     small = {"quickstart", "demo_model", "demo_arithmetic", "demo_sources", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}

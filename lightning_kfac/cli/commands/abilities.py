@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import add_model_options, check_not_within, named_model, open_model, output_folder
 from lightning_kfac.console import console, say, show, track_count, visible
 from lightning_kfac.data.ability_tasks import AbilityTask, local_tasks, recitation_task
@@ -106,6 +107,7 @@ def run(options: Namespace) -> None:
     if said := correlation_line(found):
         console.print(said)
     console.print(f"{RESULT}, {ANSWERS}, {FIGURE} and tensorboard/ are in {output.path}/")
+    show_page(output.path)
 
 
 def _check(options: Namespace) -> None:

@@ -1,8 +1,9 @@
 """Try many edits of one model, and show which are worth it: a table, the Pareto front, a figure."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib.figure import Figure
@@ -20,14 +21,19 @@ from lightning_kfac.cli.options import (
     open_factors,
     open_model,
 )
+from lightning_kfac.cli.tasks import IMAGES
 from lightning_kfac.console import console, counted, visible
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.formulas import FormulaName
 from lightning_kfac.editing.report import edit_label, edit_place
+from lightning_kfac.factors.folder import FactorFolder
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules.evaluator import ModelEvaluator
+from lightning_kfac.modules.image_evaluator import ImageEvaluator
 from lightning_kfac.modules.text_data import TextData
+from lightning_kfac.reporting.figures.image_sweep import image_sweep_figure
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.labels import DRAWN
 from lightning_kfac.reporting.tables import show_sweep, sweep_table
@@ -42,6 +48,40 @@ SETS_OF_PROJECTIONS = list[list[str]] | str | None
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
 NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
+
+
+class Goal(NamedTuple):
+    """What an edit should suppress, and what it costs.
+
+    Attributes:
+        key, name, short: Of the figure to suppress.
+        cost, cost_name: Of the figure that an edit costs.
+        sign: -1 where that is better when it is higher.
+        figure: Draws one against the other.
+    """
+
+    key: str = "strict_acc"
+    name: str = "strict accuracy"
+    short: str = "strict"
+    cost: str = "perplexity"
+    cost_name: str = "perplexity"
+    sign: int = 1
+    figure: Callable[[Sequence[Mapping[str, Any]], str], Figure] = pareto_figure
+
+    def signed(self, row: Mapping[str, Any]) -> float | None:
+        """What an edit costs: less is better; None where it was not measured."""
+        value = row.get(self.cost)
+        return None if value is None else self.sign * float(value)
+
+    def cost_of(self, row: Mapping[str, Any]) -> float:
+        """The same, for sorting; what was not measured comes last."""
+        cost = self.signed(row)
+        return math.inf if cost is None else cost
+
+
+OF_IMAGES = Goal(
+    "wrong_label_acc", "share of wrong labels", "a share of", "val_acc", "validation accuracy", -1, image_sweep_figure
+)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -66,7 +106,10 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--projections", type=SETS_OF_PROJECTIONS, help="The same: gate,up or [[gate, up], [up]].")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="For the formula random.")
     parser.add_argument(
-        "--target", type=float, default=0.1, help="Strict accuracy to reach: the weakest edit that does is shown."
+        "--target",
+        type=float,
+        default=0.1,
+        help="Strict accuracy (of images the share of wrong labels) to reach: the weakest edit that does is shown.",
     )
     parser.add_argument("--accelerator", type=str, default="auto", help="Where to evaluate: auto, cpu, gpu.")
     parser.add_class_arguments(EditConfig, skip=GRID)
@@ -91,9 +134,9 @@ def run(options: Namespace) -> None:
         seeds=options.seeds,
         mixing=bool(keywords["domains"]),
     )
-    data = TextData(**options.data.as_dict())
-    evaluator = ModelEvaluator(model_source, options.dtype, data, folder, options.accelerator)
-    note_other_tokenizer(factors, data.tokenizer_fingerprint)
+    images = factors.metadata.get("task") == IMAGES
+    evaluator = _evaluator(options, factors, model_source, folder)
+    note_other_tokenizer(factors, evaluator.data.tokenizer_fingerprint)
     model = open_model(model_source, options)
     editor = KFACEditor(model, factors, base, repeated=True, **keywords)
     for config in configs:
@@ -104,41 +147,54 @@ def run(options: Namespace) -> None:
     many = counted(len(configs), "edit")
     console.print(
         f"{folder}: {many} of {name} with the factors in {factors.path}, {done} of them measured before; "
-        f"measure {', '.join(data.validation_names)}"
+        f"measure {', '.join(evaluator.data.validation_names)}"
     )
     points.measure(configs, "sweep")
-    _show(
-        [points.rows[points.baseline], *(points.rows[key] for key in dict.fromkeys(keys))], folder, name, options.target
-    )
+    rows = [points.rows[points.baseline], *(points.rows[key] for key in dict.fromkeys(keys))]
+    _show(rows, folder, name, options.target, OF_IMAGES if images else Goal())
+
+
+def _evaluator(
+    options: Namespace, factors: FactorFolder, model: ModelSource, folder: Path
+) -> ModelEvaluator | ImageEvaluator:
+    """What measures an edit: on the texts that are named, or on the images of the collection."""
+    if factors.metadata.get("task") == IMAGES:
+        return ImageEvaluator(model, factors.metadata["images"], folder, options.accelerator)
+    data = TextData(**options.data.as_dict())
+    return ModelEvaluator(model, options.dtype, data, folder, options.accelerator)
 
 
 def _show_at_equal_share(
-    unedited: list[dict[str, Any]], edits: list[dict[str, Any]], reached: Sequence[Mapping[str, Any]]
+    unedited: list[dict[str, Any]],
+    edits: list[dict[str, Any]],
+    reached: Sequence[Mapping[str, Any]],
+    goal: Goal,
 ) -> None:
     """The kinds once more, at the number of components that the cheapest that suppresses keeps."""
     console.print("rho is a share of another importance for each formula: compare at equal forgetting, as above, or")
     share = (reached or edits)[0]["edit"]["fraction_kept"]
-    title = f"Of each kind the edit that keeps nearest to {share:.1%} of the components, by perplexity"
-    show_sweep(sweep_table([*unedited, *sweep.at_equal_share(edits, share)], title))
+    title = f"Of each kind the edit that keeps nearest to {share:.1%} of the components, by {goal.cost_name}"
+    show_sweep(sweep_table([*unedited, *sorted(sweep.at_equal_share(edits, share), key=goal.cost_of)], title))
 
 
-def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) -> None:
+def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float, goal: Goal) -> None:
     """Table, front, weakest settings, figure and TensorBoard."""
     merged = sweep.average_seeds(rows)
-    merged.sort(key=lambda row: (row["edit"] is not None, row.get("strict_acc") or 0.0, row.get("perplexity") or 0.0))
+    merged.sort(key=lambda row: (row["edit"] is not None, row.get(goal.key) or 0.0, goal.cost_of(row)))
     edits = [row for row in merged if row["edit"]]
-    front = [number + len(merged) - len(edits) for number in sweep.pareto_front(edits)]
-    show_sweep(sweep_table(merged, f"All edits of {name}, by strict accuracy", front))
-    if any(row.get("strict_acc") is not None for row in edits):
-        reached = sweep.weakest_settings(edits, target)
-        title = f"Of each kind the weakest edit with strict accuracy {target:g} or less, by perplexity"
+    costs = [{goal.key: row.get(goal.key), goal.cost: goal.signed(row)} for row in edits]
+    front = [number + len(merged) - len(edits) for number in sweep.pareto_front(costs, goal.key, goal.cost)]
+    show_sweep(sweep_table(merged, f"All edits of {name}, by {goal.name}", front))
+    if any(row.get(goal.key) is not None for row in edits):
+        reached = sorted(sweep.weakest_settings(edits, target, goal.key, goal.cost), key=goal.cost_of)
+        title = f"Of each kind the weakest edit with {goal.name} {target:g} or less, by {goal.cost_name}"
         if reached:
             show_sweep(sweep_table([*merged[:1], *reached], title))
         else:
-            console.print(f"No edit reaches strict {target:g}.")
+            console.print(f"No edit reaches {goal.short} {target:g}.")
         if len({row["edit"]["formula"] for row in edits}) > 1:
-            _show_at_equal_share(merged[:1], edits, reached)
-    figure = pareto_figure(merged, f"{name}: what each edit costs, and what it suppresses")
+            _show_at_equal_share(merged[:1], edits, reached, goal)
+    figure = goal.figure(merged, f"{name}: what each edit costs, and what it suppresses")
     with new_file(folder / "pareto.png") as partial:
         figure.savefig(partial, format="png", dpi=150)
     with writing(folder / EVENTS):

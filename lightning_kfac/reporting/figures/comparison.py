@@ -12,7 +12,7 @@ from lightning_kfac.metrics.extraction import TRIES
 from lightning_kfac.metrics.registry import LABELS
 from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import AFTER, BEFORE, GREY, marker, new_figure, stage_colour
-from lightning_kfac.reporting.labels import stage_label
+from lightning_kfac.reporting.labels import OF_IMAGES, stage_label
 
 RATES = [name for name, label in LABELS.items() if label.panel == "rates"]
 OTHERS = [name for name, label in LABELS.items() if label.panel == "own"]
@@ -176,5 +176,6 @@ def _bounds(interval: Sequence[float | None] | None, value: float) -> tuple[floa
 def _name(key: str) -> str:
     prefix, _, name = key.rpartition("/")
     title = LABELS[name].short or LABELS[name].title if name in OTHERS else LABELS[name].title
-    of = as_label(prefix) or ("" if name in OTHERS else MEMORIZED)
+    usual = "images" if name in OF_IMAGES else MEMORIZED
+    of = as_label(prefix) or ("" if name in OTHERS else usual)
     return f"{of}: {title}" if of else title
