@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only  # the one that Lightning sets, without Lightning
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 from typing_extensions import override
 
@@ -26,6 +28,10 @@ SECONDS_BETWEEN_LINES = 10.0
 SHORTEST_SHOWN = 2.0
 WIDTH_OF_LOGS = 160
 WIDEST = 120
+# How far something is, in words: what is left of a line is for its name and the bar.
+WIDTH_OF_STATE = 52
+# A column of names may be folded to this width before a table is split.
+NARROWEST_NAMES = 18
 PROGRAM = "lightning-kfac"
 # A clone's doors to it: the first for these commands, the second for all others.
 TRAIN, EDIT = "train.py", "edit.py"
@@ -75,9 +81,105 @@ console = PlainConsole(soft_wrap=True)
 progress_console = PlainConsole(soft_wrap=True, stderr=True)
 
 
-def show(table: object) -> None:
-    """Prints a table; where there is no terminal, as wide as it needs to be."""
-    PlainConsole(width=None if console.is_terminal else WIDTH_OF_LOGS).print(table)
+def show(table: object, legend: Sequence[str] = (), names: int = 1) -> None:
+    """Prints a table so that it fits; in a log of 160 columns, or as many as ``COLUMNS`` says.
+
+    Args:
+        legend: Lines below it: what its words mean.
+        names: How many columns, from the left, name a row; where a table is split every part has them.
+    """
+    width = None if console.is_terminal else int(os.environ.get("COLUMNS") or WIDTH_OF_LOGS)
+    target = PlainConsole(width=width)
+    for part in fitted(table, target.width, names) if isinstance(table, Table) else [table]:
+        target.print(part)
+    for line in legend:
+        text = textwrap.fill(visible(line), target.width, initial_indent="  ", subsequent_indent="    ")
+        target.print(Text(text, "dim"))
+
+
+def fitted(table: Table, width: int, names: int = 1) -> list[Table]:
+    """A table that fits into a width, whole or in parts.
+
+    What stands in one line is never broken, but for names. Where there is no room, intervals stand below their figures;
+    where that is not enough, the table is split, and the title of each further part says so.
+
+    Args:
+        table: Its columns of figures are ``no_wrap``; others may be folded.
+        width: Columns of the terminal.
+        names: How many columns, from the left, name a row and stand in every part.
+
+    Example:
+        >>> table = Table("layer", *(Column(f"figure {n}", no_wrap=True) for n in range(9)), title="Layers")
+        >>> table.add_row("3 gate", *9 * ["0.920 [0.897, 0.940]"])
+        >>> [str(part.title) for part in fitted(table, 80)]
+        ['Layers', 'Layers (continued)', 'Layers (continued)']
+    """
+    if _needed(table) <= width:
+        return [table]
+    rows = [[_below(cell) for cell in row] for row in _rows_of(table)]
+    if _needed(whole := _part(table, rows, range(len(table.columns)))) <= width:
+        return [whole]
+    parts: list[list[int]] = [[]]
+    key = list(range(names))
+    for number in range(names, len(table.columns)):
+        if parts[-1] and _needed(_part(table, rows, [*key, *parts[-1], number])) > width:
+            parts.append([])
+        parts[-1].append(number)
+    found = [_part(table, rows, [*key, *part]) for part in parts]
+    for part in found[1:]:
+        part.title = f"{table.title} (continued)" if table.title else "(continued)"
+        part.title_justify = "left"
+    for part in found[:-1]:
+        part.caption = None
+    return found
+
+
+def _needed(table: Table) -> int:
+    """The least width that breaks nothing but names."""
+    spare = 0
+    for column in table.columns:
+        if not column.no_wrap:
+            natural = max(map(_width, [column.header, *column.cells]))
+            spare += max(0, natural - max(column.min_width or 0, NARROWEST_NAMES))
+    return PlainConsole(width=100_000).measure(table).maximum - spare
+
+
+def _width(cell: Any) -> int:
+    return max((cell_len(line) for line in str(cell).splitlines()), default=0)
+
+
+def _rows_of(table: Table) -> list[list[Any]]:
+    """The cells of each row."""
+    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def _below(cell: Any) -> Any:
+    """The same with the interval below the figure: ``0.92 [0.90, 0.94]``."""
+    figure, bracket, _ = str(cell).partition(" [")
+    if not (bracket and isinstance(cell, Text)):
+        return cell
+    return Text("\n").join([cell[: len(figure)], cell[len(figure) + 1 :]])
+
+
+def _part(table: Table, rows: Sequence[Sequence[Any]], chosen: Sequence[int]) -> Table:
+    """The same table with some of its columns, and little space between them."""
+    columns = [table.columns[number].copy() for number in chosen]
+    part = Table(*columns, box=table.box, title=table.title, caption=table.caption, padding=(0, 1, 0, 0))
+    part.title_justify = table.title_justify
+    part.caption_justify = table.caption_justify
+    for row, about in zip(rows, table.rows, strict=True):
+        part.add_row(*(row[number] for number in chosen), end_section=about.end_section)
+    return part
+
+
+def counted(count: int, name: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "text"), counted(1200, "text")
+        ('1 text', '1,200 texts')
+    """
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def say_error(message: str) -> None:
@@ -136,12 +238,15 @@ def _program(command: str, launcher: Sequence[object]) -> Sequence[object]:
     return [*launcher, called]
 
 
-class RateColumn(ProgressColumn):
-    """Units a second since the start."""
+class DoneColumn(ProgressColumn):
+    """How much is done, how fast, and how long it takes."""
 
     @override
     def render(self, task: Task) -> Text:
-        return Text(format_rate(task.completed - task.fields["begun_at"], task.elapsed or 0.0, task.fields["unit"]))
+        elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
+        unit = task.fields["unit"]
+        state = _state(task.completed, task.total, unit, elapsed, task.fields["begun_at"]).replace(f" {unit}/s", "/s")
+        return Text(f"{state}, done" if task.fields["closed"] else state)
 
 
 @contextmanager
@@ -150,7 +255,11 @@ def track_count(
 ) -> Iterator[Callable[[int], None]]:
     """Shows progress while the block runs; yields a function that takes the number of units done.
 
-    Only rank 0 shows anything. ``done`` units are there already, and count in no rate.
+    Only rank 0 shows anything. ``done`` units are there already, and count in no rate. A block that ends without an
+    error is shown as done.
+
+    Args:
+        unit: In the plural.
 
     Example:
         >>> with track_count("count", "numbers", total=3) as advance_to:
@@ -161,46 +270,61 @@ def track_count(
         yield lambda done: None
     elif progress_console.is_terminal:
         with _bar() as bar:
-            task = bar.add_task(visible(description), total=total, completed=done, unit=unit, begun_at=done)
+            name = textwrap.shorten(
+                visible(description), max(12, progress_console.width - WIDTH_OF_STATE), placeholder="…"
+            )
+            task = bar.add_task(name, total=total, completed=done, unit=unit, begun_at=done, closed=False)
             yield lambda done: bar.update(task, completed=done)
+            bar.update(task, total=total or bar.tasks[0].completed, closed=True)
     else:
-        yield _line_printer(description, unit, total, done)
+        lines = _Lines(description, unit, total, done)
+        yield lines.advance_to
+        lines.close()
 
 
 def _bar() -> Progress:
+    """One line; where it is short the bar gives way first."""
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}", markup=False),
-        RateColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA", markup=False),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)),
+        DoneColumn(table_column=Column(no_wrap=True)),
         console=progress_console,
+        expand=True,
     )
 
 
-def _line_printer(description: str, unit: str, total: int | None, begun_at: int) -> Callable[[int], None]:
-    start = printed = time.monotonic()
-    finished = False
+class _Lines:
+    """Progress in a log: a line now and then, and one at the end of what took a while."""
 
-    def advance_to(done: int) -> None:
-        nonlocal printed, finished
+    def __init__(self, description: str, unit: str, total: int | None, begun_at: int):
+        self.start = self.printed = time.monotonic()
+        self.about = description, unit, total, begun_at
+        self.done = begun_at
+
+    def advance_to(self, done: int) -> None:
+        self.done = done
         now = time.monotonic()
-        last = done == total and now - start > SHORTEST_SHOWN
-        if finished or not (last or now - printed > SECONDS_BETWEEN_LINES):
-            return
-        printed = now
-        finished = done == total
-        rate = (done - begun_at) / max(now - start, 1e-9)
-        eta = f", ETA {format_seconds((total - done) / rate)}" if total and rate and done < total else ""
-        of = f" of {total:,}" if total else ""
-        progress_console.print(
-            f"{description}: {done:,}{of} {unit}, {format_rate(done - begun_at, now - start, unit)}, "
-            f"{format_seconds(now - start)}{eta}"
-        )
+        if done != self.about[2] and now - self.printed > SECONDS_BETWEEN_LINES:
+            self.printed = now
+            self._print("")
 
-    return advance_to
+    def close(self) -> None:
+        if time.monotonic() - self.start > SHORTEST_SHOWN:
+            self._print(", done")
+
+    def _print(self, end: str) -> None:
+        description, unit, total, begun_at = self.about
+        state = _state(self.done, total, unit, time.monotonic() - self.start, begun_at)
+        progress_console.print(f"{description}: {state}{end}")
+
+
+def _state(done: float, total: float | None, unit: str, seconds: float, begun_at: int) -> str:
+    """Progress in words."""
+    of = f"{done:,.0f} of " if total is not None else ""
+    rate = (done - begun_at) / max(seconds, 1e-9)
+    eta = f", ETA {format_seconds((total - done) / rate)}" if total and rate > 0 and done < total else ""
+    many = counted(round(done if total is None else total), unit.removesuffix("s"))
+    return f"{of}{many}, {format_rate(done - begun_at, seconds, unit)}, {format_seconds(seconds)}{eta}"
 
 
 def format_rate(done: float, seconds: float, unit: str) -> str:

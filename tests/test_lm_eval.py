@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_kfac import EditConfig, KFACEditor, load_factors
 from lightning_kfac.editing.edited_model import save_edited
 from lightning_kfac.models.loading import load_tokenizer
+from tests.common import edit, failed
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="lm-evaluation-harness is not installed: pip install 'lightning-kfac[harness]'"
@@ -68,10 +69,8 @@ def reference(edited_folder) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def harness(edited_folder, reference, tmp_path_factory) -> dict:
-    """What the harness says of two local tasks. Every other answer of the second one is what the model generates."""
-    from lm_eval.tasks import TaskManager
-
+def local_tasks(reference, tmp_path_factory):
+    """A folder of two tasks. Every other answer of the second one is what the edited model generates."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = [
         {"prompt": prompt, "choices": choices, "right": 0, "answer": reference.greedy(prompt) + "." * (i % 2)}
@@ -101,11 +100,19 @@ def harness(edited_folder, reference, tmp_path_factory) -> dict:
     }
     for task in (choice, generate):  # JSON is YAML
         (folder / f"{task['task']}.yaml").write_text(json.dumps(common | task), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def harness(edited_folder, local_tasks) -> dict:
+    """What the harness says of them."""
+    from lm_eval.tasks import TaskManager
+
     return lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(edited_folder), "dtype": "float32"},
         tasks=["local_choice", "local_generate"],
-        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        task_manager=TaskManager(include_path=str(local_tasks), include_defaults=False),
         batch_size=8,
         device="cpu",
         bootstrap_iters=0,
@@ -135,3 +142,26 @@ def test_generated_text_is_that_of_plain_torch(harness, reference):
     assert found == [reference.greedy(prompt) for prompt, _ in QUESTIONS]
     assert all(found)
     assert harness["results"]["local_generate"]["exact_match,none"] == 0.5
+
+
+def test_abilities_run_the_harness_and_read_its_logs(edited_folder, local_tasks, harness, tmp_path):
+    """Both models; the scores of the edited one are those of the harness itself."""
+    out = tmp_path / "abilities"
+    options = {"model": edited_folder, "dtype": "float32", "questions": 0, "include": local_tasks, "output": out}
+    edit("abilities", **options, tasks="[local_choice, local_generate]", **{"groups.local_choice": "logic"})
+    found = {task["name"]: task for task in json.loads((out / "abilities.json").read_text())["tasks"]}
+    assert {name: task["metric"] for name, task in found.items()} == {
+        "local_choice": "acc",
+        "local_generate": "exact_match",
+    }
+    assert found["local_choice"]["edited"][0] == harness["results"]["local_choice"]["acc,none"]
+    assert found["local_generate"]["edited"][0] == 0.5 and found["local_choice"]["group"] == "logic"
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    theirs = {sample["doc_id"]: sample["acc"] for sample in in_order(harness, "local_choice")}
+    ours = {int(row["document"].split()[0]): row["edited"] for row in rows if row["task"] == "local_choice"}
+    assert ours == theirs
+
+
+def test_tasks_that_the_harness_does_not_know(edited_folder, tmp_path, capsys):
+    error = failed(capsys, "abilities", model=edited_folder, tasks="[no_such_task]", output=tmp_path / "a")
+    assert "lm_eval knows no task no_such_task" in error

@@ -9,6 +9,7 @@ import torch
 from typing_extensions import override
 
 from lightning_kfac.attacks.attack import Attack
+from lightning_kfac.console import counted
 from lightning_kfac.errors import InputError
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics import described
@@ -87,7 +88,7 @@ class PromptShift(Attack):
     @property
     @override
     def label(self) -> str:
-        return f"prompts shifted by {self.tokens} tokens"
+        return f"prompts shifted by {counted(self.tokens, 'token')}"
 
     @override
     def measures(self, usual: Measures) -> Measures:

@@ -8,6 +8,7 @@ from lightning_kfac.attention.comparison import BASELINE, FULL, TOP1, lowrank
 from lightning_kfac.attention.figures import curve_figure, heads_figure, sharpness_figure, spectra_figure
 from lightning_kfac.attention.study import SHOWN_RANKS, Study, percent
 from lightning_kfac.console import console, show
+from lightning_kfac.reporting.labels import stage_label
 
 FIGURES = {"curve": curve_figure, "spectra": spectra_figure, "heads": heads_figure, "sharpness": sharpness_figure}
 
@@ -18,13 +19,13 @@ def modes_table(study: Study) -> Table:
     recites = any(figure is not None for figure in study.recited.values())
     table = _table("Crystallized attention", "", "perplexity", "change", "Top-1 loss recovered")
     if recites:
-        table.add_column("strict accuracy", justify="right")
+        table.add_column("strict accuracy", justify="right", no_wrap=True)
     shares = {lowrank(rank): percent(share, 0) for rank, share in (comparison.recovered or {}).items()}
     for name in study.recited:
         cost = comparison.costs[name]
         unknown = "n/a" if comparison.recovered is None and name not in (BASELINE, TOP1, FULL) else ""
         change = "" if name == BASELINE else percent(cost.change, 2)
-        cells = [name, f"{cost.perplexity:.3f}", change, shares.get(name, unknown)]
+        cells = [stage_label(name), f"{cost.perplexity:.3f}", change, shares.get(name, unknown)]
         if recites:
             figure = study.recited[name]
             cells.append("n/a" if figure is None else f"{figure[0]:.3f}")
@@ -70,7 +71,7 @@ def _table(title: str, first: str, *others: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column(first)
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_kfac.attention.comparison import BASELINE, TOP1, Comparison, for_json
 from lightning_kfac.attention.spectra import ResidualSpectra
+from lightning_kfac.console import counted
 from lightning_kfac.math.statistics import Estimate
 
 SHOWN_RANKS = (1, 2, 4, 8, 16)
@@ -95,7 +96,7 @@ class Study:
         direction = "raises" if top1.low > 0 else "lowers" if top1.high < 0 else "hardly changes"
         sentences = [
             f"Top-1 attention in {where} {direction} the held-out perplexity: {percent(top1)}, 95 % interval of a "
-            f"paired bootstrap over {self.comparison.n_documents} documents.",
+            f"paired bootstrap over {counted(self.comparison.n_documents, 'document')}.",
             self._compressibility(),
             f"Of the residuals' variance, 90 % lies in {self.mean_effective_dimension:.1f} of {self.width} directions "
             "in the mean over the heads.",
@@ -104,7 +105,8 @@ class Study:
         after = self.recited.get(TOP1)
         if before is not None and after is not None:
             counts = [f"{round(accuracy * n)}" for accuracy, n in (before, after)]
-            sentences.append(f"Of {before[1]} memorized sequences it recites {counts[1]} ({counts[0]} unchanged).")
+            many = counted(before[1], "memorized sequence")
+            sentences.append(f"Of {many} it recites {counts[1]} ({counts[0]} unchanged).")
         return " ".join(sentences)
 
     def _compressibility(self) -> str:

@@ -131,7 +131,7 @@ def _draw(trainer: Trainer, data: TextData, folder: Path) -> None:
     sizes = np.diff(text.ends, prepend=0) - 1  # the end of text is no part of a document
     stages = {"": partial(read_windows, folder / WINDOWS)}
     if data.windows_before is not None:
-        stages = {"before": partial(read_windows, data.windows_before), "after": stages[""]}
+        stages = {"earlier": partial(read_windows, data.windows_before), "this model": stages[""]}
     chosen = most_extracted((read() for read in stages.values()), len(sizes))
     strips = covered(strips_of({n: (f"document {n}", int(sizes[n])) for n in chosen}, stages, *data.window))
     if not strips:

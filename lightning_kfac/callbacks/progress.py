@@ -1,7 +1,7 @@
 """Lightning's loops on the package's own progress display."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -13,6 +13,7 @@ from lightning_kfac.callbacks.typed import causal_lm
 from lightning_kfac.console import track_count
 from lightning_kfac.mining.search import Looked
 from lightning_kfac.modules.text_data import text_data
+from lightning_kfac.reporting.labels import stage_label
 
 
 class RunProgress(ProgressBar):
@@ -55,7 +56,8 @@ class RunProgress(ProgressBar):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(f"evaluate {causal_lm(pl_module).stage} model", "batches", int(sum(trainer.num_val_batches)))
+        stage = stage_label(causal_lm(pl_module).stage)
+        self._start(f"evaluate {stage} model", "batches", int(sum(trainer.num_val_batches)))
 
     @override
     def on_validation_batch_end(
@@ -95,7 +97,8 @@ class RunProgress(ProgressBar):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._display.close()
+        with suppress(type(exception)):  # what was shown ends, and not as done
+            self._display.__exit__(type(exception), exception, exception.__traceback__)
 
     def _start(self, description: str, unit: str, total: int | None, done: int = 0) -> None:
         self._display.close()

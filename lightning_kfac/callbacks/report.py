@@ -20,8 +20,9 @@ from lightning_kfac.metrics.loss_change import EDGES
 from lightning_kfac.models.source import origin
 from lightning_kfac.modules.text_data import text_data
 from lightning_kfac.reporting.figures.comparison import extraction_figure, loss_change_figure, metrics_figure
-from lightning_kfac.reporting.labels import METRICS, is_drawn, measured_leaks
+from lightning_kfac.reporting.labels import INTERVALS, METRICS, is_drawn, legend, measured_leaks, stage_label
 from lightning_kfac.reporting.tables import (
+    BOLD,
     Example,
     comparison_table,
     examples_markdown,
@@ -96,12 +97,13 @@ class RunReport(Callback):
         """Prints all evaluations side by side."""
         table = comparison_table(self.evaluations)
         if table.row_count:
-            show(table)
+            show(table, [*legend(self.evaluations.values()), f"in brackets: {INTERVALS}"])
         if measured_leaks(self.evaluations.values()):
             show(leaks_table(self.evaluations))
         for stage, record in self.evaluations.items():
             if near := sum(value for key, value in record.items() if key.endswith("n_near_ties")):
-                say(f"{stage}: {near} verdicts hang on logits that are equal within the model's precision")
+                verdicts = "1 verdict hangs" if near == 1 else f"{near:,} verdicts hang"
+                say(f"{stage_label(stage)}: {verdicts} on logits that are equal within the model's precision")
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,7 +116,7 @@ class RunReport(Callback):
         stages = list(self.continuations)
         if stages[-1:] != ["baseline"] and self.continuations.get("baseline") and self.continuations[stages[-1]]:
             examples = self._examples(trainer)
-            show(examples_table(examples))
+            show(examples_table(examples), [BOLD])
         self._show_change(trainer, module, examples)
         self.show_extraction(trainer)
         self._log_hyperparameters(trainer, module)

@@ -25,9 +25,9 @@ from lightning_kfac.storage.run_folder import EVENTS, OUTPUTS, RESULTS, STATUS, 
 
 
 def default_folder(command: str, config: Namespace) -> str:
-    """``runs/NAME``, after the last config file or the model; an evaluation's, ``runs/NAME-validate``, is its own."""
+    """``runs/NAME``, after the last config file or the model; ``runs/NAME-COMMAND`` of validate and predict."""
     name = Path(str(config.config[-1])).stem if config.config else Path(config.model.model_name or "model").name
-    return str(Path("runs") / (f"{name}-{command}" if command == "validate" else name))
+    return str(Path("runs") / (f"{name}-{command}" if command in ("validate", "predict") else name))
 
 
 def kind_and_outputs(command: str, config: Namespace, model: LightningModule) -> tuple[str, tuple[str, ...]]:

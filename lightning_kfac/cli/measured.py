@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import nn
 
-from lightning_kfac.console import progress_console, track_count
+from lightning_kfac.console import counted, progress_console, track_count
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
@@ -95,7 +95,7 @@ class MeasuredPoints:
                 advance_to(number)
         total = time.monotonic() - begin
         progress_console.print(
-            f"{len(missing)} edits: {total - evaluating:.1f} s editing, {evaluating:.1f} s measuring"
+            f"{counted(len(missing), 'edit')}: {total - evaluating:.1f} s editing, {evaluating:.1f} s measuring"
         )
 
     def _keep(self, key: str, stage: str, row: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from lightning_kfac.assets import resolve_path
 from lightning_kfac.callbacks import CrystallizationStudy, CurvatureCollector, EditCallback
 from lightning_kfac.callbacks.mining import MINED, SEARCHED
 from lightning_kfac.callbacks.typed import find_callback
-from lightning_kfac.console import console
+from lightning_kfac.console import console, counted
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.editing.checks import check_untied
 from lightning_kfac.errors import InputError
@@ -110,11 +110,11 @@ def _check_factors(option: str, folder: str, trainer: Trainer, model: CausalLM) 
 def announce(folder: Path, trainer: Trainer, model: CausalLM, data: TextData, n_layers: int) -> None:
     """Prints the steps of the run in order."""
     name = model.source or f"a new {model.config.model_type}"
-    text = f"{f'{data.max_tokens:,} tokens' if data.max_tokens else 'all'} of {data.corpus.label}"
+    text = f"{counted(data.max_tokens, 'token') if data.max_tokens else 'all'} of {data.corpus.label}"
     study = find_callback(trainer, CrystallizationStudy)
     edit = find_callback(trainer, EditCallback)
     domains = "".join(f" and on {domain.label}" for domain in data.domains.values())
-    steps = [f"collect the curvature of {n_layers} layers of {name} on {text}{domains}"]
+    steps = [f"collect the curvature of {counted(n_layers, 'layer')} of {name} on {text}{domains}"]
     if study is not None:
         steps = [f"collect the attention residuals of layers {list(study.config.layers)} of {name} on {text}"]
     if not model.frozen:

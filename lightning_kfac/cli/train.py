@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_kfac.attention.config import CrystallizeConfig
-from lightning_kfac.callbacks import CurvatureCollector, RankWatch, RunProgress, RunReport
+from lightning_kfac.callbacks import CurvatureCollector, EditCallback, RankWatch, RunProgress, RunReport
+from lightning_kfac.callbacks.mining import MINED
 from lightning_kfac.callbacks.typed import find_callback
+from lightning_kfac.cli import next_steps
 from lightning_kfac.cli.assembly import (
     callbacks_for,
     default_folder,
@@ -46,7 +49,7 @@ from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.storage.files import disk_error
-from lightning_kfac.storage.run_folder import STATE, RunFolder
+from lightning_kfac.storage.run_folder import CONFIG, RESULTS, STATE, RunFolder
 from lightning_kfac.storage.yaml_files import check_config_files
 
 TRAINER_DEFAULTS = {
@@ -63,11 +66,13 @@ SHOWN_TRAINER_OPTIONS = ("accelerator", "default_root_dir", "devices", "num_node
 HELP = {
     "trainer.strategy": "Several devices: ddp, or fsdp for a model larger than one device. (default: auto)",
     "trainer.default_root_dir": "Folder of the run. (default: runs/NAME, after the config file or the model; "
-    "validate has runs/NAME-validate)",
+    "validate has runs/NAME-validate, predict runs/NAME-predict)",
     "ckpt_path": "Go on from this state of the run's folder (state/step-N, or last) instead of the newest one.",
     "weights_only": argparse.SUPPRESS,
 }
 FOLDERS = ("factors/", "domains/", "edited/", "patch/", "model/", "residuals/")
+CRYSTALLIZATION = "crystallization.json"
+MEASURED = (RESULTS, CONFIG, "tensorboard/")
 
 
 class Parser(InputErrors, LightningArgumentParser):
@@ -78,7 +83,8 @@ class TrainCLI(LightningCLI):
     """``fit`` collects curvature and edits (or trains), ``validate`` evaluates, ``predict`` mines."""
 
     def __init__(self, args: list[str] | None = None, typed: list[str] | None = None):
-        self.typed = command_line(*(typed or args or sys.argv[1:]))
+        self.words = list(typed or args or sys.argv[1:])
+        self.typed = command_line(*self.words)
         super().__init__(
             CausalLM,
             TextData,
@@ -133,6 +139,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Defaults that depend on other settings, and the state of an interrupted run to go on from."""
         config = self.config[self.subcommand]
+        self.folder_is_default = config.trainer.default_root_dir is None
         config.trainer.default_root_dir = config.trainer.default_root_dir or default_folder(self._command, config)
         folder = str(config.trainer.default_root_dir)
         if "://" in folder:
@@ -209,7 +216,7 @@ class TrainCLI(LightningCLI):
         model = self.model
         details = edit_details(model.source)
         reference = None
-        why = "the baseline is skipped"
+        why = "the unedited model is skipped (model.skip_baseline)"
         if not model.skip_baseline:
             reference, why = find_reference(model.source, model.reference, model.vocab_size)
         if reference:
@@ -226,6 +233,8 @@ class TrainCLI(LightningCLI):
             self.report.show_comparison()
             self.report.show_extraction(self.trainer)
             self.folder.note(self.typed)
+            console.print(f"Outputs in {self.folder.path}/: {', '.join(self._present(MEASURED))}")
+            next_steps.show_page(self.folder.path)
 
     def _check_reference(self, reference: ModelSource, details: dict[str, Any]) -> None:
         """Says where the reference is not what was edited."""
@@ -238,14 +247,23 @@ class TrainCLI(LightningCLI):
         if self.trainer.global_rank == 0:
             self.folder.finish()
             path = self.folder.path
-            present = [
-                name
-                for name in (*FOLDERS, "crystallization.json", "results.jsonl", "config.yaml")
-                if (path / name).exists()
-            ]
-            console.print(f"Outputs in {path}/: {', '.join(present)}")
+            console.print(f"Outputs in {path}/: {', '.join(self._present((*FOLDERS, CRYSTALLIZATION, *MEASURED)))}")
             if isinstance(self.trainer.logger, TensorBoardLogger):
                 console.print(f"TensorBoard: {_python()} -m tensorboard.main --logdir {path / 'tensorboard'}")
+            next_steps.show_page(path)
+            config = self.config[self._command]
+            if find_callback(self.trainer, CurvatureCollector) and not find_callback(self.trainer, EditCallback):
+                next_steps.after_collection(path, config.data.as_dict(), config.model.dtype)
+
+    def after_predict(self) -> None:
+        """Says where everything is, once a search has finished."""
+        path = self.folder.path
+        if self.trainer.global_rank == 0 and (path / MINED).exists():
+            kept = sum(1 for line in (path / MINED).read_text("utf-8").splitlines() if line)
+            next_steps.after_search(self.words, path, kept, self.folder_is_default)
+
+    def _present(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if (self.folder.path / name).exists()]
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

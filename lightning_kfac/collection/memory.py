@@ -13,6 +13,7 @@ from torch import Tensor, UntypedStorage, nn
 from lightning_kfac.collection.capture import Trial, Uses
 from lightning_kfac.collection.leftovers import without_leftover_gradients
 from lightning_kfac.collection.objective import BatchT, Objective
+from lightning_kfac.console import counted
 from lightning_kfac.distributed.ranks import share_out
 from lightning_kfac.distributed.sharding import gathered_bytes, is_spread
 from lightning_kfac.errors import InputError
@@ -65,7 +66,7 @@ class MemoryPlan:
         return (
             f"{layers} projection{'s' * (layers != 1)}, {passes}, {readable_bytes(self.factor_bytes)} of factors"
             f"{' on each rank' if self.owners is not None else ''}, "
-            f"{readable_bytes(self.activation_bytes)} of activations ({self.rows_at_once} rows at once), "
+            f"{readable_bytes(self.activation_bytes)} of activations ({counted(self.rows_at_once, 'row')} at once), "
             f"{readable_bytes(self.head_bytes)} of logits"
         )
 

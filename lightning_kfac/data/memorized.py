@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from lightning_kfac.console import say
+from lightning_kfac.console import counted, say
+from lightning_kfac.data.cutting import FEWEST_TOKENS, PREFIX, SUFFIX, Window, windows
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.set_formats import OWN, MemorizedSet, TextSet, cut_tokens
 from lightning_kfac.data.text_ids import Continuation, Tokenize, continuation_ids, start_tokens, text_ids
@@ -55,9 +56,11 @@ def load_memorized(
 ) -> list[MemorizedSequence]:
     """Reads a memorized set, or texts to be scored.
 
-    Rows hold ids, used untouched, or text, see ``MemorizedSet``. A text without a prefix is cut like a sequence of ids,
-    or stays whole in a ``TextSet``. Text is tokenized prefix and suffix together, see
-    ``continuation_ids``; of how many rows a token straddles the cut is said.
+    Rows hold ids, used untouched, or text, see ``MemorizedSet``. A prefix and its suffix are tokenized together, see
+    ``continuation_ids``; of how many rows a token straddles the cut is said. A text without a prefix stays whole in a
+    ``TextSet``. Otherwise it is cut behind ``prefix_len`` tokens; where that is not given, into passages of 64 + 48
+    tokens whose suffixes follow one another, a shorter text in the middle, and one below 8 tokens is left out. How
+    many were used is said.
     Rows that repeat earlier ones count again, with a notice, unless bad rows are skipped. Ids beside a
     ``tokenizer_fingerprint`` (``predict`` writes it) are refused with another tokenizer.
 
@@ -73,39 +76,58 @@ def load_memorized(
         InputError: Names the file and the line.
     """
     memorized = MemorizedSet.parse("memorized", source)
-    path = memorized.files()[0]
+    files = memorized.files()
+    path = Path(memorized.source) if len(files) > 2 else files[0]
     bad = BadRows(skip_bad_rows)
     sequences: list[MemorizedSequence] = []
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     with_text: list[tuple[str, list[int]]] = []
     noted = _Noted()
-    rows = _Rows(memorized, tokenizer, vocab_size, prefix_len)
+    rows = _Rows(memorized, tokenizer, vocab_size, prefix_len, suffix_len)
     for where, row in memorized.rows(bad):
         try:
-            sequence, straddles, in_the_middle = rows.parse(row, where)
-            cut = _cut(sequence, where, None if sequence.whole else prefix_len, suffix_len)
+            parsed = rows.parse(row, where)
+            cuts = [rows.cut(sequence, where) for sequence in parsed.sequences]
         except InputError as error:
             bad.meet(error)
             continue
-        first = seen.setdefault((tuple(cut.prefix), tuple(cut.suffix)), where)
-        if first is not where:
-            repeats = f"{where} repeats {first.rpartition(', ')[2]}"
-            if skip_bad_rows:
-                bad.meet(InputError(repeats))
-                continue
-            noted.repeated.append(repeats)
-        sequences.append(_shortened(cut, longest))
-        noted.straddling += [where] * straddles
-        noted.halved += in_the_middle
-        noted.shortened += sequences[-1] is not cut
+        noted.add(parsed, where)
+        for cut in cuts:
+            first = seen.setdefault((tuple(cut.prefix), tuple(cut.suffix)), where)
+            if first is not where:
+                repeats = f"{where} repeats {first.rpartition(', ')[2]}"
+                if skip_bad_rows:
+                    bad.meet(InputError(repeats))
+                    continue
+                noted.repeated.append(repeats)
+            sequences.append(_shortened(cut, longest))
+            noted.shortened += sequences[-1] is not cut
         if "prefix_ids" in row and len(with_text) < COMPARED_WITH_TEXT:
-            with_text += _text_beside_ids(row, sequence)
+            with_text += _text_beside_ids(row, parsed.sequences[0])
     bad.tell(path)
+    if not sequences and noted.texts:
+        raise InputError(f"{path}: {noted.too_few()}")
     if not sequences:
         raise InputError(f"{path}: the {'set' if isinstance(memorized, TextSet) else 'memorized set'} is empty")
     noted.tell(path, len(sequences), longest)
     _check_tokenizer(with_text, tokenizer, path)
     return sequences
+
+
+class _Parsed(NamedTuple):
+    """What a row gave.
+
+    Attributes:
+        sequences: One; of a text its passages, none where it is too short.
+        straddles: A token straddles the end of the prefix.
+        halved: Nothing said where the prefix ends, and it was cut in the middle.
+        text: Tokens of a text that was cut into passages; 0 of another row.
+    """
+
+    sequences: list[MemorizedSequence]
+    straddles: bool = False
+    halved: bool = False
+    text: int = 0
 
 
 @dataclass
@@ -115,16 +137,48 @@ class _Noted:
     Attributes:
         repeated: Rows that repeat earlier ones.
         straddling: Rows in which a token straddles the end of the prefix.
-        halved: Number of rows that do not say where their prefix ends.
+        halved: Number of rows of ids that do not say where their prefix ends.
         shortened: Number of texts of which the beginning is used.
+        texts: Tokens of each text that was cut into passages.
+        passages: Number of their passages.
+        short: Number of texts that are shorter than a passage.
+        too_short: Number of texts that are left out.
     """
 
     repeated: list[str] = field(default_factory=list)
     straddling: list[str] = field(default_factory=list)
     halved: int = 0
     shortened: int = 0
+    texts: list[int] = field(default_factory=list)
+    passages: int = 0
+    short: int = 0
+    too_short: int = 0
+
+    def add(self, parsed: _Parsed, where: str) -> None:
+        self.straddling += [where] * parsed.straddles
+        if not parsed.text:
+            self.halved += parsed.halved
+            return
+        self.texts.append(parsed.text)
+        self.passages += len(parsed.sequences)
+        self.short += parsed.halved
+        self.too_short += not parsed.sequences
+
+    def too_few(self) -> str:
+        longest = f"the longest of {counted(len(self.texts), 'text')} has {counted(max(self.texts), 'token')}"
+        return f"{longest}, {FEWEST_TOKENS} are needed; in a folder each file of text is one text"
+
+    def of_texts(self) -> str:
+        parts = [f"{counted(len(self.texts), 'text')} cut into {counted(self.passages, 'passage')}"]
+        if self.short:
+            parts.append(f"{self.short:,} shorter than {PREFIX} + {SUFFIX} tokens, cut in the middle")
+        if self.too_short:
+            parts.append(f"{self.too_short:,} below {FEWEST_TOKENS} tokens, left out")
+        return "; ".join(parts)
 
     def tell(self, path: Path, count: int, longest: int | None) -> None:
+        if self.texts:
+            say(f"{path}: {self.of_texts()}")
         if self.repeated:
             rows = f"{len(self.repeated):,} rows repeat earlier ones"
             say(f"{path}: {rows} and count again; the first: {self.repeated[0]}")
@@ -150,13 +204,16 @@ class _Rows:
     tokenizer: Tokenize | None
     vocab_size: int
     prefix_len: int | None
+    suffix_len: int | None
 
-    def parse(self, row: dict[str, Any], where: str) -> tuple[MemorizedSequence, bool, bool]:
-        """The sequence, whether a token straddles the end of its prefix, and whether it was cut in the middle."""
+    def parse(self, row: dict[str, Any], where: str) -> _Parsed:
+        """What a row gives."""
         straddles = False
         prefix, suffix, text, halved, whole = self.memorized.parts(row, where, self.prefix_len)
         if whole and isinstance(self.memorized, TextSet):
-            return self._whole(suffix, where), False, False
+            return _Parsed([self._whole(suffix, where)])
+        if whole and self.prefix_len is None:
+            return self._passages(suffix, where)
         if whole:
             prefix, suffix, _, halved, _ = cut_tokens(self._text_ids(suffix, where), None, self.prefix_len, where)
         elif text:
@@ -165,7 +222,26 @@ class _Rows:
             self._check_made_by(row.get("tokenizer_fingerprint"), where)
         for name, ids in (("prefix", prefix), ("suffix", suffix)):
             self._check_ids(ids, f"{where}: {name}")
-        return MemorizedSequence(prefix, suffix), straddles, halved
+        return _Parsed([MemorizedSequence(prefix, suffix)], straddles, halved)
+
+    def cut(self, sequence: MemorizedSequence, where: str) -> MemorizedSequence:
+        """As long as the options ask for."""
+        prefix_len = None if sequence.whole else self.prefix_len
+        try:
+            return sequence.cut(prefix_len, self.suffix_len)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def _passages(self, text: object, where: str) -> _Parsed:
+        ids = self._text_ids(text, where)
+        self._check_ids(ids, f"{where}: text")
+        size = len(ids)
+        if size < FEWEST_TOKENS:
+            return _Parsed([], text=size)
+        cuts = windows(size, suffix=self.suffix_len or SUFFIX)
+        halves = [Window(0, size // 2, size)]
+        sequences = [MemorizedSequence(ids[start:cut], ids[cut:end]) for start, cut, end in cuts or halves]
+        return _Parsed(sequences, halved=not cuts, text=size)
 
     def _tokenized(self, prefix: str, suffix: str, where: str) -> Continuation:
         if self.tokenizer is None:
@@ -215,13 +291,6 @@ class _Rows:
     @cached_property
     def _fingerprint(self) -> str | None:
         return None if self.tokenizer is None else tokenizer_fingerprint(cast(Any, self.tokenizer))
-
-
-def _cut(sequence: MemorizedSequence, where: str, prefix_len: int | None, suffix_len: int | None) -> MemorizedSequence:
-    try:
-        return sequence.cut(prefix_len, suffix_len)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def _shortened(sequence: MemorizedSequence, longest: int | None) -> MemorizedSequence:

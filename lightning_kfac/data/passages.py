@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lightning_kfac.console import counted
 from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.cutting import PREFIX, SUFFIX, Window, windows
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.packing import tokenize_documents
 from lightning_kfac.data.readers import Reading
@@ -18,13 +20,10 @@ from lightning_kfac.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The windows of the paper.
-PREFIX = 64
-SUFFIX = 48
+# A shorter text is halved; of one below this, half would be said by anybody, which a verdict must not rest on.
+FEWEST_TOKENS = 16
 # By them a mapping names a memorized set.
 SET_FIELDS = {"prefix_field", "suffix_field", "tokens_field", "separator"}
-# A shorter text is halved; of one below this, half would be said by anybody.
-FEWEST_TOKENS = 16
 
 
 class Passage(NamedTuple):
@@ -74,16 +73,6 @@ class Passages:
         if self.too_short:
             parts.append(f"{self.too_short:,} left out, below {FEWEST_TOKENS} tokens")
         return "; ".join(parts)
-
-
-def counted(count: int, name: str) -> str:
-    """A number of things.
-
-    Example:
-        >>> counted(1, "text"), counted(1200, "text")
-        ('1 text', '1,200 texts')
-    """
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def check_lengths(prefix_len: int | None, suffix_len: int | None) -> None:
@@ -167,17 +156,14 @@ def _documents(
 def _add(found: Passages, document: np.ndarray, prefix: int, suffix: int) -> None:
     """Cuts a document, or leaves it out."""
     size = len(document)
-    starts = list(range(0, size - prefix - suffix + 1, suffix))
-    if not starts:
+    cuts = windows(size, prefix, suffix)
+    if not cuts:
         if size < FEWEST_TOKENS:
             found.too_short += 1
             return
         found.halved += 1
-        starts = [0]
-        suffix = min(suffix, size // 2)
-        prefix = size - suffix
+        cuts = [Window(0, size - min(suffix, size // 2), size)]
     number = len(found.sizes)
     found.sizes.append(size)
-    for start in starts:
-        ids = document[start : start + prefix + suffix].tolist()
-        found.passages.append(Passage(number, start, ids[:prefix], ids[prefix:]))
+    for start, cut, end in cuts:
+        found.passages.append(Passage(number, start, document[start:cut].tolist(), document[cut:end].tolist()))

@@ -50,17 +50,18 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class MemorizedSet:
-    """A file of sequences, and where prefix and suffix lie in its rows.
+    """A file of sequences, and where prefix and suffix lie in its rows; or texts, which are cut into such.
 
     Args:
         source: JSONL, JSON, Parquet or Arrow (JSON also as .gz or .zst; ``demo:FILE`` names an embedded one), or .npy:
             an array of ids [n, length], or one of prefixes, beside which the same name has ``suffix`` for ``prefix``;
-            or the folder of such a pair.
+            or the folder of such a pair. Texts are rows with a field ``text``, the lines of a file of text (``.txt``,
+            ``.md``), or a folder: of its files each of text is one, and each row of another file.
         prefix_field, suffix_field: Fields of text or of ids; by default ``prefix_ids`` and ``suffix_ids``, or text
             under ``prefix`` and ``suffix``, ``prompt`` and ``gt``, ``question`` and ``answer``.
         tokens_field: Field of whole sequences of ids. The prefix is the first ``prefix_len`` (a field of the row, else
             the option of the data), else the first half.
-        text_field: Field of whole texts, by default ``text`` where a row has no prefix; cut like sequences of ids.
+        text_field: Field of whole texts, by default ``text`` where a row has no prefix; see ``load_memorized``.
         separator: Between prefix and suffix where they are text; by default a space between prompt and gt and between
             question and answer, unless there is one, and else nothing.
     """
@@ -95,11 +96,16 @@ class MemorizedSet:
         return cls(**value)
 
     def files(self) -> list[Path]:
-        """What is read: the file, and of prefixes in an array its suffixes."""
+        """What is read: the file, and of prefixes in an array its suffixes; or the files of a folder.
+
+        Raises:
+            InputError: There is nothing to read in a folder.
+        """
         path = resolve_path(self.source)
         check_not_special(path)
         if path.is_dir():
-            path = _array_of_prefixes(path) or path
+            pair = _array_of_prefixes(path)
+            return _with_partner(pair) if pair else local_files(self.source)
         return _with_partner(path) if path.suffix == ARRAY else [path]
 
     def rows(self, bad: BadRows | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -111,19 +117,24 @@ class MemorizedSet:
         Raises:
             InputError: A file cannot be read, or is of another kind.
         """
-        path, *partner = self.files()
-        if path.suffix == ARRAY:
-            yield from _rows_of_arrays(path, *partner)
+        in_a_folder = resolve_path(self.source).is_dir()
+        files = self.files()
+        if len(files) <= 2 and all(file.suffix == ARRAY for file in files):
+            yield from _rows_of_arrays(*files)
             return
-        if path.is_dir():
-            raise InputError(f"{path}: a folder; name the file in it that holds the set")
-        yield from self._records(path, bad)
+        for file in files:
+            if kind_of_file(file.name) not in TEXT or not file.exists():
+                yield from self._records(file, bad)
+            elif in_a_folder:
+                yield str(file), {"text": TextFile(file).text()}
+            else:
+                yield from _lines(file)
 
     def _records(self, path: Path, bad: BadRows | None) -> Iterator[tuple[str, dict[str, Any]]]:
         if path.exists() and kind_of_file(path.name) not in RECORDS:
             raise InputError(
-                f"{path}: cannot read a set from this kind of file; use one of {', '.join(RECORDS)} (JSON also .gz, "
-                f".zst), or {ARRAY}"
+                f"{path}: cannot read a set from this kind of file; use one of {', '.join((*RECORDS, *TEXT))} (but for "
+                f"tables also .gz and .zst), or {ARRAY}"
             )
         for number, row in records_of(path, bad=bad):
             yield place(path, number), row
@@ -177,34 +188,14 @@ class MemorizedSet:
 
 
 class TextSet(MemorizedSet):
-    """Texts that a model is asked about: whatever a memorized set may be, or whole texts.
-
-    Whole texts are rows with a field ``text``, the lines of a file of text (``.txt``, ``.md``), or the files of a
-    folder: of these each file of text is one, and each row of another file.
-    """
+    """Texts that are scored whole, but for the rows that have a prefix."""
 
     @override
     def files(self) -> list[Path]:
-        path = resolve_path(self.source)
         found = super().files()
         if not found[0].exists():
             raise InputError(f"{found[0]}: no such file or folder")
-        return local_files(self.source) if path.is_dir() and found == [path] else found
-
-    @override
-    def rows(self, bad: BadRows | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        path = resolve_path(self.source)
-        files = self.files()
-        if kind_of_file(path.name) in TEXT and path.is_file():
-            yield from _lines(path)
-        elif not path.is_dir() or files[0].suffix == ARRAY:
-            yield from super().rows(bad)
-        else:
-            for file in files:
-                if kind_of_file(file.name) in TEXT:
-                    yield str(file), {"text": TextFile(file).text()}
-                else:
-                    yield from self._records(file, bad)
+        return found
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -217,6 +208,9 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def is_set(source: str) -> bool:
     """Whether a source is a memorized set by its first row, and not a corpus."""
     found = MemorizedSet(source)
+    folder = resolve_path(source)
+    if folder.is_dir():
+        return _array_of_prefixes(folder) is not None
     path, *partner = found.files()
     if not path.is_file() or kind_of_file(path.name) not in RECORDS:
         return bool(partner)

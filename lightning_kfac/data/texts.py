@@ -100,7 +100,7 @@ class Texts:
             yield CORPUS, self.corpus, self.max_tokens
         if stage == "fit":
             yield from ((domain_text(name), corpus, self.domain_tokens) for name, corpus in self.domains.items())
-        if self.heldout is not None:
+        if self.heldout is not None and stage != "predict":
             yield HELDOUT, self.heldout, self.heldout_tokens
 
     def rows(self, name: str) -> TokenRows:

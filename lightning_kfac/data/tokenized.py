@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lightning_kfac.console import say, track_count
+from lightning_kfac.console import counted, say, track_count
 from lightning_kfac.data.corpus import Corpus
 from lightning_kfac.data.documents import Document, TokenIds
 from lightning_kfac.data.packing import tokenize_documents
@@ -239,12 +239,12 @@ class _Writing:
         total = self.corpus.count() if filled else n_documents
         of = f" of {total:,}" if total is not None and total >= n_documents else ""
         noun = "document" if (total or n_documents) == 1 else "documents"
-        say(f"{label}: {self.count:,} tokens of {n_documents:,}{of} {noun}")
+        say(f"{label}: {counted(self.count, 'token')} of {n_documents:,}{of} {noun}")
         if self.first_ids is not None:
             text = self.tokenizer.decode(np.asarray(self.first_ids).tolist())
             say(f"{label}: token ids are used as they are; this tokenizer reads them as {text!r} ...")
         if self.max_tokens is not None and not filled:
-            say(f"{label} has {self.count:,} tokens, fewer than the {self.max_tokens:,} asked for")
+            say(f"{label} has {counted(self.count, 'token')}, fewer than the {self.max_tokens:,} asked for")
         if n_documents < FEW_DOCUMENTS:
             say(
                 f"{label}: few documents ({n_documents}): factors and figures are of these texts rather than of their "

@@ -27,9 +27,19 @@ class ContinuationShift(SeveralFigures):
     """
 
     labels: ClassVar[dict[str, Label]] = {
-        "unchanged": Label("not recited: continuation as before", "{:.3f}", "higher", counter="n_not_recited"),
+        "unchanged": Label(
+            "continued as before",
+            "{:.3f}",
+            "higher",
+            counter="n_not_recited",
+            meaning="of what the unedited model does not recite, the share that goes on word for word as it did",
+        ),
         "shift_levenshtein_norm": Label(
-            "not recited: Levenshtein from before", "{:.3f}", "lower", counter="n_not_recited"
+            "how far the continuation moved",
+            "{:.3f}",
+            "lower",
+            counter="n_not_recited",
+            meaning="edits from the unedited model's continuation, a token (0: as it was, 1: nothing in common)",
         ),
     }
     group = "set"

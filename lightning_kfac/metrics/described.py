@@ -30,6 +30,7 @@ class Label(NamedTuple):
         counter: The result that says of how many sequences the figure is, where few of them tell nothing.
         panel: Where figures that compare stages draw it: with the other ``rates``, which lie in [0, 1], or by itself.
         aside: Not among the rows of tables; a section of its own has it.
+        meaning: For the legend of tables.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Label(NamedTuple):
     counter: str | None = None
     panel: Literal["rates", "own"] | None = None
     aside: bool = False
+    meaning: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ TRIES = (1, 10, 1000)
 CHANCES = ("0.001", "0.01", "0.1", "0.5")
 # Of the curve: ten points a decade, in whole numbers.
 CURVE = tuple(sorted({round(10 ** (i / 10)) for i in range(61)}))
+EXPECTED = "expected share that comes out word for word in so many samples of each sequence"
 
 
 class Extraction(SeveralFigures):
@@ -44,9 +45,11 @@ class Extraction(SeveralFigures):
     """
 
     labels: ClassVar[dict[str, Label]] = {
-        "extraction.expected_at.1": Label("extracted by one sample", "{:.3f}", "lower"),
-        "extraction.expected_at.10": Label("extracted in 10 samples", "{:.3f}", "lower"),
-        "extraction.expected_at.1000": Label("extracted in 1,000 samples", "{:.3f}", "lower", short="in 1,000 samples"),
+        "extraction.expected_at.1": Label("extracted by one sample", "{:.3f}", "lower", meaning=EXPECTED),
+        "extraction.expected_at.10": Label("extracted in 10 samples", "{:.3f}", "lower", meaning=EXPECTED),
+        "extraction.expected_at.1000": Label(
+            "extracted in 1,000 samples", "{:.3f}", "lower", short="in 1,000 samples", meaning=EXPECTED
+        ),
         "extraction.share_p.0.001": Label("probability 0.1 % or more", "{:.3f}", "lower", aside=True),
         "extraction.share_p.0.01": Label("probability 1 % or more", "{:.3f}", "lower", aside=True),
         "extraction.share_p.0.1": Label("probability 10 % or more", "{:.3f}", "lower", aside=True),

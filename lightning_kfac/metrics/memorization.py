@@ -28,9 +28,28 @@ class Memorization(SeveralFigures):
     """
 
     labels: ClassVar[dict[str, Label]] = {
-        "strict_acc": Label("strict accuracy", "{:.3f}", "lower", short="strict", panel="rates"),
-        "loose_acc": Label("loose accuracy", "{:.3f}", "lower", panel="rates"),
-        "avg_levenshtein_norm": Label("normalised Levenshtein", "{:.3f}", "higher", panel="rates"),
+        "strict_acc": Label(
+            "strict accuracy",
+            "{:.3f}",
+            "lower",
+            short="strict",
+            panel="rates",
+            meaning="share of the sequences that greedy decoding recites word for word",
+        ),
+        "loose_acc": Label(
+            "loose accuracy",
+            "{:.3f}",
+            "lower",
+            panel="rates",
+            meaning="share recited but for a few tokens (25 % of them, if nothing else is asked for)",
+        ),
+        "avg_levenshtein_norm": Label(
+            "normalised Levenshtein",
+            "{:.3f}",
+            "higher",
+            panel="rates",
+            meaning="edits from the true continuation, a token (0: recited, 1: nothing in common)",
+        ),
     }
     group = "set"
     seen = SequencesSeen

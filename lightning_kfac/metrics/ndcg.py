@@ -25,7 +25,14 @@ class NDCG(OneFigure):
     """
 
     labels: ClassVar[dict[str, Label]] = {
-        "ndcg@10": Label("nDCG@10 against the unedited", "{:.4f}", "higher", short="nDCG@10", panel="own")
+        "ndcg@10": Label(
+            "nDCG@10 against the unedited",
+            "{:.4f}",
+            "higher",
+            short="nDCG@10",
+            panel="own",
+            meaning="how far the ten likeliest next tokens are ranked as the unedited model ranks them (1: the same)",
+        )
     }
     seen = TextSeen
     higher_is_better = True

@@ -17,7 +17,14 @@ class _OfTokens(OneFigure):
     """exp(sum of token NLL / number of target tokens), summed in float64."""
 
     labels: ClassVar[dict[str, Label]] = {
-        "perplexity": Label("perplexity, held-out text", "{:.2f}", "lower", short="perplexity", panel="own")
+        "perplexity": Label(
+            "perplexity, held-out text",
+            "{:.2f}",
+            "lower",
+            short="perplexity",
+            panel="own",
+            meaning="exp of the mean loss of a token; lower is better",
+        )
     }
     seen = TextSeen
     higher_is_better = False

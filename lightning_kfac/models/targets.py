@@ -50,6 +50,7 @@ MLP = ("gate", "up", "down")
 # Of a mixture: the experts that a router chooses, and those that every token goes through.
 KINDS_OF_MLP = ("", "expert_", "shared_")
 PROJECTIONS = (*NAMES, *(kind + p for kind in KINDS_OF_MLP[1:] for p in MLP))
+OF_MLP = tuple(kind + p for kind in KINDS_OF_MLP for p in MLP)
 # Attentions, norms and routers may hold gates and small networks of another purpose.
 ELSEWHERE = re.compile(r"(?:attn|attention|layernorm|router|\bgate)\.")
 FUSED = {
@@ -74,7 +75,7 @@ IN_BLOCK = re.compile(rf"{BLOCK}\.")
 def resolve_targets(
     model: nn.Module,
     blocks: Blocks = "all",
-    projections: Sequence[str] = ("gate", "up", "down"),
+    projections: Sequence[str] | None = None,
     modules: Sequence[str] | None = None,
 ) -> dict[str, Layer]:
     """The chosen layers by dotted name, in the model's own order.
@@ -82,7 +83,7 @@ def resolve_targets(
     Args:
         blocks: Transformer blocks by index, negative from the end, or ``all``.
         projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
-            shared_up, shared_down of one that every token goes through.
+            shared_up, shared_down of one that every token goes through. By default all of these MLPs that there are.
         modules: Instead of blocks and projections: regular expressions, each of which must match the
             whole dotted name of at least one layer. A weight that is chosen whole is not tracked in parts as well.
 
@@ -245,7 +246,12 @@ def layer_labels(names: Iterable[str]) -> dict[str, str]:
     return {name: label if taken[label] == 1 else name for name, label in labels.items()}
 
 
-def _by_projection(model: nn.Module, layers: dict[str, Layer], blocks: Blocks, projections: Sequence[str]) -> set[str]:
+def _by_projection(
+    model: nn.Module, layers: dict[str, Layer], blocks: Blocks, projections: Sequence[str] | None
+) -> set[str]:
+    if projections is None:
+        there_are = {projection_of(name) for name in layers}
+        projections = [name for name in OF_MLP if name in there_are] or MLP
     if unknown := [p for p in projections if p not in PROJECTIONS]:
         raise InputError(f"unknown projection {unknown[0]!r}; choose from {', '.join(PROJECTIONS)}")
     if not projections:

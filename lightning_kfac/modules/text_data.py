@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_kfac.console import say
 from lightning_kfac.data.corpus import Corpus
+from lightning_kfac.data.cutting import PREFIX, SUFFIX
 from lightning_kfac.data.loaders import Position, RowLoader, TokenRows, question_loader, row_loader, sequence_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.names import CLEAN, CORPUS, HELDOUT, MEMBERS, MEMORIZED, NONMEMBERS, check_names
@@ -37,9 +38,6 @@ from lightning_kfac.storage.files import content_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The windows of the paper.
-WINDOW_PREFIX = 64
-WINDOW_SUFFIX = 48
 # Typed, so that the command line takes a text with braces in it as a text.
 Fields = dict[str, bool | int | str | list[str] | None]
 
@@ -76,7 +74,8 @@ class TextData(LightningDataModule):
         heldout: Text for perplexity and nDCG, like ``corpus``; null measures neither. ``embedded`` means
             the documents that are held out of the embedded corpus.
         heldout_tokens: Token budget of the held-out text.
-        memorized: Memorized sequences: a file (JSONL, JSON, Parquet, .npy; ``demo:FILE`` names an embedded one), or a
+        memorized: Memorized sequences: a file (JSONL, JSON, Parquet, .npy; ``demo:FILE`` names an embedded one), texts
+            (rows with ``text``, the lines of a file of text, a folder of files), which are cut into passages, or a
             mapping with the fields of ``MemorizedSet``.
         sets: Further memorized sets, name to what ``memorized`` takes; their metrics carry the name as a prefix.
             Suffixes may differ in length.
@@ -173,7 +172,7 @@ class TextData(LightningDataModule):
         self.clean_windows = clean_windows
         self.skip_bad_rows = skip_bad_rows
         self.mining = mining
-        self.window = (prefix_len or WINDOW_PREFIX, suffix_len or WINDOW_SUFFIX)
+        self.window = (prefix_len or PREFIX, suffix_len or SUFFIX)
         self.tokenizer_name = tokenizer
         self.own_tokenizer = own_tokenizer
         self.planted_files = planted or []

@@ -97,7 +97,7 @@ def attacks_table(rows: Sequence[Row]) -> Table:
     """What survives, at 80 columns: intervals stand below their figures."""
     table = Table(box=box.SIMPLE_HEAD, title=TITLE, title_justify="left", padding=(0, 1, 0, 0))
     for name in HEADER:
-        how: dict[str, Any] = {"max_width": LABEL} if name == HEADER[0] else {"justify": "right"}
+        how: dict[str, Any] = {"min_width": LABEL} if name == HEADER[0] else {"justify": "right", "no_wrap": True}
         table.add_column(name, overflow="fold", **how)
     for line in attack_lines(rows):
         table.add_row(

@@ -6,8 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lightning_kfac.console import literal
-from lightning_kfac.data.passages import counted
+from lightning_kfac.console import counted, literal
 from lightning_kfac.math.strips import Strip
 from lightning_kfac.metrics.extraction import TRIES
 from lightning_kfac.metrics.leaks import SCORES
@@ -127,8 +126,9 @@ def figures_table(audit: Audit) -> Table:
     """The figures for a terminal."""
     found = Table(box=box.SIMPLE_HEAD)
     header, rows = _rows(audit)
-    for number, name in enumerate(header):
-        found.add_column(literal(name), justify="right" if number else "left", overflow="fold")
+    found.add_column(literal(header[0]), overflow="fold", min_width=20)
+    for name in header[1:]:
+        found.add_column(literal(name), justify="right", no_wrap=True)
     for row in rows:
         found.add_row(*map(literal, row))
     return found

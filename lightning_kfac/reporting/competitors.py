@@ -1,5 +1,6 @@
 """Methods at matched forgetting, as a person reads them: rows of ``results.jsonl`` in, cells out."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_kfac.console import format_seconds, literal
+from lightning_kfac.console import format_seconds, literal, visible
 from lightning_kfac.reporting.attacks import STRICT, Cell, attack_label, attack_rows, recovered_cell
 
 Row = Mapping[str, Any]
@@ -15,6 +16,7 @@ Row = Mapping[str, Any]
 CHOOSING = "choosing"
 CHOSEN_BY = f"{CHOOSING}/strict_acc"
 LABEL = 14, 20  # least and most
+TITLE = 14  # of a column
 UNEDITED = "unedited"
 # Of 80 columns the figures take the rest.
 FIGURES = {
@@ -156,8 +158,9 @@ def needs_table(rows: Sequence[Row], target: float, attacked: Mapping[str, Seque
 def _table(title: str, first: str, titles: Iterable[str], lines: Iterable[tuple[str, list[Cell]]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column(first, min_width=LABEL[0], max_width=LABEL[1], overflow="fold")
-    for name in titles:
-        table.add_column(literal(name), justify="left" if name == "needs" else "right", overflow="fold")
+    for name in titles:  # titles of attacks are long, and folded between words
+        title = "\n".join(textwrap.wrap(visible(name), TITLE))
+        table.add_column(Text(title), justify="left" if name == "needs" else "right", no_wrap=True)
     for label, cells in lines:
         texts = [Text.assemble(cell.text, (f"\n{cell.bounds}" if cell.bounds else "", "dim")) for cell in cells]
         table.add_row(literal(label), *texts)

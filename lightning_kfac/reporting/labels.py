@@ -18,8 +18,37 @@ OF_EXTRACTION = [name for name in LABELS if name.startswith("extraction.")]
 OF_EXTRACTION_OPTIONS = [*NearVerbatim.labels, *PriorRatio.labels]
 DRAWN = [name for name, label in LABELS.items() if label.panel is not None]
 FEWEST_SHOWN = 10
+# What a person reads for the name of a stage in results; others read as they are.
+STAGES = {"baseline": "unedited"}
+INTERVALS = "95 % intervals; shares: Wilson, other figures: bootstrap, changes: paired bootstrap; n/a: not known"
 # Of members against non-members: by the name of the measure.
 OF_LEAKS = {name: f"{OBJECT}.{name}" for name in SCORES}
+
+
+def stage_label(stage: str) -> str:
+    """How an evaluated model is called.
+
+    Example:
+        >>> stage_label("baseline"), stage_label("edited")
+        ('unedited', 'edited')
+    """
+    return STAGES.get(stage, stage)
+
+
+def legend(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the figures of these records mean, a line each: ``strict accuracy: share of ...``."""
+    records = list(records)
+    names = [name for name in LABELS if any(key.rpartition("/")[2] == name for record in records for key in record)]
+    lines: dict[str, list[str]] = {}
+    for name in names:
+        if LABELS[name].meaning and not LABELS[name].aside:
+            lines.setdefault(LABELS[name].meaning, []).append(LABELS[name].title)
+    return [f"{_together(titles)}: {meaning}" for meaning, titles in lines.items()]
+
+
+def _together(titles: list[str]) -> str:
+    """Titles of figures of one kind: ``extracted by one sample, ... in 1,000 samples``."""
+    return titles[0].partition(" by ")[0] if len(titles) > 1 else titles[0]
 
 
 def measured_leaks(records: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -28,7 +28,8 @@ class Run:
         edit: ``edit.json`` of the edited model.
         comparison: ``comparison.json``: examples, changes of token losses.
         extraction: ``extraction.json``: expected share extracted over the number of tries, by set and stage.
-        findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, ``bands.json``, if they are there.
+        findings: ``mining.json``, ``recommended.json``, ``crystallization.json``, ``bands.json``, ``abilities.json``,
+            if they are there.
         forecast: ``forecast.json``, in the folder or in ``forecast/``.
         factors: The collected factors, if any.
         compared: ``compared.json`` of a comparison of methods; ``attacked`` has the results of attacks on each.
@@ -83,7 +84,7 @@ def read_run(path: Path) -> Run:
         raise InputError(f"{path}: no such run folder")
     if Manifest(path).kind == "audit":
         raise InputError(f"{path}: the folder of an audit, which wrote its own page, audit.html")
-    names = ("mining", "recommended", "crystallization", "bands")
+    names = ("mining", "recommended", "crystallization", "bands", "abilities")
     findings = {name: found for name in names if (found := _json(path / f"{name}.json"))}
     forecast = _json(path / FORECAST) or _json(path / "forecast" / FORECAST)
     results = read_results(path / "results.jsonl")

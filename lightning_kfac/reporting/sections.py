@@ -11,6 +11,7 @@ from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.spectra import layer_spectrum
 from lightning_kfac.metrics.leaks import BY_LAYER, BY_LAYER_RANDOM, TPR
 from lightning_kfac.models.targets import layer_label
+from lightning_kfac.reporting.abilities import abilities_section
 from lightning_kfac.reporting.attacks import HEADER as ATTACKS_HEADER
 from lightning_kfac.reporting.attacks import NEARLY, Cell, attack_lines, attack_rows, recovery_curves
 from lightning_kfac.reporting.competitors import comparison_lines, header, method_rows, needs_lines, strength
@@ -187,6 +188,11 @@ def attack_results(rows: Sequence[Mapping[str, Any]]) -> str:
         drawn = recovery_figure(rows, "what relearning brings back")
         parts.append(figure(drawn, "recovery over the steps of relearning"))
     return section("What survives attacks", *parts)
+
+
+def abilities(run: Run) -> str:
+    """What is left of each ability."""
+    return abilities_section(run.findings.get("abilities", {}))
 
 
 def methods(run: Run) -> str:
@@ -469,6 +475,7 @@ ORDER = (
     extraction,
     leaks,
     prices,
+    abilities,
     attacks,
     methods,
     findings,

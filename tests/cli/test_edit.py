@@ -203,7 +203,7 @@ def test_help_of_every_command_is_readable():
     done = subprocess.run([sys.executable, "edit.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     commands = (
         *("apply", "sweep", "inspect", "bands", "scan", "report", "import", "restore", "push", "plan"),
-        *("attack", "audit", "compare", "forecast", "map"),
+        *("abilities", "attack", "audit", "compare", "forecast", "map"),
     )
     assert all(f"  {name} " in done.stdout for name in commands)
     assert sorted(command_names()) == sorted([*commands, "configs"])

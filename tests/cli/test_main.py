@@ -152,8 +152,9 @@ def test_usage_and_hints_name_it(monkeypatch, tmp_path, demo_factors, capsys):
         main(["validate", "--help"])
     assert capsys.readouterr().out.startswith("usage: lightning-kfac validate --config CONFIG [--OPTION VALUE ...]\n")
     main(["apply", "--factors", str(demo_factors), "--output", str(tmp_path / "edited")])
-    hint = f"measure it: lightning-kfac validate --model.model_name {tmp_path}/edited --data.memorized FILE"
-    assert hint in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\n  lightning-kfac validate --data.memorized MEMORIZED_SET_OR_TEXTS --data.heldout GENERAL_TEXT " in out
+    assert f"--model.model_name {tmp_path}/edited --trainer.default_root_dir {tmp_path}/edited-measured\n" in out
     with pytest.raises(SystemExit):
         main(["apply", "--output", str(tmp_path / "x")])
     assert "the folder of factors that `lightning-kfac fit` wrote" in capsys.readouterr().err

@@ -238,6 +238,8 @@ def test_every_config_is_tested():
     elsewhere = {"sweep", "mine", "scan", *unions}  # test_edit.py, callbacks/test_mining.py, commands/test_scan.py
     elsewhere |= {"crystallize", "crystallize_gpt2"}  # callbacks/test_crystallize.py
     elsewhere |= {"attack", "audit"}  # commands/test_attack.py, commands/test_audit.py
+    elsewhere |= {"own_model"}  # test_own_model.py
+    elsewhere |= {"abilities"}  # commands/test_abilities.py
     elsewhere |= {"competitors", "competitors_1b"}  # commands/test_compare.py
     small = {"quickstart", "demo_model", "demo_arithmetic", "demo_sources", "plant", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}

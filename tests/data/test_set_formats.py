@@ -139,7 +139,7 @@ def test_other_kinds_of_file(tmp_path):
     (tmp_path / "set.csv").write_text("prefix,suffix\n")
     with pytest.raises(InputError, match=r"set\.csv: cannot read a set .*\.jsonl, .*\.parquet, .* or \.npy"):
         load_memorized(tmp_path / "set.csv", None, 50)
-    with pytest.raises(InputError, match="a folder; name the file in it"):
+    with pytest.raises(InputError, match=r"the folder holds no \.jsonl, .* file"):
         load_memorized(tmp_path, None, 50)
 
 
@@ -320,14 +320,52 @@ def test_members_may_be_any_memorized_set(tmp_path, tokenizer):
 
 
 def test_passages_as_a_memorized_set(tmp_path, tokenizer, capsys):
-    """MUSE's passages: cut in the middle, or where the options say."""
+    """MUSE's passages, shorter than a window: cut in the middle, or where the options say."""
     (tmp_path / "forget.json").write_text(json.dumps(TEXTS))
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     halves = [MemorizedSequence(row[: len(row) // 2], row[len(row) // 2 :]) for row in ids]
     assert load_memorized(tmp_path / "forget.json", tokenizer, 2048) == halves
-    assert "2 rows of tokens do not say where their prefix ends" in said(capsys)
+    assert "2 texts cut into 2 passages; 2 shorter than 64 + 48 tokens, cut in the middle" in said(capsys)
     cut = load_memorized(tmp_path / "forget.json", tokenizer, 2048, prefix_len=3, suffix_len=2)
     assert cut == [MemorizedSequence(row[:3], row[3:5]) for row in ids]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("texts.jsonl", lambda path, texts: write_jsonl(path, [{"text": text} for text in texts])),
+        ("texts.txt", lambda path, texts: path.write_text("\n\n".join(texts) + "\n")),
+        ("texts", in_a_folder),
+    ],
+)
+def test_texts_become_passages(tmp_path, tokenizer, capsys, name, write):
+    """Every token behind the first 64 is asked for once, but for an end shorter than a suffix."""
+    long = " ".join(f"Row {number} holds {number * number}." for number in range(40))
+    texts = [TEXTS[0], "Too short.", long]
+    write(tmp_path / name, texts)
+    first, *found = load_memorized(tmp_path / name, tokenizer, 2048)
+    ids = tokenizer(long)["input_ids"]
+    assert len(found) == (len(ids) - 64) // 48 >= 2
+    assert [token for sequence in found for token in sequence.suffix] == ids[64 : 64 + 48 * len(found)]
+    for number, sequence in enumerate(found):
+        assert sequence.prefix == ids[48 * number : 48 * number + 64]
+    short = tokenizer(TEXTS[0])["input_ids"]
+    assert first == MemorizedSequence(short[: len(short) // 2], short[len(short) // 2 :])
+    told = said(capsys)
+    assert (
+        f"{name}: 3 texts cut into {1 + len(found)} passages; 1 shorter than 64 + 48 tokens, cut in the middle" in told
+    )
+    assert "1 below 8 tokens, left out" in told
+    first, *others = load_memorized(tmp_path / name, tokenizer, 2048, suffix_len=5)
+    assert len(first.suffix) == 5 and len(others) == (len(ids) - 64) // 5
+
+
+def test_texts_that_are_all_too_short(tmp_path, tokenizer):
+    (tmp_path / "wrapped.txt").write_text("Return the value\nfor key.\n")
+    with pytest.raises(
+        InputError, match=r"wrapped\.txt: the longest of 2 texts has \d tokens, 8 are needed; in a folder"
+    ):
+        load_memorized(tmp_path / "wrapped.txt", tokenizer, 2048)
 
 
 def test_long_texts_are_cut_and_short_ones_compared(tmp_path, tokenizer, capsys):

@@ -18,6 +18,7 @@ from lightning_kfac.math.statistics import (
     paired_difference,
     perplexity,
     rank_correlation,
+    rank_correlation_interval,
     recovered_share,
     resampled_perplexities,
     resampled_sums,
@@ -484,3 +485,41 @@ def test_rank_correlation_by_hand():
     assert rank_correlation(x, y) == pytest.approx(covariance / spread, abs=1e-12)
     assert rank_correlation([1, 2, 3], [5, 6, 9]) == 1 and rank_correlation([1, 2, 3], [3, 2, 1]) == -1
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_rank_correlation_against_torchmetrics():
+    spearman = pytest.importorskip("torchmetrics.functional").spearman_corrcoef
+    rng = np.random.default_rng(0)
+    for n in (5, 30):
+        x, y = rng.normal(size=(2, n))
+        expected = spearman(torch.from_numpy(x).double(), torch.from_numpy(y + x).double()).item()
+        assert rank_correlation(x, y + x) == pytest.approx(expected, abs=1e-6)
+
+
+def test_rank_correlation_against_scipy():
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    rng = np.random.default_rng(1)
+    for n in (4, 9, 50):
+        x, y = rng.integers(0, 5, size=(2, n))  # with ties
+        assert rank_correlation(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "strength"), [(8, 0.0), (12, 1.0), (40, 0.6)])
+def test_intervals_of_rank_correlations_hold_the_truth(n, strength):
+    """Spearman's correlation of a normal pair is 6 / pi arcsin(r / 2) (Pearson, 1907); of few pairs a little lower."""
+    r = strength / np.hypot(1, strength)
+    truth = 6 / np.pi * np.arcsin(r / 2)
+    rng = np.random.default_rng(n)
+    held = 0
+    for _ in range(400):
+        x = rng.normal(size=n)
+        low, high = rank_correlation_interval(rank_correlation(x, strength * x + rng.normal(size=n)), n)
+        held += low <= truth <= high
+    assert 0.925 <= held / 400 <= 1
+
+
+def test_a_perfect_order_of_few_pairs_proves_little():
+    low, high = rank_correlation_interval(1.0, 6)
+    assert 0 < low < 0.95 and high == 1
+    assert rank_correlation_interval(-1.0, 6) == (-high, -low)
+    assert all(map(math.isnan, rank_correlation_interval(0.5, 3)))

@@ -12,6 +12,7 @@ from lightning_kfac.models.targets import block_of, count_blocks, projection_of,
 from tests.common import build_model
 from tests.families import build_any
 from tests.forks import ROOT
+from tests.mixtures import PROJECTIONS, build_mixture
 
 # Config values of the published checkpoints.
 FULL_SIZE = {
@@ -206,3 +207,14 @@ def test_blocks_of_a_vision_tower_do_not_count():
     assert count_blocks(model) == 3
     model.get_decoder = lambda: nn.Linear(2, 2)  # one that has no blocks says nothing
     assert count_blocks(model) == 5
+
+
+def test_all_projections_of_the_mlps_that_there_are():
+    """GPT-2 has no gate; a mixture's experts belong to its MLPs."""
+    gpt2 = resolve_targets(build_model("gpt2", n_layer=2), [1])
+    assert {projection_of(name) for name in gpt2} == {"up", "down"}
+    assert gpt2.keys() == resolve_targets(build_model("gpt2", n_layer=2), [1], ["up", "down"]).keys()
+    mixture = build_mixture("olmoe")
+    assert resolve_targets(mixture).keys() == resolve_targets(mixture, "all", PROJECTIONS).keys()
+    dense = build_model("olmo2")
+    assert resolve_targets(dense).keys() == resolve_targets(dense, "all", ["gate", "up", "down"]).keys()

@@ -45,7 +45,7 @@ class CurvatureCollector(Callback):
     Args:
         blocks: Transformer blocks by index, negative from the end, or ``all``.
         projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
-            shared_up, shared_down of one that every token goes through.
+            shared_up, shared_down of one that every token goes through. By default all of these MLPs that there are.
         modules: Instead of both: regular expressions on dotted names.
         max_memory_gb: Cap on memory beside the weights, in GB; by default what is free. The text is read
             in several passes where the factors of all layers do not fit.
@@ -77,7 +77,7 @@ class CurvatureCollector(Callback):
     def __init__(
         self,
         blocks: Blocks = "all",
-        projections: Sequence[str] = ("gate", "up", "down"),
+        projections: Sequence[str] | None = None,
         modules: Sequence[str] | None = None,
         max_memory_gb: float | None = None,
         layers_per_pass: int | None = None,

@@ -7,7 +7,7 @@ from lightning import Trainer
 
 from lightning_kfac.collection.capture import CurvatureCapture
 from lightning_kfac.collection.convergence import Snapshots, SnapshotsState
-from lightning_kfac.console import say
+from lightning_kfac.console import counted, say
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import load_factors, save_factors
 from lightning_kfac.factors.kronecker import most_tokens
@@ -52,7 +52,7 @@ class SnapshotWatch:
             path = Path(trainer.default_root_dir) / SNAPSHOTS / str(n_tokens)
             save_factors(factors, path, metadata | {"n_tokens": n_tokens})
         said = f"kept sets overlap {min(overlaps.values()):.3f} or more with the last" if overlaps else "the first"
-        say(f"snapshot at {n_tokens:,} tokens: {said}")
+        say(f"snapshot at {counted(n_tokens, 'token')}: {said}")
         if overlaps and trainer.logger is not None:
             figures = {f"overlap/{name}": value for name, value in overlaps.items()}
             trainer.logger.log_metrics(figures | {"collect/n_tokens": n_tokens}, trainer.global_step)

@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_kfac.cli.next_steps import after_edit, show_next
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
@@ -20,7 +21,7 @@ from lightning_kfac.cli.options import (
     output_folder,
     room_for_checkpoint,
 )
-from lightning_kfac.console import command_line, console, show
+from lightning_kfac.console import console, show
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, save_edited
 from lightning_kfac.editing.editor import KFACEditor
@@ -30,7 +31,7 @@ from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.dtypes import stored_dtype
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
-from lightning_kfac.reporting.edit_table import report_table
+from lightning_kfac.reporting.edit_table import LEGEND, report_table
 from lightning_kfac.storage.output_folder import OutputFolder
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -58,7 +59,7 @@ def run(options: Namespace) -> None:
         return
     with output_folder(options, "apply") as output:
         name = apply(options, output)
-    _say_what_next(output.path, options.save, name)
+    _say_what_next(output.path, options, name)
 
 
 def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
@@ -83,7 +84,7 @@ def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
         free_space_for(output.path, sum(p.numel() for p in model.parameters()) * stored_dtype(model).itemsize)
     before = weights_fingerprint(model, editor.layers)
     report = editor.apply(dry_run=options.dry_run)
-    show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"))
+    show(report_table(report, "What the edit would do" if options.dry_run else "What the edit did"), LEGEND)
     if options.dry_run:
         _say_price(editor)
     if report.forced:
@@ -121,7 +122,9 @@ def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
     tokenizer = model_tokenizer(model_source) if output else None
     model = open_model(model_source, options)
     details = apply_patch(model, options.patch, options.force)
-    console.print(f"{len(details.get('layers', []))} layers now have the weights of the patch")
+    layers = details.get("layers", [])
+    have = "1 layer now has" if len(layers) == 1 else f"{len(layers):,} layers now have"
+    console.print(f"{have} the weights of the patch")
     if output:
         extra = {EDIT_FILE: json.dumps(details, indent=2)}
         changed = [layer["name"] for layer in details.get("layers", [])]
@@ -129,15 +132,14 @@ def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
     return name
 
 
-def _say_what_next(output: Path, save: Save, name: str) -> None:
+def _say_what_next(output: Path, options: Namespace, name: str) -> None:
+    save = options.save
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     console.print(f"{save} -> {output}/ ({size / 1e6:,.1f} MB)")
     if save == "patch":
-        command = command_line("apply", "--model", name, "--patch", output, "--output", "FOLDER")
-        console.print(f"apply it: {command}")
+        show_next("the model with it", "apply", "--model", name, "--patch", output, "--output", f"{output}-applied")
     else:
-        command = command_line("validate", "--model.model_name", output, "--data.memorized", "FILE")
-        console.print(f"measure it: {command}")
+        after_edit(Path(options.factors or options.patch), output, name)
 
 
 def _config(options: Namespace) -> EditConfig:

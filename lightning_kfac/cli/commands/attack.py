@@ -13,7 +13,7 @@ from lightning_kfac.attacks.registry import KINDS, attack_of
 from lightning_kfac.cli.attacked import AttackedModel, PlannedAttack, Row
 from lightning_kfac.cli.learned import in_halves
 from lightning_kfac.cli.options import add_model_options, open_model
-from lightning_kfac.console import command_line, console, show, track_count, visible
+from lightning_kfac.console import command_line, console, counted, show, track_count, visible
 from lightning_kfac.editing.edited_model import edit_details, find_reference
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
@@ -75,8 +75,8 @@ def run(options: Namespace) -> None:
     abouts = [about for planned in plan for about in planned.abouts]
     missing = [about for about in abouts if not measured.done(about)]
     console.print(
-        f"{folder}: {len(abouts)} attacks on {edited}, {len(abouts) - len(missing)} of them measured before; "
-        f"{len(halves.reported)} sequences are measured, which no attack sees"
+        f"{folder}: {counted(len(abouts), 'attack')} on {edited}, {len(abouts) - len(missing)} measured before; "
+        f"measured on {counted(len(halves.reported), 'sequence')}, which no attack sees"
     )
     if missing:
         measured.measure_pair(lambda: open_model(unedited, options), model)

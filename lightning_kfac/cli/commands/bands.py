@@ -206,7 +206,7 @@ def _numbers(bands: Bands) -> dict[str, list[float | None]]:
 def _table(text: str, against: str, layers: dict[str, Bands]) -> Table:
     title = f"RMS output on {text} over that on {against}, by band of curvature (1: highest), within 95 %"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=0)
-    table.add_column("layer", no_wrap=True)
+    table.add_column("layer", overflow="fold")
     count = len(next(iter(layers.values())).value)
     for number in range(1, count + 1):
         table.add_column(str(number), justify="right", no_wrap=True)
@@ -227,7 +227,7 @@ def _exponents(text: Excitation, other: Excitation) -> dict[str, Exponent]:
 def _whitening_table(text: str, against: str, layers: dict[str, dict[str, Exponent]]) -> Table:
     console.print(f"Whitening exponent of {text}: slope over directions of log(energy / {against}) on log({against})")
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("layer", no_wrap=True)
+    table.add_column("layer", overflow="fold")
     for side in ("inputs", "outputs"):
         table.add_column(side, justify="right", no_wrap=True)
     for label, sides in layers.items():

@@ -26,7 +26,7 @@ from lightning_kfac.cli.options import (
 )
 from lightning_kfac.cli.text_rows import add_row_options, text_rows
 from lightning_kfac.collection.shifts import Forecast, forecast
-from lightning_kfac.console import console, show, track_count
+from lightning_kfac.console import console, counted, show, track_count
 from lightning_kfac.data.loaders import row_loader
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
@@ -99,7 +99,8 @@ def _predict(options: Namespace, output: OutputFolder | None) -> None:
         rows = text_rows(options.text, tokenizer, about.get_text_config().vocab_size, options, Path(folder))
     batches = row_loader(rows, options.batch_size, 0, 1)
     edits = [editor.changes(config) for config in configs]
-    console.print(f"{len(edits)} edits of {source} on {len(rows.tokens):,} tokens of {options.text}, in one pass")
+    tokens = counted(len(rows.tokens), "token")
+    console.print(f"{counted(len(edits), 'edit')} of {source} on {tokens} of {options.text}, in one pass")
     with track_count("forecast", "rows", total=len(rows)) as advance_to:
         predicted = forecast(model, _followed(batches, advance_to), [changes for _, changes in edits])
     records = [_record(editor, *edit, found) for edit, found in zip(edits, predicted, strict=True)]
@@ -162,8 +163,10 @@ def _mean_loss(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
 def _show(records: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, title="What edits will cost", title_justify="left")
     places = len({edit_place(record["edit"]) for record in records}) > 1
-    for name in ("edit", *(["where"] if places else []), "rho", "kept"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("edit", "where") else "right")
+    for name in ("edit", *(["where"] if places else [])):
+        table.add_column(name, overflow="fold")
+    for name in ("rho", "kept"):
+        table.add_column(name, no_wrap=True, justify="right")
     measured = ["measured"] if "measured" in records[0] else []
     for name in ("first", "second", "total", *measured, "diagonal"):
         table.add_column(name, no_wrap=True, justify="right")
@@ -174,5 +177,4 @@ def _show(records: list[dict[str, Any]]) -> None:
         figures = [predicted["first"], predicted["second"], predicted["total"], *(record[name] for name in measured)]
         cells = [f"{value:+.4f}" for value in (*figures, record["diagonal"])]
         table.add_row(*what, f"{edit['rho']:g}", f"{edit['fraction_kept']:.1%}", *cells)
-    show(table)
-    console.print(*EXPLANATION, sep="\n")
+    show(table, EXPLANATION, names=3 if places else 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli.options import check_not_within, output_folder
-from lightning_kfac.console import console
+from lightning_kfac.console import console, counted
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.folder import save_factors
 from lightning_kfac.factors.foreign.read import Kind, read_foreign
@@ -43,7 +43,7 @@ def run(options: Namespace) -> None:
             _check_layers(options.model, options.revision, factors)
             metadata = metadata | ModelSource.named(options.model, options.revision).about()
         save_factors(factors, output.new, metadata)
-    console.print(f"{len(factors)} layers from {metadata['imported_from']} -> {output.path}/")
+    console.print(f"{counted(len(factors), 'layer')} from {metadata['imported_from']} -> {output.path}/")
     console.print(f"note: {metadata['notes']}")
 
 

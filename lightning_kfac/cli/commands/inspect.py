@@ -18,7 +18,7 @@ from lightning_kfac.cli.options import (
     open_model,
     output_folder,
 )
-from lightning_kfac.console import console, show, track_count
+from lightning_kfac.console import console, counted, show, track_count
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
 from lightning_kfac.editing.formulas import FORMULAS
@@ -95,12 +95,11 @@ def run(options: Namespace) -> None:
 def _show(options: Namespace, factors: FactorFolder) -> dict[str, LayerSpectrum]:
     """Prints what there is; returns the spectra."""
     told = [f"{key} {factors.metadata[key]}" for key in TOLD if factors.metadata.get(key) is not None]
-    console.print(f"{factors.path}: {len(factors)} layers; " + ", ".join(told))
+    console.print(f"{factors.path}: {counted(len(factors), 'layer')}; " + ", ".join(told))
     if "notes" in factors.metadata:
         console.print(f"imported from {factors.metadata.get('imported_from')}: {factors.metadata['notes']}")
     spectra = _spectra(factors, getattr(torch, options.precision), options.rhos[-1] if options.rhos else None)
-    show(_table(factors, spectra, options.rhos))
-    console.print(*EXPLANATION, sep="\n")
+    show(_table(factors, spectra, options.rhos), EXPLANATION)
     return spectra
 
 
@@ -117,7 +116,7 @@ def _prices(options: Namespace, factors: FactorFolder) -> dict[str, dict[float, 
     )
     table.add_column("formula", no_wrap=True)
     for rho in options.rhos:
-        table.add_column(f"rho {rho:g}", justify="right")
+        table.add_column(f"rho {rho:g}", justify="right", no_wrap=True)
     prices: dict[str, dict[float, float]] = {}
     with track_count("prices", "edits", total=len(formulas) * len(options.rhos)) as advance_to:
         for formula in formulas:
@@ -135,13 +134,14 @@ def _prices(options: Namespace, factors: FactorFolder) -> dict[str, dict[float, 
 
 def _table(factors: FactorFolder, spectra: dict[str, LayerSpectrum], rhos: list[float]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("layer", "shape", "tokens", "trace A", "trace G", "rank A", "rank G", "cond. A", "cond. G"):
-        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=name != "layer")
-    for rho in rhos:
-        table.add_column(f"kept {rho:g}", justify="right")
+    table.add_column("layer", overflow="fold")
+    counts = {name: factors.metadata["layers"][name]["n_tokens"] for name in spectra}
+    apart = ["tokens"] if len(set(counts.values())) > 1 else []  # else the line above says it
+    names = ["shape", *apart, "trace A", "trace G", "rank A", "rank G", "cond. A", "cond. G"]
+    for name in (*names, *(f"kept {rho:g}" for rho in rhos)):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, layer in spectra.items():
-        n_tokens = factors.metadata["layers"][name]["n_tokens"]
-        cells = [layer_label(name), f"{len(layer.lambdas)} x {len(layer.mu)}", f"{n_tokens:,}"]
+        cells = [layer_label(name), f"{len(layer.lambdas)} x {len(layer.mu)}", *(f"{counts[name]:,}" for _ in apart)]
         cells += [f"{value:.3g}" for value in (layer.trace_A, layer.trace_G)]
         cells += [f"{value:,.1f}" for value in (layer.rank_A, layer.rank_G)]
         cells += [f"{value:.1e}" for value in (layer.condition_A, layer.condition_G)]

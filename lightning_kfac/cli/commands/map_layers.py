@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_kfac.cli.options import add_model_options, check_not_within, named_model, open_model, output_folder
 from lightning_kfac.cli.text_rows import add_row_options, text_rows
 from lightning_kfac.collection.coupling import best_window, layer_coupling, ratios
-from lightning_kfac.console import command_line, console, show
+from lightning_kfac.console import command_line, console, counted, show
 from lightning_kfac.data.loaders import row_loader
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.errors import InputError
@@ -43,7 +43,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--memorized", type=str, required=True, help="What the model recites: a memorized set.")
     parser.add_argument("--text", type=str, default="embedded", help="Ordinary text: a corpus, or a memorized set.")
     parser.add_argument("--blocks", type=Blocks, default="all", help="Block numbers, negative from the end, or all.")
-    parser.add_argument("--projections", type=list[str], default=["gate", "up", "down"], help="Which to look at.")
+    parser.add_argument("--projections", type=list[str] | None, help="Which to look at; by default all of the MLPs.")
     parser.add_argument("--scan", type=str, help="Folder of a scan of the same model, to compare with.")
     parser.add_argument("--output", type=str, help="Folder of the numbers and a figure; by default only a table.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
@@ -77,8 +77,8 @@ def _map(options: Namespace, source: ModelSource, scanned: dict[Place, float], o
     ordinary = layer_coupling(model, row_loader(rows, options.batch_size, 0, 1), layers)
     seconds = time.monotonic() - begin
     console.print(
-        f"{source}: {len(layers)} layers, suffixes of {len(sequences)} sequences of {options.memorized} against "
-        f"{len(rows.tokens):,} tokens of {options.text}; {seconds:.1f} s"
+        f"{source}: {counted(len(layers), 'layer')}, suffixes of {counted(len(sequences), 'sequence')} of "
+        f"{options.memorized} against {counted(len(rows.tokens), 'token')} of {options.text}; {seconds:.1f} s"
     )
     by_place = _by_place(ratios(memorized, ordinary))
     show(_table(by_place))
@@ -129,7 +129,7 @@ def _table(values: dict[Place, float]) -> Table:
     table.title_justify = "left"
     table.add_column("block", justify="right")
     for projection in projections:
-        table.add_column(projection, justify="right")
+        table.add_column(projection, justify="right", no_wrap=True)
     for block in sorted({place[0] for place in values}):
         cells = [f"{values[block, p]:.2f}" if (block, p) in values else "" for p in projections]
         table.add_row(str(block), *cells)

@@ -13,7 +13,7 @@ from lightning_kfac.cli.options import (
     output_folder,
     room_for_checkpoint,
 )
-from lightning_kfac.console import console
+from lightning_kfac.console import console, counted
 from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
@@ -59,7 +59,7 @@ def run(options: Namespace) -> None:
 def _restore(
     options: Namespace, layers: list[str], edited: ModelSource, source: ModelSource, known: str | None, output: Path
 ) -> None:
-    console.print(f"give {len(layers)} layers of {options.model} the weights of {source}")
+    console.print(f"give {counted(len(layers), 'layer')} of {options.model} the weights of {source}")
     model = open_model(edited, options)
     original = open_model(source, options)
     if known and weights_fingerprint(original, layers) != known:

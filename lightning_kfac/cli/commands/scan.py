@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_kfac.cli.advice import apply_words, cost_in_words, show_advice
 from lightning_kfac.cli.commands.sweep import NOT_MEASURED
 from lightning_kfac.cli.measured import MeasuredPoints
+from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
@@ -21,7 +22,7 @@ from lightning_kfac.cli.options import (
     open_factors,
     open_model,
 )
-from lightning_kfac.console import command_line, console, show
+from lightning_kfac.console import command_line, console, counted, show
 from lightning_kfac.data.set_formats import MemorizedSet
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
@@ -32,7 +33,8 @@ from lightning_kfac.models.targets import block_of, projection_of
 from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.scan import scan_figure
-from lightning_kfac.reporting.tables import comparison_table, sweep_table
+from lightning_kfac.reporting.labels import legend
+from lightning_kfac.reporting.tables import comparison_table, show_sweep, sweep_table
 from lightning_kfac.storage.files import new_file, writing
 from lightning_kfac.storage.json_files import write_json
 from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATUS
@@ -87,7 +89,8 @@ def run(options: Namespace) -> None:
     base = EditConfig(rho=options.rho)
     editor = KFACEditor(open_model(model_source, options), factors, base, repeated=True, **keywords)
     edits = single_edits(layers, base)
-    console.print(f"{folder}: {len(edits)} edits of one block or projection of {name}; every second sequence chooses")
+    many = counted(len(edits), "edit")
+    console.print(f"{folder}: {many} of one block or projection of {name}; every second sequence chooses")
     choosing, reporting = (
         MeasuredPoints(editor, evaluator, folder / file, factors, keywords["domains"], options)
         for evaluator, file in zip(evaluators, ("results.jsonl", "reported.jsonl"), strict=True)
@@ -139,7 +142,7 @@ def _halves(memorized: MemorizedSet, folder: Path) -> list[dict[str, Any]]:
 def _show_scan(
     before: Result, rows: list[Result], layers: dict[int, list[str]], folder: Path, name: str, rho: float
 ) -> None:
-    show(sweep_table([before, *rows], f"{name}: each block, and each projection alone, at rho {rho:g}"))
+    show_sweep(sweep_table([before, *rows], f"{name}: each block, and each projection alone, at rho {rho:g}"))
     strict: dict[tuple[int, str], float] = {}
     cost: dict[tuple[int, str], float] = {}
     for row in rows:
@@ -170,7 +173,8 @@ def _show_recommendation(chosen: Result, reported: list[Result], settings: Names
         f"Recommended: {options}, the cheapest setting tried that brings strict accuracy to {target:g} or less "
         f"on the half that chose ({chosen['strict_acc']:.3f}). On the other half (the held-out text is the same):"
     )
-    show(comparison_table(dict(zip(("baseline", "edited"), reported, strict=True))))
+    show(comparison_table(dict(zip(("baseline", "edited"), reported, strict=True))), legend(reported))
     console.print(f"scan.png, {RESULT}, results and tensorboard/ are in {folder}/")
-    words = apply_words(edit, settings.factors, settings.model, f"{folder}-edited")
+    show_page(folder)
+    words = apply_words(edit, settings.factors, settings.model, f"{str(folder).removesuffix('-scan')}-edited")
     show_advice(command_line("apply", *words), cost_in_words(*reported))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.cli.measured import MeasuredPoints
+from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
@@ -19,7 +20,7 @@ from lightning_kfac.cli.options import (
     open_factors,
     open_model,
 )
-from lightning_kfac.console import console, show, visible
+from lightning_kfac.console import console, counted, visible
 from lightning_kfac.editing import sweep
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.editor import KFACEditor
@@ -30,7 +31,7 @@ from lightning_kfac.modules.evaluator import ModelEvaluator
 from lightning_kfac.modules.text_data import TextData
 from lightning_kfac.reporting.figures.pareto import pareto_figure
 from lightning_kfac.reporting.labels import DRAWN
-from lightning_kfac.reporting.tables import sweep_table
+from lightning_kfac.reporting.tables import show_sweep, sweep_table
 from lightning_kfac.storage.files import new_file, writing
 from lightning_kfac.storage.manifest import remove_ours
 from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATUS
@@ -99,8 +100,9 @@ def run(options: Namespace) -> None:
     points = MeasuredPoints(editor, evaluator, folder / RESULTS, factors, keywords["domains"], options)
     keys = [points.key(config) for config in configs]
     done = sum(key in points.rows for key in keys)
+    many = counted(len(configs), "edit")
     console.print(
-        f"{folder}: {len(configs)} edits of {name} with the factors in {factors.path}, {done} of them measured before; "
+        f"{folder}: {many} of {name} with the factors in {factors.path}, {done} of them measured before; "
         f"measure {', '.join(data.validation_names)}"
     )
     points.measure(configs, "sweep")
@@ -116,7 +118,7 @@ def _show_at_equal_share(
     console.print("rho is a share of another importance for each formula: compare at equal forgetting, as above, or")
     share = (reached or edits)[0]["edit"]["fraction_kept"]
     title = f"Of each kind the edit that keeps nearest to {share:.1%} of the components, by perplexity"
-    show(sweep_table([*unedited, *sweep.at_equal_share(edits, share)], title))
+    show_sweep(sweep_table([*unedited, *sweep.at_equal_share(edits, share)], title))
 
 
 def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) -> None:
@@ -125,11 +127,14 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) ->
     merged.sort(key=lambda row: (row["edit"] is not None, row.get("strict_acc") or 0.0, row.get("perplexity") or 0.0))
     edits = [row for row in merged if row["edit"]]
     front = [number + len(merged) - len(edits) for number in sweep.pareto_front(edits)]
-    show(sweep_table(merged, f"All edits of {name}, by strict accuracy", front))
+    show_sweep(sweep_table(merged, f"All edits of {name}, by strict accuracy", front))
     if any(row.get("strict_acc") is not None for row in edits):
         reached = sweep.weakest_settings(edits, target)
         title = f"Of each kind the weakest edit with strict accuracy {target:g} or less, by perplexity"
-        show(sweep_table([*merged[:1], *reached], title) if reached else f"No edit reaches strict {target:g}.")
+        if reached:
+            show_sweep(sweep_table([*merged[:1], *reached], title))
+        else:
+            console.print(f"No edit reaches strict {target:g}.")
         if len({row["edit"]["formula"] for row in edits}) > 1:
             _show_at_equal_share(merged[:1], edits, reached)
     figure = pareto_figure(merged, f"{name}: what each edit costs, and what it suppresses")
@@ -138,6 +143,7 @@ def _show(rows: list[dict[str, Any]], folder: Path, name: str, target: float) ->
     with writing(folder / EVENTS):
         _to_tensorboard(edits, figure, folder / EVENTS)
     console.print(f"results, pareto.png and tensorboard/ are in {folder}/")
+    show_page(folder)
 
 
 def _folder_name(label: str) -> str:

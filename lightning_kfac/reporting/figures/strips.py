@@ -9,6 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from lightning_kfac.console import counted
 from lightning_kfac.math.strips import Strip
 from lightning_kfac.reporting.escape import as_label
 from lightning_kfac.reporting.figures.style import new_figure
@@ -58,7 +59,7 @@ def _draw(axes: Axes, strip: Strip, shades: Colormap, scale: Normalize) -> None:
     named = [(len(stages) - n - 0.5, as_label(stage)) for n, stage in enumerate(stages) if stage]
     axes.set_yticks([place for place, _ in named], [name for _, name in named])
     axes.tick_params(labelsize=7, length=2)
-    axes.set_title(f"{as_label(strip.name)} ({strip.n_tokens:,} tokens)", fontsize=8, loc="left", pad=2)
+    axes.set_title(f"{as_label(strip.name)} ({counted(strip.n_tokens, 'token')})", fontsize=8, loc="left", pad=2)
 
 
 def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
