@@ -28,6 +28,7 @@ from benchmarks.steps import (
     hash_of,
     machine,
     measured,
+    seconds_of,
     strict_accuracy,
     weakest_edits,
     words,
@@ -61,6 +62,7 @@ class Sizes:
         scan_tokens, curvature_tokens, heldout_tokens: Budgets of text.
         seq_len: Tokens a row.
         relearning: Steps.
+        questions: Of each task of abilities.
         formulas: To compare.
     """
 
@@ -69,13 +71,14 @@ class Sizes:
     a_round: int = 40
     plant: Mapping[str, Any] | None = None
     dtype: str = "bfloat16"
-    scanned: tuple[int, ...] = (6, 14, 21, 22)
+    scanned: tuple[int, ...] = (14, 21, 22)
     otherwise: tuple[int, ...] = (21, 22)
-    scan_tokens: int = 8000
-    curvature_tokens: int = 20000
-    heldout_tokens: int = 4000
+    scan_tokens: int = 4000
+    curvature_tokens: int = 12000
+    heldout_tokens: int = 3000
     seq_len: int = 112
-    relearning: tuple[int, ...] = (20,)
+    relearning: tuple[int, ...] = (10,)
+    questions: int = 40
     formulas: tuple[str, ...] = tuple(FORMULAS)
 
 
@@ -124,6 +127,7 @@ class RealModel:
             "compare": self.compare,
             "edit": self.edit,
             "attack": self.attack,
+            "abilities": self.ask,
         }
 
     def texts(self, name: str) -> str:
@@ -210,7 +214,8 @@ class RealModel:
             model = str(folder / "model")
             recited = self._recited(model)
             batch_size = read_yaml(folder / "config.yaml")["data"]["batch_size"]
-            rows.append({"recited": recited, "perplexity": row["perplexity"], "batch_size": batch_size})
+            found = {"recited": recited, "perplexity": row["perplexity"], "batch_size": batch_size}
+            rows.append(found | {"wall_s": seconds_of(folder)})
             print(rows[-1], flush=True)
             if min(recited["tuning"], recited["report"]) >= RECITED:
                 return {"rounds": number, "course": rows}
@@ -328,6 +333,23 @@ class RealModel:
         about = ("stage", "label", "attack", "got", "recovered")
         rows = read_results(folder / "results.jsonl")
         return {"rows": [{key: row.get(key) for key in about} | figures_of(row) for row in rows]}
+
+    def ask(self) -> Mapping[str, Any]:
+        """What the same edit leaves of each ability."""
+        folder = self.folder / "abilities"
+        options = {
+            "model": str(self.folder / "edited"),
+            "dtype": self.sizes.dtype,
+            "output": str(folder),
+            "corpus": self.texts("curvature"),
+            "memorized": self.texts("report"),
+            "questions": self.sizes.questions,
+            "factors": str(self.factors),
+        }
+        if not folder.exists():
+            command("abilities", options)
+        found = json.loads((folder / "abilities.json").read_text("utf-8"))
+        return {name: found[name] for name in ("tasks", "groups", "low_shares", "correlation")}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,13 @@ def fit(folder: Path, options: Mapping[str, Any], config: str | None = None) -> 
 def _finished(folder: Path) -> bool:
     status = folder / STATUS
     return status.is_file() and json.loads(status.read_text("utf-8")).get("status") == "finished"
+
+
+def seconds_of(folder: Path) -> float:
+    """Wall time from the beginning of a finished run to its end, with the interruptions between."""
+    status = json.loads((folder / STATUS).read_text("utf-8"))
+    begin, end = (datetime.fromisoformat(status[name].replace("Z", "+00:00")) for name in ("started", "finished"))
+    return (end - begin).total_seconds()
 
 
 def command(name: str, options: Mapping[str, Any]) -> None:

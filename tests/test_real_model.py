@@ -27,6 +27,7 @@ TINY = replace(
     curvature_tokens=800,
     heldout_tokens=400,
     relearning=(1,),
+    questions=4,
     formulas=("original", "random"),
 )
 
