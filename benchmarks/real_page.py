@@ -1,0 +1,158 @@
+"""``python -m benchmarks.real_page`` prints the tables and draws the figure of docs/real_model.md, from the results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.real_model import RESULT
+from benchmarks.sizes import RESULT as SIZES
+from lightning_kfac.editing.formulas import FORMULAS
+from lightning_kfac.reporting.figures.style import COLOURS, new_figure
+
+FIGURE = Path(__file__).parents[1] / "docs" / "real_model.png"
+CURVATURE = COLOURS[0]
+CONTROL = COLOURS[8]
+
+
+def with_interval(row: Mapping[str, Any], name: str, digits: int = 2, kind: str = "intervals") -> str:
+    """``0.06 [0.02, 0.20]``; of differences ``+4.45 [+4.04, +4.88]``."""
+    sign = "+" if kind == "differences" else ""
+    value, *ends = row["differences"][name] if sign else (row["figures"][name], *row["intervals"][name])
+    return f"{value:{sign}.{digits}f} [{', '.join(f'{end:{sign}.{digits}f}' for end in ends)}]"
+
+
+def compared(steps: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The edits, the cheapest first."""
+    return sorted(steps["compare"]["edits"], key=lambda row: row["figures"]["perplexity"])
+
+
+def comparison_lines(steps: Mapping[str, Any]) -> list[str]:
+    """Each formula at equal forgetting."""
+    sources: Sequence[str] = steps["texts"]["sources"]
+    heads = [f"{name}, reported" for name in sources]
+    lines = [
+        f"| formula | rho | kept | change of weights | strict, choosing | {' | '.join(heads)} | Levenshtein | "
+        "in 1,000 samples | perplexity | nDCG@10 |",
+        "|---" * (8 + len(sources)) + "|",
+    ]
+    before = steps["compare"]["baseline"]
+    for row in [before, *compared(steps)]:
+        figures = row["figures"]
+        edit = row.get("edit")
+        name = "unedited" if edit is None else f"`{edit['formula']}`"
+        about = ["", "", ""]
+        if edit is not None:
+            about = [f"{edit['rho']:g}", f"{edit['fraction_kept']:.1%}", f"{edit['relative_change']:.2f}"]
+        strict = [with_interval(row, f"{source}/strict_acc") for source in sources]
+        reported = [
+            f"{sum(figures[f'{source}/{name}'] for source in sources) / len(sources):.2f}"
+            for name in ("avg_levenshtein_norm", "extraction.expected_at.1000")
+        ]
+        cost = f"{figures['perplexity']:.2f}" if edit is None else with_interval(row, "perplexity", 2, "differences")
+        cells = [name, *about, f"{figures['strict_acc']:.2f}", *strict, *reported, cost, f"{figures['ndcg@10']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def attack_lines(steps: Mapping[str, Any]) -> list[str]:
+    """What attacks get."""
+    lines = ["| | strict | Levenshtein | recovered of strict | perplexity |", "|---|---|---|---|---|"]
+    for row in steps["attack"]["rows"]:
+        name = row["label"] or {"baseline": "unedited"}.get(row["stage"], row["stage"])
+        share = (row["recovered"] or {}).get("strict_acc")
+        recovered = "" if share is None else f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}]"
+        figures = [with_interval(row, "strict_acc"), with_interval(row, "avg_levenshtein_norm")]
+        cells = [name, *figures, recovered, f"{row['figures']['perplexity']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def scan_lines(steps: Mapping[str, Any]) -> list[str]:
+    """Each block and projection alone, then settings."""
+    before = steps["scan"]["baseline"]["figures"]
+    lines = ["| blocks | projections | rho | strict | perplexity |", "|---|---|---|---|---|"]
+    lines.append(f"| unedited | | | {before['strict_acc']:.2f} | {before['perplexity']:.2f} |")
+    for row in steps["scan"]["edits"]:
+        edit = row["edit"]
+        where = [", ".join(map(str, edit["blocks"])), ", ".join(edit["projections"]), f"{edit['rho']:g}"]
+        figures = [f"{row['figures']['strict_acc']:.2f}", f"{row['figures']['perplexity']:.2f}"]
+        lines.append(f"| {' | '.join([*where, *figures])} |")
+    return lines
+
+
+def time_lines(steps: Mapping[str, Any]) -> list[str]:
+    """Minutes of each step."""
+    lines = ["| step | minutes | of these, CPU |", "|---|---|---|"]
+    return lines + [
+        f"| {name} | {found['wall_s'] / 60:.1f} | {found['cpu_s'] / 60:.1f} |" for name, found in steps.items()
+    ]
+
+
+def size_lines(result: Mapping[str, Any]) -> list[str]:
+    """The price of suppression against parameters."""
+    lines = [
+        "| parameters | recited before | formula | rho | strict, choosing | reported | perplexity | change | of it |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for found in result["sizes"].values():
+        suppress = found["suppress"]
+        before = suppress["baseline"]["figures"]
+        for row in suppress["edits"]:
+            edit = row["edit"]
+            change = row["differences"]["perplexity"][0] / before["perplexity"]
+            cells = [
+                f"{found['train']['parameters'] / 1e6:.1f} M",
+                f"{found['train']['recited']['planted_report']:.2f}",
+                f"`{edit['formula']}`",
+                f"{edit['rho']:g}",
+                f"{row['figures']['strict_acc']:.2f}",
+                with_interval(row, "report/strict_acc"),
+                f"{before['perplexity']:.2f}",
+                with_interval(row, "perplexity", 2, "differences"),
+                f"{change:+.1%}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw(steps: Mapping[str, Any]) -> Figure:
+    """What each formula costs at equal forgetting, and what it leaves of the reported half."""
+    rows = compared(steps)[::-1]
+    sources = steps["texts"]["sources"]
+    figure = new_figure(9, 0.34 * len(rows) + 1.4)
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = [row["edit"]["formula"] for row in rows]
+    places = range(len(rows))
+    colours = [CONTROL if FORMULAS[name].control else CURVATURE for name in names]
+    changes = [row["differences"]["perplexity"] for row in rows]
+    spread = [[value - low for value, low, _ in changes], [high - value for value, _, high in changes]]
+    left.barh(places, [value for value, *_ in changes], xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
+    left.set_xscale("symlog", linthresh=10)
+    left.set_yticks(places, names)
+    left.set_xlabel("rise of perplexity on held-out text, with 95 % intervals")
+    for source, marker in zip(sources, "os", strict=False):
+        shares = [row["figures"][f"{source}/strict_acc"] for row in rows]
+        right.plot(shares, places, marker, label=f"{source}, reported", alpha=0.8)
+    right.set_xlim(-0.03, 1.03)
+    right.set_xlabel("strict accuracy on the half that chose nothing")
+    right.legend(fontsize=8)
+    figure.suptitle("Each formula at equal forgetting (blue: curvature, grey: controls)", fontsize=10)
+    return figure
+
+
+def main() -> None:
+    """Prints the tables and draws the figure."""
+    steps = json.loads(RESULT.read_text("utf-8"))["steps"]
+    for lines in (scan_lines, comparison_lines, attack_lines, time_lines):
+        print("\n".join(lines(steps)), end="\n\n")
+    if SIZES.is_file():
+        print("\n".join(size_lines(json.loads(SIZES.read_text("utf-8")))))
+    draw(steps).savefig(FIGURE, dpi=110)
+    print(f"-> {FIGURE}")
+
+
+if __name__ == "__main__":
+    main()
