@@ -36,7 +36,7 @@ def test_apply_writes_a_checkpoint(tmp_path, demo_factors, edited_weights, capsy
     edit("apply", factors=demo_factors, rho=0.8, output=tmp_path / "edited")
     out = capsys.readouterr().out
     assert f"edit demo with the factors in {demo_factors} (formula original, rho 0.8)" in out
-    assert "3 gate" in out and "apply took 0:" in out and "train.py validate --model.model_name" in out
+    assert "3 gate" in out and "apply took 0:" in out and "train.py validate --data.memorized" in out
     assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "edited", dtype=torch.float32), edited_weights)
     details = json.loads((tmp_path / "edited" / "edit.json").read_text())
     assert details["model"] == "demo" and details["config"]["rho"] == 0.8 and not details["forced"]
