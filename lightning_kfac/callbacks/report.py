@@ -97,12 +97,12 @@ class RunReport(Callback):
         """Prints all evaluations side by side, and shows them in loggers."""
         table = comparison_table(self.evaluations)
         words = [*legend(self.evaluations.values()), f"in brackets: {INTERVALS}"]
+        board = Board(trainer.loggers)
         if table.row_count:
             show(table, words)
-            board = Board(trainer.loggers)
             board.table("before and after" if len(self.evaluations) > 1 else "results", table, words)
-            if len(self.evaluations) > 1:
-                board.before_and_after(self.evaluations)
+        if len(self.evaluations) > 1:
+            board.before_and_after(self.evaluations)
         if measured_leaks(self.evaluations.values()):
             show(leaks_table(self.evaluations))
         for stage, record in self.evaluations.items():
