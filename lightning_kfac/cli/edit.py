@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli.commands import command_names, load_command, summary
 from lightning_kfac.cli.foreign_code import announce_code
-from lightning_kfac.cli.parsers import InputErrors, usage
+from lightning_kfac.cli.parsers import InputErrors, usage, with_underscores
 from lightning_kfac.cli.quiet import quiet
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import command_line, console, format_seconds, say_error
@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> None:
     begin = time.monotonic()
     typed = sys.argv[1:] if args is None else args
     try:
-        words = with_config_paths(_with_underscores(typed))
+        words = with_config_paths(with_underscores(typed))
         check_config_files(words)
         announce_code(words)
         settings = make_parser([name for name in words[:1] if name in command_names()] or None).parse_args(words)
@@ -102,15 +102,3 @@ def _note(name: str, options: Namespace, typed: Sequence[str]) -> None:
         file.write_text(_own_parser(name).dump(options, skip_validation=True), "utf-8")
     about = {"status": "finished", "command": command_line(*typed), "finished": timestamp()}
     write_json(folder / STATUS, about | {"version": version("lightning-kfac")}, checksum=False)
-
-
-def _with_underscores(args: Sequence[str]) -> list[str]:
-    """``--dry-run`` and ``--dry_run`` are the same option."""
-    changed = []
-    for word in args:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            option, dot, key = name[2:].partition(".")  # what follows is a name that the user gave
-            name = "--" + option.replace("-", "_") + dot + key
-        changed.append(name + equals + value)
-    return changed
