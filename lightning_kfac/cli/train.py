@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback, RankWatch, RunProgress, RunReport
-from lightning_kfac.callbacks.mining import MINED
+from lightning_kfac.callbacks.mining import MINED, SUMMARY
 from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.cli import next_steps, preflight
 from lightning_kfac.cli.assembly import (
@@ -28,6 +28,7 @@ from lightning_kfac.cli.assembly import (
     state_to_resume,
     trainer_parts,
 )
+from lightning_kfac.cli.figures_out import add_json_option, figures_in, print_figures, said_elsewhere
 from lightning_kfac.cli.foreign_code import announce_code
 from lightning_kfac.cli.interrupts import Interrupts
 from lightning_kfac.cli.overview import TRAINING
@@ -74,6 +75,7 @@ HELP = {
     "ckpt_path": "Go on from this state of the run's folder (state/step-N, or last) instead of the newest one.",
     "weights_only": argparse.SUPPRESS,
 }
+JSON = "--json"
 FOLDERS = ("factors/", "domains/", "edited/", "patch/", "model/", "residuals/")
 CRYSTALLIZATION = "crystallization.json"
 MEASURED = (RESULTS, CONFIG, "tensorboard/")
@@ -124,6 +126,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--crystallize", type=CrystallizeConfig | None, default=None, help=crystallize)
         parser.add_argument("--save", type=Save, default="full", help="The edited model: checkpoint, patch or nothing.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
+        add_json_option(parser)
         parser.add_argument("--dry_run", action="store_true", help="Check everything and say what fit would do.")
         parser.add_argument(TASK_OPTION, type=Literal[TASKS], default=self.task, help=TASK_HELP)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -307,6 +310,12 @@ class TrainCLI(LightningCLI):
             kept = sum(1 for line in (path / MINED).read_text("utf-8").splitlines() if line)
             next_steps.after_search(self.words, path, kept, self.folder_is_default)
 
+    def figures(self) -> Any:
+        """For ``--json``: the evaluations of this run, or the counts of its search."""
+        if self._command == "validate":  # adds to what is there
+            return self.report.rows
+        return figures_in(self.folder.path / (SUMMARY if self._command == "predict" else RESULTS))
+
     def _present(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if (self.folder.path / name).exists()]
 
@@ -338,9 +347,14 @@ def main(args: list[str] | None = None) -> None:
     try:
         with interrupts:
             words = with_config_paths(with_underscores(typed))
+            asked = JSON in words
+            words = [word for word in words if word != JSON]
             check_config_files(words)
             announce_code(words)
-            TrainCLI(words, typed, task_named(words))
+            with said_elsewhere(asked):
+                done = TrainCLI(words, typed, task_named(words))
+            if asked and done.trainer.global_rank == 0:
+                print_figures(done.figures())
     except ValueError as error:
         own = input_error_behind(error)
         if own is None:
