@@ -206,7 +206,7 @@ def test_help_of_every_command_is_readable():
         *("abilities", "attack", "audit", "compare", "forecast", "map"),
     )
     assert all(f"  {name} " in done.stdout for name in commands)
-    assert sorted(command_names()) == sorted([*commands, "configs"])
+    assert sorted(command_names()) == sorted([*commands, "configs", "completion"])
     assert all(load_command(name).__doc__.count("\n") == 0 for name in command_names())
     assert all(load_command(name).__doc__ == summary(name) for name in command_names())
 

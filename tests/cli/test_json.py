@@ -11,7 +11,7 @@ from lightning_kfac.loading import load_model
 from tests.common import results
 
 # Commands that print no figures: they list, write, restore, upload.
-SILENT = {"configs", "import", "push", "report", "restore"}
+SILENT = {"completion", "configs", "import", "push", "report", "restore"}
 
 
 def figures(words, capsys):
