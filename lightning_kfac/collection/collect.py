@@ -57,7 +57,8 @@ def collect_factors(
             need something that can be iterated more than once.
         blocks: Block indices (negative from the end) or ``all``.
         projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
-            shared_up, shared_down of one that every token goes through. By default all of these MLPs that there are.
+            shared_up, shared_down of one that every token goes through. By default gate, up, down, of them
+            those that there are.
         modules: Instead of both: regular expressions on dotted names.
         labels: ``sampled`` (true Fisher) or ``gold`` (empirical Fisher).
         seed: Keys the sampled labels.

@@ -59,7 +59,7 @@ def model_card(details: Mapping[str, Any], before: Row | None = None, after: Row
     Example:
         >>> summary = {"formula": "original", "rho": 0.8, "blocks": [3], "projections": ["up"]}
         >>> card = model_card({"model": "a/base", "summary": summary, "version": "0.1"})
-        >>> [line for line in card.splitlines() if line.startswith(("base_model", "# "))]
+        >>> [line for line in card.splitlines() if line.startswith(("base_model:", "# "))]
         ['base_model: a/base', '# An edit of a/base']
     """
     source = ModelSource.recorded(details)

@@ -50,7 +50,6 @@ MLP = ("gate", "up", "down")
 # Of a mixture: the experts that a router chooses, and those that every token goes through.
 KINDS_OF_MLP = ("", "expert_", "shared_")
 PROJECTIONS = (*NAMES, *(kind + p for kind in KINDS_OF_MLP[1:] for p in MLP))
-OF_MLP = tuple(kind + p for kind in KINDS_OF_MLP for p in MLP)
 # Attentions, norms and routers may hold gates and small networks of another purpose.
 ELSEWHERE = re.compile(r"(?:attn|attention|layernorm|router|\bgate)\.")
 FUSED = {
@@ -83,7 +82,8 @@ def resolve_targets(
     Args:
         blocks: Transformer blocks by index, negative from the end, or ``all``; see ``block_choice``.
         projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
-            shared_up, shared_down of one that every token goes through. By default all of these MLPs that there are.
+            shared_up, shared_down of one that every token goes through. By default gate, up, down, of them
+            those that there are.
         modules: Instead of blocks and projections: regular expressions, each of which must match the
             whole dotted name of at least one layer. A weight that is chosen whole is not tracked in parts as well.
 
@@ -253,7 +253,7 @@ def _by_projection(
 ) -> set[str]:
     if projections is None:
         there_are = {projection_of(name) for name in layers}
-        projections = [name for name in OF_MLP if name in there_are] or MLP
+        projections = [name for name in MLP if name in there_are] or MLP
     if unknown := [p for p in projections if p not in PROJECTIONS]:
         raise InputError(f"unknown projection {unknown[0]!r}; choose from {', '.join(PROJECTIONS)}")
     if not projections:

@@ -14,7 +14,8 @@ from lightning_kfac.models.choices import block_choice, projection_choice
 from lightning_kfac.models.dtypes import Dtype
 from lightning_kfac.models.loading import load_config, skeleton
 from lightning_kfac.models.source import ModelSource
-from lightning_kfac.models.targets import resolve_targets
+from lightning_kfac.models.layers import find_layers
+from lightning_kfac.models.targets import MLP, PROJECTIONS, projection_of, resolve_targets
 from lightning_kfac.planning import cost
 from lightning_kfac.planning.architecture import published_config, read_architecture
 from lightning_kfac.planning.hardware import Hardware, find_hardware
@@ -82,6 +83,10 @@ def read_request(options: Mapping[str, Any], config: Path | None = None) -> Requ
     module = _on_paper(title, architecture, options["trust_remote_code"])
     model = read_architecture(module)
     has_experts = any(product.copies > 1 for product in model.products)
+    if settings["projections"] is None and has_experts:
+        settings["projections"] = _of_mlp(module)
+        if settings["modules"] is None:
+            given["projections"] = settings["projections"]
     tracked = _tracked(module, model, settings)
     notes = _not_planned(written)
     if has_experts:
@@ -210,6 +215,12 @@ def hardware_of(options: Mapping[str, Any]) -> Hardware:
             raise InputError(f"{option} is {value}; it must be above 0{' and at most 1' * is_share}", option)
         changes[field] = value * unit
     return replace(find_hardware(options["hardware"]), **changes)
+
+
+def _of_mlp(module: nn.Module) -> list[str]:
+    """The projections of a mixture's dense blocks, experts and shared experts, as far as it has them."""
+    there = {projection_of(name) for name in find_layers(module)}
+    return [projection for projection in PROJECTIONS if projection.rpartition("_")[2] in MLP and projection in there]
 
 
 def _about_experts(tracked: Sequence[cost.Product], tokens: int) -> list[str]:

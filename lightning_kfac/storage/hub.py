@@ -14,6 +14,7 @@ from lightning_kfac.storage.manifest import MANIFEST
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Bases can be computed again and are large; half-written files belong to nobody else.
 NOT_PUSHED = ["*.part*", MANIFEST, "bases/*"]
 
@@ -46,6 +47,8 @@ def check_reachable(what: Literal["model", "dataset"], name: str) -> None:
         name: Of the repository. One of which something is in the hub's cache is left to the client.
     """
     constants = huggingface_hub.constants
+    if not HUB_NAME.fullmatch(name):
+        return  # the client says what is wrong with it
     known = Path(constants.HF_HUB_CACHE) / f"{what}s--{name.replace('/', '--')}"
     if known.exists():
         return

@@ -12,7 +12,7 @@ from lightning_kfac.models.targets import block_of, count_blocks, projection_of,
 from tests.common import build_model
 from tests.families import build_any
 from tests.forks import ROOT
-from tests.mixtures import PROJECTIONS, build_mixture
+from tests.mixtures import build_mixture
 
 # Config values of the published checkpoints.
 FULL_SIZE = {
@@ -210,11 +210,11 @@ def test_blocks_of_a_vision_tower_do_not_count():
 
 
 def test_all_projections_of_the_mlps_that_there_are():
-    """GPT-2 has no gate; a mixture's experts belong to its MLPs."""
+    """GPT-2 has no gate; a mixture's experts have to be named."""
     gpt2 = resolve_targets(build_model("gpt2", n_layer=2), [1])
     assert {projection_of(name) for name in gpt2} == {"up", "down"}
     assert gpt2.keys() == resolve_targets(build_model("gpt2", n_layer=2), [1], ["up", "down"]).keys()
-    mixture = build_mixture("olmoe")
-    assert resolve_targets(mixture).keys() == resolve_targets(mixture, "all", PROJECTIONS).keys()
+    with pytest.raises(InputError, match="choose `expert_gate`"):
+        resolve_targets(build_mixture("olmoe"))
     dense = build_model("olmo2")
     assert resolve_targets(dense).keys() == resolve_targets(dense, "all", ["gate", "up", "down"]).keys()

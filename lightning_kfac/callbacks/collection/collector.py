@@ -46,7 +46,8 @@ class CurvatureCollector(Callback):
     Args:
         blocks: Transformer blocks by index, negative from the end, or ``all``.
         projections: Any of gate, up, down, q, k, v, o; of experts expert_gate, expert_up, expert_down, and shared_gate,
-            shared_up, shared_down of one that every token goes through. By default all of these MLPs that there are.
+            shared_up, shared_down of one that every token goes through. By default gate, up, down, of them
+            those that there are.
         modules: Instead of both: regular expressions on dotted names.
         max_memory_gb: Cap on memory beside the weights, in GB; by default what is free. The text is read
             in several passes where the factors of all layers do not fit.
