@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.tally import KILLED, tally
 
 ROOT = Path(__file__).parents[1]
+NATIVE_CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS}
 # What the interpreter reports of work on files; writes by safetensors (Rust) come between two of these.
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
@@ -60,6 +61,10 @@ class Run:
     reads: bool = False
     clock: float = 0.0
     user: int = 0
+
+
+class NativeCrash(AssertionError):
+    """A process ended by a signal of its native libraries; no line of Python does that."""
 
 
 class Forks:
@@ -122,6 +127,8 @@ class Forks:
         ]
         codes = [self.wait(pid, timeout) for pid in pids]
         said = [f"rank {r}:\n{log.read_text('utf-8', errors='replace')[-4000:]}" for r, log in enumerate(logs)]
+        if NATIVE_CRASHES & set(codes):
+            raise NativeCrash("\n".join(said))
         assert not any(codes), "\n".join(said)
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ class RunReport(Callback):
         self.evaluations: dict[str, dict[str, Any]] = {}
         self.continuations: dict[str, dict[int, list[int]]] = {}
         self.curves: dict[str, dict[str, list[float]]] = {}
+        self.rows: list[dict[str, Any]] = []
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +82,8 @@ class RunReport(Callback):
             row = {"stage": name, **({"rank": int(rank)} if rank else {}), **module.record}
             row |= {"edit": _edit_row(trainer, module), "measured": _measured(trainer, module)}
             made_by = {"tokenizer_fingerprint": reported_data(trainer).tokenizer_fingerprint}
-            self.folder.add_result(row | origin(module.evaluated) | made_by)
+            self.rows.append(row | origin(module.evaluated) | made_by)
+            self.folder.add_result(self.rows[-1])
 
     def show_extraction(self, trainer: Trainer) -> None:
         """The share that samples extract over their number: in loggers, and for a report in ``extraction.json``."""
@@ -97,12 +99,12 @@ class RunReport(Callback):
         """Prints all evaluations side by side, and shows them in loggers."""
         table = comparison_table(self.evaluations)
         words = [*legend(self.evaluations.values()), f"in brackets: {INTERVALS}"]
+        board = Board(trainer.loggers)
         if table.row_count:
             show(table, words)
-            board = Board(trainer.loggers)
             board.table("before and after" if len(self.evaluations) > 1 else "results", table, words)
-            if len(self.evaluations) > 1:
-                board.before_and_after(self.evaluations)
+        if len(self.evaluations) > 1:
+            board.before_and_after(self.evaluations)
         if measured_leaks(self.evaluations.values()):
             show(leaks_table(self.evaluations))
         for stage, record in self.evaluations.items():

@@ -10,8 +10,16 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_kfac.cli.commands import command_names, load_command, summary
+from lightning_kfac.cli.figures_out import (
+    OPTION,
+    RETURNED,
+    add_json_option,
+    figures_in,
+    print_figures,
+    said_elsewhere,
+)
 from lightning_kfac.cli.foreign_code import announce_code
-from lightning_kfac.cli.parsers import InputErrors, usage
+from lightning_kfac.cli.parsers import InputErrors, usage, with_underscores
 from lightning_kfac.cli.quiet import quiet
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import command_line, console, format_seconds, say_error
@@ -40,6 +48,8 @@ def _own_parser(name: str) -> ArgumentParser:
     parser = InputErrors(description=summary(name))
     parser.add_argument("--config", action="config", help="YAML file with options by their names.")
     load_command(name).add_options(parser)
+    if getattr(load_command(name), "FIGURES", None):
+        add_json_option(parser)
     places = [action for action in parser._actions if not action.option_strings]
     shown = [f"[{place.dest.upper()}]" if place.nargs == "?" else place.dest.upper() for place in places]
     parser.usage = usage(name, *shown, "[--config CONFIG]")
@@ -52,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
     begin = time.monotonic()
     typed = sys.argv[1:] if args is None else args
     try:
-        words = with_config_paths(_with_underscores(typed))
+        words = with_config_paths(with_underscores(typed))
         check_config_files(words)
         announce_code(words)
         settings = make_parser([name for name in words[:1] if name in command_names()] or None).parse_args(words)
@@ -69,7 +79,7 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         say_error("stopped; what was measured or written is kept")
         raise SystemExit(130) from None
-    if not getattr(load_command(name), "PRINTS", False):
+    if not getattr(load_command(name), "PRINTS", False) and not settings[name].get(OPTION):
         console.print(f"{name} took {format_seconds(time.monotonic() - begin)}")
     if status:
         raise SystemExit(status)
@@ -80,11 +90,16 @@ def _run(name: str, options: Namespace, typed: Sequence[str]) -> int | None:
     command = load_command(name)
     _check_output(options.get("output"))
     outputs = getattr(command, "OUTPUTS", None)
-    with RunFolder(options.output, name, outputs, "output").opened() if outputs else nullcontext():
-        status: int | None = command.run(options)
+    figures = getattr(command, "FIGURES", None)
+    asked = bool(figures and options.json)
+    place = RunFolder(options.output, name, outputs, "output").opened() if outputs else nullcontext()
+    with said_elsewhere(asked), place:
+        found = command.run(options)
         if getattr(command, "NOTED", False):
             _note(name, options, typed)
-    return status
+    if asked:
+        print_figures(found if figures == RETURNED else figures_in(Path(options.output) / str(figures)))
+    return found if isinstance(found, int) else None
 
 
 def _check_output(output: str | None) -> None:
@@ -102,15 +117,3 @@ def _note(name: str, options: Namespace, typed: Sequence[str]) -> None:
         file.write_text(_own_parser(name).dump(options, skip_validation=True), "utf-8")
     about = {"status": "finished", "command": command_line(*typed), "finished": timestamp()}
     write_json(folder / STATUS, about | {"version": version("lightning-kfac")}, checksum=False)
-
-
-def _with_underscores(args: Sequence[str]) -> list[str]:
-    """``--dry-run`` and ``--dry_run`` are the same option."""
-    changed = []
-    for word in args:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            option, dot, key = name[2:].partition(".")  # what follows is a name that the user gave
-            name = "--" + option.replace("-", "_") + dot + key
-        changed.append(name + equals + value)
-    return changed

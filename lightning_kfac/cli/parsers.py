@@ -1,7 +1,7 @@
 """Parsers that print what is wrong in one line, and read every file through one door."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -122,3 +122,15 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
+
+
+def with_underscores(args: Sequence[str]) -> list[str]:
+    """``--dry-run`` and ``--dry_run`` are the same option."""
+    changed = []
+    for word in args:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            option, dot, key = name[2:].partition(".")  # what follows is a name that the user gave
+            name = "--" + option.replace("-", "_") + dot + key
+        changed.append(name + equals + value)
+    return changed

@@ -5,10 +5,10 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import Namespace
 from lightning import Trainer
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_kfac.attention.config import CrystallizeConfig
 from lightning_kfac.callbacks import CurvatureCollector, EditCallback, RankWatch, RunProgress, RunReport
-from lightning_kfac.callbacks.mining import MINED
+from lightning_kfac.callbacks.mining import MINED, SUMMARY
 from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.cli import next_steps, preflight
 from lightning_kfac.cli.assembly import (
@@ -28,10 +28,11 @@ from lightning_kfac.cli.assembly import (
     state_to_resume,
     trainer_parts,
 )
+from lightning_kfac.cli.figures_out import add_json_option, figures_in, print_figures, said_elsewhere
 from lightning_kfac.cli.foreign_code import announce_code
 from lightning_kfac.cli.interrupts import Interrupts
 from lightning_kfac.cli.overview import TRAINING
-from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage
+from lightning_kfac.cli.parsers import InputErrors, input_error_behind, usage, with_underscores
 from lightning_kfac.cli.preflight import (
     check_bulk_share,
     check_model,
@@ -48,6 +49,7 @@ from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.edited_model import Save, edit_details, find_reference
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
+from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules import CausalLM
 from lightning_kfac.modules.text_data import TextData
@@ -73,6 +75,7 @@ HELP = {
     "ckpt_path": "Go on from this state of the run's folder (state/step-N, or last) instead of the newest one.",
     "weights_only": argparse.SUPPRESS,
 }
+JSON = "--json"
 FOLDERS = ("factors/", "domains/", "edited/", "patch/", "model/", "residuals/")
 CRYSTALLIZATION = "crystallization.json"
 MEASURED = (RESULTS, CONFIG, "tensorboard/")
@@ -123,6 +126,8 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--crystallize", type=CrystallizeConfig | None, default=None, help=crystallize)
         parser.add_argument("--save", type=Save, default="full", help="The edited model: checkpoint, patch or nothing.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a finished run in the same folder.")
+        add_json_option(parser)
+        parser.add_argument("--dry_run", action="store_true", help="Check everything and say what fit would do.")
         parser.add_argument(TASK_OPTION, type=Literal[TASKS], default=self.task, help=TASK_HELP)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.epilog = (
@@ -192,6 +197,8 @@ class TrainCLI(LightningCLI):
         before = _preflight(self.task)
         parts = self.trainer, self.model, self.datamodule
         targets = before.check_fit(*parts)
+        if self._get(self.config, "dry_run"):
+            self._show_dry_run(targets)
         if (collector := find_callback(self.trainer, CurvatureCollector)) is not None:
             collector.keep_state = True  # until the edit is saved and evaluated
         if self.trainer.global_rank == 0:
@@ -199,6 +206,24 @@ class TrainCLI(LightningCLI):
             self.folder.check(self._get(self.config, "overwrite"), before.inputs(*parts[1:]))
             self.folder.claim(self.typed)
             before.announce(self.folder.path, *parts, len(targets))
+
+    def _show_dry_run(self, targets: Mapping[str, Layer]) -> NoReturn:
+        """What the run would do; ends the program."""
+        path = self.folder.path
+        parts = self.trainer, self.model, self.datamodule
+        before = _preflight(self.task)
+        if path.exists():
+            self.folder.check(self._get(self.config, "overwrite"), before.inputs(*parts[1:]))
+        before.announce(path, *parts, len(targets))
+        for name, layer in targets.items():
+            console.print(f"  {name} [{' x '.join(map(str, layer.described() or ()))}]")
+        again = [word for word in self.words if word.replace("-", "_") != "__dry_run"]
+        console.print("Options, model, layers and sets are good; nothing was computed or written. To run it:")
+        console.print(f"  {command_line(*again)}")
+        configs = self.config[self._command].config
+        words = ["--train_config", str(configs[-1])] if configs else ["--help"]
+        console.print(f"How long it takes, and with how much memory: {command_line('plan', *words)}")
+        raise SystemExit(0)
 
     def before_validate(self) -> None:
         """Checks all input."""
@@ -285,6 +310,12 @@ class TrainCLI(LightningCLI):
             kept = sum(1 for line in (path / MINED).read_text("utf-8").splitlines() if line)
             next_steps.after_search(self.words, path, kept, self.folder_is_default)
 
+    def figures(self) -> Any:
+        """For ``--json``: the evaluations of this run, or the counts of its search."""
+        if self._command == "validate":  # adds to what is there
+            return self.report.rows
+        return figures_in(self.folder.path / (SUMMARY if self._command == "predict" else RESULTS))
+
     def _present(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if (self.folder.path / name).exists()]
 
@@ -301,6 +332,7 @@ class TrainCLI(LightningCLI):
     def _config_text(self) -> str:
         config = self.config[self._command].clone()
         config.overwrite = False  # running a saved config again must not replace anything unasked
+        config.dry_run = False
         if "ckpt_path" in config:
             config.ckpt_path = None
         return str(self._parser(self._command).dump(config, skip_unset=False))
@@ -314,10 +346,15 @@ def main(args: list[str] | None = None) -> None:
     interrupts = Interrupts()
     try:
         with interrupts:
-            words = with_config_paths(typed)
+            words = with_config_paths(with_underscores(typed))
+            asked = JSON in words
+            words = [word for word in words if word != JSON]
             check_config_files(words)
             announce_code(words)
-            TrainCLI(words, typed, task_named(words))
+            with said_elsewhere(asked):
+                done = TrainCLI(words, typed, task_named(words))
+            if asked and done.trainer.global_rank == 0:
+                print_figures(done.figures())
     except ValueError as error:
         own = input_error_behind(error)
         if own is None:

@@ -15,7 +15,7 @@ from lightning_kfac.editing.patch import save_patch
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.loading import load_config
-from lightning_kfac.models.source import ModelSource
+from lightning_kfac.models.source import ModelSource, found_again
 from lightning_kfac.models.tokenizer_identity import tokenizer_fingerprint
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
@@ -100,7 +100,7 @@ def edit_details(model_name: str | ModelSource | None) -> dict[str, Any]:
     path = ModelSource.named(model_name).path / EDIT_FILE if model_name else None
     if path is None or not path.is_file():
         return {}
-    return read_json(path, "edit the model again, or remove the file")
+    return found_again(read_json(path, "edit the model again, or remove the file"), path.parent)
 
 
 def find_reference(model: ModelSource | None, named: str | None, vocab_size: int) -> tuple[ModelSource | None, str]:

@@ -15,6 +15,7 @@ from lightning_kfac.editing.model_card import CARD, model_card
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.fingerprint import weights_fingerprint
 from lightning_kfac.models.layers import find_layers
+from lightning_kfac.models.source import found_again
 from lightning_kfac.storage.files import new_folder, settle
 from lightning_kfac.storage.hub import local_folder
 from lightning_kfac.storage.json_files import read_json, write_json
@@ -121,7 +122,8 @@ def apply_patch(model: nn.Module, path: str | Path, force: bool = False) -> dict
 
 def patch_source(path: str | Path) -> dict[str, Any]:
     """What a patch's ``edit.json`` says, among it the model that it was made from."""
-    return _read(local_folder(path))[0]
+    folder = local_folder(path)
+    return found_again(_read(folder)[0], folder)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_kfac.assets import resolve_path
+from lightning_kfac.console import say
 from lightning_kfac.errors import InputError
 
 # What factors of a model without a name say.
 NAMELESS = "random weights"
+# Folders above one in which a model that moved with it is looked for.
+LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,35 @@ trust_remote_code=False)
 def origin(source: ModelSource | None) -> dict[str, str | None]:
     """What results and metadata say of a model that may have no name."""
     return {"model": None} if source is None else dict(source.about())
+
+
+def found_again(about: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a file in a folder says of its model, with the path that the model has today, if both moved together.
+
+    Args:
+        about: As ``edit.json`` keeps it.
+        folder: Where that lies. The end of the model's path is looked for in it and in the folders above it; of a name
+            that may be one of the hub, the whole.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp()).resolve()
+        >>> (place / "base").mkdir() or (place / "base" / "config.json").write_text("{}")
+        2
+        >>> found_again({"model": "/long/gone/base"}, place / "edited")["model"] == str(place / "base")
+        True
+        >>> found_again({"model": "user/base"}, place / "edited")["model"]
+        'user/base'
+    """
+    name = about.get("model")
+    if not isinstance(name, str) or name == NAMELESS or resolve_path(name).exists():
+        return about
+    parts = Path(name).parts
+    is_path = len(parts) > 2
+    ends = [Path(*parts[start:]) for start in range(1 if Path(name).is_absolute() else 0, len(parts) if is_path else 1)]
+    for end in ends:
+        for above in (folder.resolve(), *folder.resolve().parents[:LEVELS]):
+            if (above / end / "config.json").is_file():
+                say(f"{name} is not there; {above / end} is taken for it")
+                return {**about, "model": str(above / end)}
+    return about

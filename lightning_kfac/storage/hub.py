@@ -62,7 +62,7 @@ def check_reachable(what: Literal["model", "dataset"], name: str) -> None:
 
 
 def push_folder(path: str | Path, repository: str, private: bool = True) -> str:
-    """Uploads a factor folder or a patch to a hub repository, which is made if it does not exist.
+    """Uploads a factor folder, an edited model or a patch to a hub repository, which is made if it does not exist.
 
     Args:
         path: The folder.
@@ -73,11 +73,11 @@ def push_folder(path: str | Path, repository: str, private: bool = True) -> str:
         Its address.
 
     Raises:
-        InputError: The folder holds neither factors nor a patch, or the hub refuses.
+        InputError: The folder holds neither factors nor an edited model or patch, or the hub refuses.
     """
     path = Path(path)
     if not any((path / name).is_file() for name in ("metadata.json", EDIT_FILE)):
-        raise InputError(f"{path}: neither a factor folder nor a patch")
+        raise InputError(f"{path}: neither a factor folder nor an edited model or patch")
     if not REPOSITORY.fullmatch(repository):
         raise InputError(f"{repository!r} is not a repository name such as user/name")
     skipped = NOT_PUSHED[:2] if (path / "moments").is_dir() else NOT_PUSHED  # moments need the very bases

@@ -206,7 +206,7 @@ def test_help_of_every_command_is_readable():
         *("abilities", "attack", "audit", "compare", "forecast", "map"),
     )
     assert all(f"  {name} " in done.stdout for name in commands)
-    assert sorted(command_names()) == sorted([*commands, "configs"])
+    assert sorted(command_names()) == sorted([*commands, "configs", "completion"])
     assert all(load_command(name).__doc__.count("\n") == 0 for name in command_names())
     assert all(load_command(name).__doc__ == summary(name) for name in command_names())
 
@@ -366,7 +366,8 @@ def test_factors_come_from_and_go_to_the_hub_by_name(tmp_path, demo_factors, mon
     assert calls[1:] == [("create", "someone/new", True), ("upload", "someone/new", demo_factors)]
     assert "-> https://hub/someone/new" in capsys.readouterr().out
     assert list(load_factors(tmp_path / "uploaded")) == list(load_factors(demo_factors))
-    assert "neither a factor folder nor a patch" in failed(capsys, "push", folder=tmp_path, repository="a/b")
+    said = failed(capsys, "push", folder=tmp_path, repository="a/b")
+    assert "neither a factor folder nor an edited model or patch" in said
     assert "not a repository name" in failed(capsys, "push", folder=demo_factors, repository="nobody")
 
 

@@ -126,6 +126,22 @@ def test_from_plain_texts_to_the_page(folder, monkeypatch, capsys):
     assert "strict accuracy" in page
 
 
+def test_a_dry_run_checks_and_writes_nothing(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    config_of(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "own_model.yaml", "--dry-run", "--data.memorized", "texts"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and sorted(folder.rglob("*")) == before
+    assert "collect the curvature of 4 layers" in out and "transformer.h.1.mlp.c_fc [192 x 48]" in out
+    assert "\n  python train.py fit --config own_model.yaml --data.memorized texts\n" in out
+    assert "python edit.py plan --train_config own_model.yaml" in out
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "own_model.yaml", "--dry-run", "--collect.blocks", "7"])
+    assert ended.value.code == 2 and "block 7 does not exist" in capsys.readouterr().err
+
+
 def test_texts_that_nobody_recites(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     config_of(folder)

@@ -60,7 +60,7 @@ def test_quickstart_prints_what_a_person_needs_in_order(quickstart):
         "strict accuracy",
         "nDCG@10",
         "Continuations of memorized sequences",
-        "true continuation",
+        "  true continuation  ",
         f"Outputs in {folder}/: factors/, edited/, results.jsonl, config.yaml",
         f"tensorboard.main --logdir {folder}/tensorboard",
     ]

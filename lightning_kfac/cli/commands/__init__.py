@@ -2,11 +2,12 @@
 
 A module has a docstring, whose first line is its help, and two functions: ``add_options(parser)`` and ``run(options)``,
 which may give an exit status.
-Three facts can be stated in it:
+Four facts can be stated in it:
 
 - ``NOTED = True``: the command and its settings are written beside its results in ``--output``.
 - ``OUTPUTS = (...)``: names of what it writes into ``--output``, where it goes on with what an earlier call began; the
   folder is a run's (``storage/run_folder.py``). Other outputs are written as a whole (``options.output_folder``).
+- ``FIGURES``: where its figures are, for ``--json`` (``cli/figures_out.py``).
 - ``PRINTS = True``: what it prints goes into a file or a pipe, so nothing is added to it.
 """
 
@@ -34,7 +35,7 @@ def summary(command: str) -> str:
 
     Example:
         >>> summary("push")
-        'Upload a factor folder or a patch to the Hugging Face hub.'
+        'Upload factors, an edited model or a patch to the Hugging Face hub.'
     """
     source = Path(__path__[0], f"{_modules()[command]}.py").read_text("utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

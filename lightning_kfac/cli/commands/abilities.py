@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 NOTED = True
 RESULT = "abilities.json"
+FIGURES = RESULT
 ANSWERS = "answers.jsonl"
 FIGURE = "abilities.png"
 HARNESS = "harness"

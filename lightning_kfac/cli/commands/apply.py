@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_kfac.cli.figures_out import RETURNED
 from lightning_kfac.cli.next_steps import after_edit, show_next
 from lightning_kfac.cli.options import (
     add_editing_options,
@@ -36,6 +37,9 @@ from lightning_kfac.reporting.edit_table import LEGEND, report_table
 from lightning_kfac.storage.output_folder import OutputFolder
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
+FIGURES = RETURNED
+Applied = tuple[str, dict[str, Any]]  # the model's name, and what was done
+
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
@@ -51,20 +55,20 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_class_arguments(EditConfig)
 
 
-def run(options: Namespace) -> None:
-    """Edits and writes."""
+def run(options: Namespace) -> dict[str, Any]:
+    """Edits and writes; returns what was done to each layer."""
     writes = options.save != "none" and not options.dry_run
     apply = _apply_patch if options.patch else _apply_edit
     if not writes:
-        apply(options, None)
-        return
+        return apply(options, None)[1]
     with output_folder(options, "apply") as output:
-        name = apply(options, output)
+        name, done = apply(options, output)
     _say_what_next(output.path, options, name)
+    return done
 
 
-def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
-    """Edits with factors; returns the model's name."""
+def _apply_edit(options: Namespace, output: OutputFolder | None) -> Applied:
+    """Edits with factors."""
     factors = open_factors(options)
     model_source = named_model(options, factors.metadata, factors.path)
     name = str(model_source)
@@ -94,7 +98,7 @@ def _apply_edit(options: Namespace, output: OutputFolder | None) -> str:
         metadata = {key: value for key, value in factors.metadata.items() if key != "layers"}
         about: dict[str, Any] = {"source": model_source, "factors": metadata, "fingerprint": before}
         save_edited(model, tokenizer, output.new, report, **about, save=options.save)
-    return name
+    return name, report.to_dict()
 
 
 def _say_price(editor: KFACEditor) -> None:
@@ -106,8 +110,8 @@ def _say_price(editor: KFACEditor) -> None:
         console.print(f"it will cost about {price:+.4f} nats a token to second order, by the {what} (see forecast)")
 
 
-def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
-    """Applies a patch; returns the model's name."""
+def _apply_patch(options: Namespace, output: OutputFolder | None) -> Applied:
+    """Applies a patch."""
     if options.factors:
         raise InputError("give either --factors or --patch")
     if options.save == "patch":
@@ -131,7 +135,7 @@ def _apply_patch(options: Namespace, output: OutputFolder | None) -> str:
         extra = {EDIT_FILE: json.dumps(details, indent=2), CARD: model_card(about)}
         changed = [layer["name"] for layer in details.get("layers", [])]
         save_checkpoint(model, tokenizer, output.new, extra=extra, source=model_source, changed=changed)
-    return name
+    return name, details
 
 
 def _say_what_next(output: Path, options: Namespace, name: str) -> None:

@@ -31,6 +31,7 @@ NOTED = True
 HALVES = "halves"
 FIGURE = "recovery.png"
 OUTPUTS = (RESULTS, HALVES, FIGURE, EVENTS, CONFIG, STATUS)
+FIGURES = RESULTS
 DEFAULT = [*KINDS]
 NOT_ASKED = {"planted", "exposures", "shuffle", "domains", "domain_tokens", "mining"}
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,7 +75,6 @@ def add_options(parser: ArgumentParser) -> None:
         "Which: texts of which a passage comes out in N tries, such passages, greedy recitation, or expected shares."
     )
     parser.add_argument("--measure", type=Literal[MEASURES], default=MEASURE, help=measure)
-    parser.add_argument("--json", action="store_true", help="Print the figures as JSON, and nothing else.")
     parser.add_argument("--batch_size", type=int, default=64, help="Passages at once.")
     parser.add_argument("--accelerator", type=str, default="auto", help="Where to evaluate: auto, cpu, gpu.")
     differing = "Where transformers ignores tokenizer.json: use the file's own tokenizer (true) or the other (false)."
@@ -91,11 +89,7 @@ def run(options: Namespace) -> int:
         for name, value in EMBEDDED.items():
             options[name] = options[name] or value
     sampling = _checked(options)
-    with redirect_stdout(sys.stderr) if options.json else nullcontext():
-        audit = _audited(options, sampling)
-    if options.json:
-        print(json.dumps(audit).replace("\x7f", r"\u007f"))  # the one control that JSON leaves as it is
-    return int(audit["exceeded"])
+    return int(_audited(options, sampling)["exceeded"])
 
 
 def _checked(options: Namespace) -> Sampling:

@@ -44,6 +44,7 @@ from lightning_kfac.storage.json_files import for_json
 
 NOTED = True
 RESULT = "bands.json"
+FIGURES = RESULT
 FEWEST_SHARDS = 16
 
 

@@ -64,6 +64,7 @@ HALVES = "halves"
 EDITED = "edited"
 ATTACKED = "attacked"
 COMPARED = "compared.json"
+FIGURES = COMPARED
 OUTPUTS = (RESULTS, COMPARED, HALVES, EDITED, ATTACKED, EVENTS, CONFIG, STATUS)
 DEFAULT_ATTACKS = ["quantization", "relearning"]
 NOT_ASKED = {"planted", "exposures", "shuffle", "domains", "domain_tokens", "mining"}

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from lightning_kfac.cli.figures_out import RETURNED
 from lightning_kfac.cli.options import (
     add_editing_options,
     add_model_options,
@@ -45,6 +46,7 @@ from lightning_kfac.storage.files import new_folder
 from lightning_kfac.storage.output_folder import OutputFolder
 
 RESULT = FORECAST
+FIGURES = RETURNED
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "layers", "alpha", "seed"}
 EXPLANATION = (
@@ -68,22 +70,22 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_class_arguments(EditConfig, skip=GRID)
 
 
-def run(options: Namespace) -> None:
-    """Predicts, and shows."""
+def run(options: Namespace) -> dict[str, Any]:
+    """Predicts, and shows; returns the figures."""
     if not options.rhos or not options.formulas:
         raise InputError("--rhos and --formulas must each name at least one")
     for rho in options.rhos:
         check_rho(rho)
     if options.output is None:
-        _predict(options, None)
-        return
+        return _predict(options, None)
     check_not_within(Path(options.output), {"the factors": options.factors, "the model": options.model})
     with output_folder(options, "forecast") as output:
-        _predict(options, output)
+        found = _predict(options, output)
     console.print(f"{RESULT} and price.png are in {output.path}/")
+    return found
 
 
-def _predict(options: Namespace, output: OutputFolder | None) -> None:
+def _predict(options: Namespace, output: OutputFolder | None) -> dict[str, Any]:
     factors = open_factors(options)
     source = named_model(options, factors.metadata, factors.path)
     base = base_config(options, options.formulas, GRID)
@@ -107,11 +109,12 @@ def _predict(options: Namespace, output: OutputFolder | None) -> None:
     if options.measure:
         _measure(editor, configs, batches, records)
     _show(records)
+    result = {**source.about(), "factors": str(factors.path), "text": options.text, "edits": records}
     if output is not None:
         with new_folder(output.new) as partial:
-            result = {**source.about(), "factors": str(factors.path), "text": options.text, "edits": records}
             (partial / RESULT).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
             price_figure(records, options.text).savefig(partial / "price.png", dpi=110)
+    return result
 
 
 def _followed(batches: Iterable[Mapping[str, Any]], advance_to: Callable[[int], None]) -> Iterator[Mapping[str, Any]]:

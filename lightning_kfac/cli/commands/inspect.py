@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -9,6 +10,7 @@ from rich import box
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_kfac.cli.figures_out import RETURNED
 from lightning_kfac.cli.options import (
     add_model_options,
     add_precision_option,
@@ -51,6 +53,8 @@ EXPLANATION = (
     "kept: share of the components (i, j) that hold rho of the curvature mass",
 )
 
+FIGURES = RETURNED
+
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
@@ -67,15 +71,13 @@ def add_options(parser: ArgumentParser) -> None:
     add_precision_option(parser)
 
 
-def run(options: Namespace) -> None:
-    """Prints."""
+def run(options: Namespace) -> dict[str, Any]:
+    """Prints; returns the figures."""
     for rho in options.rhos:
         check_rho(rho)
     factors = open_factors(options)
     if options.output is None:
-        _show(options, factors)
-        _prices(options, factors)
-        return
+        return _figures(_show(options, factors), _prices(options, factors))
     if not options.rhos:
         raise InputError("--rhos is empty: figures show the last rho of the list")
     check_not_within(Path(options.output), {"the factors": factors.path})
@@ -90,6 +92,11 @@ def run(options: Namespace) -> None:
             with SummaryWriter(str(partial / "tensorboard")) as writer:
                 write_spectra(writer, spectra)
     console.print(f"figures, spectra.json and tensorboard/ are in {output.path}/")
+    return _figures(spectra, prices)
+
+
+def _figures(spectra: dict[str, LayerSpectrum], prices: dict[str, dict[float, float]]) -> dict[str, Any]:
+    return {"layers": {name: layer.numbers() for name, layer in spectra.items()}, "prices": prices}
 
 
 def _show(options: Namespace, factors: FactorFolder) -> dict[str, LayerSpectrum]:

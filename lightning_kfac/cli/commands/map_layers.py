@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
 
+from lightning_kfac.cli.figures_out import RETURNED
 from lightning_kfac.cli.options import add_model_options, check_not_within, named_model, open_model, output_folder
 from lightning_kfac.cli.text_rows import add_row_options, text_rows
 from lightning_kfac.collection.coupling import best_window, layer_coupling, ratios
@@ -34,6 +35,7 @@ from lightning_kfac.storage.results import read_results
 from lightning_kfac.storage.run_folder import RESULTS
 
 RESULT = "map.json"
+FIGURES = RETURNED
 WIDTH = 3
 Place = tuple[int, str]
 
@@ -51,20 +53,22 @@ def add_options(parser: ArgumentParser) -> None:
     add_row_options(parser, max_tokens=10_000)
 
 
-def run(options: Namespace) -> None:
-    """Measures, shows and recommends."""
+def run(options: Namespace) -> dict[str, Any]:
+    """Measures, shows and recommends; returns the figures."""
     source = named_model(options, {}, "")
     scanned = _scanned(Path(options.scan)) if options.scan else {}
     if options.output is None:
-        _map(options, source, scanned, None)
-        return
+        return _map(options, source, scanned, None)
     check_not_within(Path(options.output), {"the model": source, "the scan": options.scan})
     with output_folder(options, "map") as output:
-        _map(options, source, scanned, output)
+        found = _map(options, source, scanned, output)
     console.print(f"{RESULT} and map.png are in {output.path}/")
+    return found
 
 
-def _map(options: Namespace, source: ModelSource, scanned: dict[Place, float], output: OutputFolder | None) -> None:
+def _map(
+    options: Namespace, source: ModelSource, scanned: dict[Place, float], output: OutputFolder | None
+) -> dict[str, Any]:
     tokenizer = load_tokenizer(source, own_tokenizer=options.data.own_tokenizer)
     model = open_model(source, options)
     about: Any = model.config
@@ -85,19 +89,20 @@ def _map(options: Namespace, source: ModelSource, scanned: dict[Place, float], o
     show(_table(by_place))
     window = _recommend(by_place, source)
     correlation = _compare(by_place, scanned)
+    found = {
+        **source.about(),
+        "memorized": options.memorized,
+        "text": options.text,
+        "seconds": seconds,
+        "layers": {n: {"memorized": memorized[n], "ordinary": ordinary[n]} for n in layers},
+        "recommended_blocks": window,
+        "rank_correlation_with_scan": correlation,
+    }
     if output is not None:
-        found = {
-            **source.about(),
-            "memorized": options.memorized,
-            "text": options.text,
-            "seconds": seconds,
-            "layers": {n: {"memorized": memorized[n], "ordinary": ordinary[n]} for n in layers},
-            "recommended_blocks": window,
-            "rank_correlation_with_scan": correlation,
-        }
         with new_folder(output.new) as partial:
             (partial / RESULT).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
             layer_map_figure(by_place, str(source)).savefig(partial / "map.png", dpi=110)
+    return found
 
 
 def _suffixes(sequences: Sequence[MemorizedSequence], batch_size: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -1,10 +1,12 @@
 """Compute on paper whether a collection fits a machine, how long it takes, and the command that starts it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_kfac.cli.figures_out import RETURNED
 from lightning_kfac.cli.shipped import find_config
 from lightning_kfac.console import command_line, console, show
 from lightning_kfac.errors import InputError
@@ -16,6 +18,8 @@ from lightning_kfac.planning.shapes import SHAPES
 if TYPE_CHECKING:
     from lightning_kfac.planning.request import Request
     from lightning_kfac.planning.run import RunPlan
+
+FIGURES = RETURNED
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -45,8 +49,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="Let the model's repository run its code.")
 
 
-def run(options: Namespace) -> None:
-    """Prints."""
+def run(options: Namespace) -> dict[str, Any]:
+    """Prints; returns the figures."""
     # Here, because the options need neither torch nor transformers.
     from lightning_kfac.planning.request import hardware_of, read_request
     from lightning_kfac.planning.run import plan_run
@@ -71,15 +75,17 @@ def run(options: Namespace) -> None:
     )
     for note in request.notes:
         console.print(note)
+    figures = {"model": request.title, "fits": plan.fits, **asdict(plan)}
     show(memory_table(plan))
     if not plan.fits:
         _say_what_would_fit(request, hardware)
-        return
+        return figures
     for table in (time_table(plan), disk_table(plan)):
         show(table)
     told = {"auto": "one device", "ddp": "ddp: every rank has all weights", "fsdp": "fsdp: weights and factors sharded"}
     console.print(f"strategy: {told[plan.strategy]}. On {'each node' if options.nodes > 1 else 'the machine'}:")
     console.print(f"  {_command(request, options, plan)}")
+    return figures
 
 
 def _say_what_would_fit(request: "Request", hardware: Hardware) -> None:

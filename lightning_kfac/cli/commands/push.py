@@ -1,4 +1,4 @@
-"""Upload a factor folder or a patch to the Hugging Face hub."""
+"""Upload factors, an edited model or a patch to the Hugging Face hub."""
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -8,7 +8,7 @@ from lightning_kfac.storage.hub import push_folder
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--folder", type=str, required=True, help="The factors or the patch.")
+    parser.add_argument("--folder", type=str, required=True, help="The factors, the edited model, or the patch.")
     parser.add_argument("--repository", type=str, required=True, help="user/name; made if it does not exist.")
     parser.add_argument("--public", action="store_true", help="Make a new repository public.")
 

@@ -18,7 +18,7 @@ from lightning_kfac.editing.patch import restore_layers
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.checkpoints import save_checkpoint
 from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.source import ModelSource
+from lightning_kfac.models.source import ModelSource, found_again
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
 
@@ -44,7 +44,7 @@ def run(options: Namespace) -> None:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: missing or unreadable: {options.model} is no model that was edited here") from None
     edited = ModelSource.named(options.model, options.revision, options.gguf_file, options.adapter, trusted)
-    source = ModelSource.recorded(details, trusted)
+    source = ModelSource.recorded(found_again(details, path.parent), trusted)
     if options.original:
         source = ModelSource.named(options.original, trust_remote_code=trusted)
     if source is None:

@@ -43,6 +43,7 @@ NOTED = True
 OUTPUTS = (RESULTS, "reported.jsonl", "recommended.json", "halves", "scan.png", EVENTS, CONFIG, STATUS)
 Result = dict[str, Any]
 RESULT = "recommended.json"
+FIGURES = RESULT
 
 
 def add_options(parser: ArgumentParser) -> None:

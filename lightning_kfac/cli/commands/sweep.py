@@ -43,6 +43,7 @@ from lightning_kfac.storage.run_folder import CONFIG, EVENTS, RESULTS, STATUS
 
 NOTED = True
 OUTPUTS = (RESULTS, "pareto.png", EVENTS, CONFIG, STATUS)
+FIGURES = RESULTS
 SETS_OF_BLOCKS = list[list[int] | Literal["all"]] | int | str | None
 SETS_OF_PROJECTIONS = list[list[str]] | str | None
 # Of the grid, or of no use in it.
