@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: quickstart test lint mutation families trust demo-model demo-arithmetic real-model
+.PHONY: quickstart test lint mutation families trust docs demo-model demo-arithmetic real-model
 
 quickstart: $(READY)
 	$(RUN) train.py fit --config configs/quickstart.yaml --overwrite
@@ -31,6 +31,12 @@ families: $(READY)
 # Runs the tests that docs/trust.md names, and writes the counts there.
 trust: $(READY)
 	$(RUN) -m tests.tally
+
+# Writes the pages that follow from the code, and builds the site into site/; a link that leads nowhere stops it.
+docs: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(RUN) -m tests.written_pages
+	$(RUN) -m mkdocs build --strict --quiet
 
 # Trains the embedded demo model again and puts it into the package.
 demo-model: $(READY)

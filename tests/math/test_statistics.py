@@ -380,7 +380,7 @@ def covered(n, repetitions):
 
 
 def test_intervals_over_documents_cover():
-    """Of 200 documents 94 to 96 % of what is called 95 % (standard deviation 0.3 %), of few ones less: see README."""
+    """Of 200 documents 94 to 96 % of what is called 95 % (standard deviation 0.3 %), of few less: docs/measuring.md."""
     of_200 = covered(200, 4000)
     assert (of_200 >= 0.94).all() and (of_200 <= 0.96).all()
     of_20, of_50 = covered(20, 4000), covered(50, 4000)
