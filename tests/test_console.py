@@ -19,7 +19,8 @@ PACKAGE = Path(lightning_kfac.__file__).parent
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\u2066\U000e0041\r\n\udcff[/evil][bold]x[/] :smile: [link=x]y"
 SHOWN = r"\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\u2066\U000e0041\r\n\udcff[/evil][bold]x[/] :smile: [link=x]y"
 # They print what comes with the package, text that passed `visible`, or JSON that escapes it.
-PRINTS = {"console.py", "cli/quiet.py", "cli/main.py", "cli/commands/audit.py", "cli/commands/configs.py",
+PRINTS = {"console.py", "cli/quiet.py", "cli/main.py", "cli/figures_out.py", "cli/commands/configs.py",
+          "cli/commands/completion.py",
           "data/demo/planted.py", "data/demo/arithmetic.py"}  # fmt: skip
 
 

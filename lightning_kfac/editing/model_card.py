@@ -7,15 +7,17 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_kfac.console import PROGRAM, counted
 from lightning_kfac.data.names import MEMORIZED
-from lightning_kfac.metrics.registry import LABELS
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.storage.files import new_file
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.run_folder import EDIT_FILE
+
+if TYPE_CHECKING:
+    from lightning_kfac.metrics.described import Label
 
 CARD = "README.md"
 TAGS = ["memorization", "unlearning", "k-fac", "model-editing", PROGRAM]
@@ -170,7 +172,7 @@ def _measured(before: Row | None, after: Row | None) -> str:
 
 
 def _is_shown(key: str) -> bool:
-    label = LABELS.get(key.rpartition("/")[2])
+    label = _labels().get(key.rpartition("/")[2])
     return label is not None and not label.aside
 
 
@@ -180,20 +182,20 @@ def _counts(row: Row) -> list[str]:
 
 def _title(key: str) -> str:
     prefix, _, name = key.rpartition("/")
-    return f"{prefix}: {LABELS[name].title}" if prefix else LABELS[name].title
+    return f"{prefix}: {_labels()[name].title}" if prefix else _labels()[name].title
 
 
 def _figure(row: Row | None, key: str) -> str:
     value = None if row is None else row.get(key)
     if row is None or value is None:
         return ""
-    style = LABELS[key.rpartition("/")[2]].style
+    style = _labels()[key.rpartition("/")[2]].style
     return style.format(value) + _bounds((row.get("intervals") or {}).get(key), style)
 
 
 def _change(row: Row, key: str) -> str:
     value, *bounds = (row.get("differences") or {}).get(key) or [None]
-    style = LABELS[key.rpartition("/")[2]].style.replace(":", ":+")
+    style = _labels()[key.rpartition("/")[2]].style.replace(":", ":+")
     return "" if value is None else style.format(value) + _bounds(bounds, style)
 
 
@@ -225,3 +227,10 @@ def _share(value: float | None, of: str = "") -> str | None:
 def _plain(text: object) -> str:
     """As Markdown in a table: what is markup there is shown."""
     return re.sub(r"([\\`*\[\]<>#|~&!$])", r"\\\1", " ".join(str(text).split()))
+
+
+def _labels() -> "Mapping[str, Label]":
+    """What is known of each figure; torchmetrics, which it takes, is not needed to apply an edit."""
+    from lightning_kfac.metrics.registry import LABELS
+
+    return LABELS

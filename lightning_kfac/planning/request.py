@@ -12,9 +12,9 @@ from transformers import PretrainedConfig
 from lightning_kfac.errors import InputError
 from lightning_kfac.models.choices import block_choice, projection_choice
 from lightning_kfac.models.dtypes import Dtype
+from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.loading import load_config, skeleton
 from lightning_kfac.models.source import ModelSource
-from lightning_kfac.models.layers import find_layers
 from lightning_kfac.models.targets import MLP, PROJECTIONS, projection_of, resolve_targets
 from lightning_kfac.planning import cost
 from lightning_kfac.planning.architecture import published_config, read_architecture

@@ -178,7 +178,8 @@ def test_factors_of_other_weights_are_refused_unless_forced(tmp_path, demo_facto
     assert json.loads((tmp_path / "twice" / "edit.json").read_text())["forced"] is True
 
 
-def test_inspect_tells_what_is_there(demo_factors, capsys):
+def test_inspect_tells_what_is_there(demo_factors, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # in 80 the titles of the columns are folded
     edit("inspect", factors=demo_factors, rhos="[0.5, 1.0]")
     out = capsys.readouterr().out
     assert "2 layers; model demo, corpus numbers, n_tokens 504" in out

@@ -38,7 +38,8 @@ def classes(tmp_path):
     return {"data.members": members, "data.nonmembers": tmp_path / "others.txt"}
 
 
-def test_figures_before_and_after_are_those_of_the_function(tmp_path, classes, capsys):
+def test_figures_before_and_after_are_those_of_the_function(tmp_path, classes, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # in 80 the titles of the columns are folded
     changes = {
         "model.model_name": "demo-arithmetic",
         "model.reference": "demo",

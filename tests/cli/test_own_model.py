@@ -130,12 +130,14 @@ def test_a_dry_run_checks_and_writes_nothing(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     config_of(folder)
     before = sorted(folder.rglob("*"))
+    new = ["--trainer.default_root_dir", "runs/dry"]
     with pytest.raises(SystemExit) as ended:
-        main(["fit", "--config", "own_model.yaml", "--dry-run", "--data.memorized", "texts"])
+        main(["fit", "--config", "own_model.yaml", "--dry-run", "--data.memorized", "texts", *new])
     out = capsys.readouterr().out
     assert ended.value.code == 0 and sorted(folder.rglob("*")) == before
     assert "collect the curvature of 4 layers" in out and "transformer.h.1.mlp.c_fc [192 x 48]" in out
-    assert "\n  python train.py fit --config own_model.yaml --data.memorized texts\n" in out
+    again = "python train.py fit --config own_model.yaml --data.memorized texts --trainer.default_root_dir runs/dry"
+    assert f"\n  {again}\n" in out
     assert "python edit.py plan --train_config own_model.yaml" in out
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", "own_model.yaml", "--dry-run", "--collect.blocks", "7"])

@@ -253,7 +253,7 @@ def test_damaged_patches_and_residuals_are_named(tmp_path):
         "residuals": lambda: load_spectra(tmp_path / "residuals"),
     }
     for folder, read in readers.items():
-        for path in sorted((tmp_path / folder).iterdir()):
+        for path in sorted(p for p in (tmp_path / folder).iterdir() if p.suffix != ".md"):  # the card is for people
             contents = path.read_bytes()
             for place in (2, len(contents) // 2, len(contents) - 3):
                 damaged = bytearray(contents)

@@ -278,7 +278,7 @@ def test_patches_and_residuals(tmp_path):
         return load_spectra(tmp_path / "residuals")[3].variances
 
     for folder, read, expected in (("patch", patch, torch.ones(3, 4)), ("residuals", residuals, torch.ones(1, 2))):
-        for path in sorted((tmp_path / folder).iterdir()):
+        for path in sorted(p for p in (tmp_path / folder).iterdir() if p.suffix != ".md"):  # the card is for people
             contents = path.read_bytes()
             for _ in range(150):
                 if path.suffix == ".json":
