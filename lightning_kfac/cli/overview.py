@@ -9,7 +9,7 @@ TRAINING = {
     "validate": "Evaluate a model: recitation, answers, perplexity; an edited one beside the model that was edited.",
     "predict": "Look through a corpus for windows that the model recites. --data.mining.help tells how.",
 }
-WIDTH_OF_NAMES = 12
+WIDTH_OF_NAMES = 13
 
 
 def overview() -> str:

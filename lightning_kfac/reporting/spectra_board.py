@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
@@ -10,9 +11,11 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_kfac.console import visible
 from lightning_kfac.factors.spectra import LayerSpectrum, by_projection, log10_histogram
 from lightning_kfac.models.targets import layer_labels
-from lightning_kfac.reporting.board import Board
 from lightning_kfac.reporting.escape import as_markdown
 from lightning_kfac.reporting.figures.spectra import kept_figure, mass_figure, spectra_figure
+
+if TYPE_CHECKING:
+    from lightning_kfac.reporting.board import Board  # loads Lightning, which inspect does without
 
 
 def write_spectra(writer: SummaryWriter, spectra: Mapping[str, LayerSpectrum]) -> None:
@@ -27,7 +30,7 @@ def write_spectra(writer: SummaryWriter, spectra: Mapping[str, LayerSpectrum]) -
     writer.add_text("spectra", spectra_markdown(spectra))
 
 
-def show_spectra(board: Board, spectra: Mapping[str, LayerSpectrum]) -> None:
+def show_spectra(board: "Board", spectra: Mapping[str, LayerSpectrum]) -> None:
     """The figures and the table through other loggers."""
     for tag, figure in spectrum_figures(spectra):
         board.figure(tag, figure)

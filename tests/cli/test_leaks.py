@@ -39,7 +39,7 @@ def classes(tmp_path):
 
 
 def test_figures_before_and_after_are_those_of_the_function(tmp_path, classes, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")  # in 80 the titles of the columns are folded
+    monkeypatch.setenv("COLUMNS", "160")  # in 80 the titles of the columns are folded
     changes = {
         "model.model_name": "demo-arithmetic",
         "model.reference": "demo",

@@ -109,7 +109,7 @@ def test_a_command_is_one_file(tmp_path):
         command = [sys.executable, "-m", "lightning_kfac", *words]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
 
-    assert "  greet     Say hello.\n" in run()
+    assert "  greet      Say hello.\n" in run()
     assert "usage: python -m lightning_kfac greet [--config CONFIG]" in run("greet", "--help")
     assert run("greet", "--name", "all").startswith("hello all\ngreet took 0:0")
 
