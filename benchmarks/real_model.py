@@ -70,7 +70,7 @@ class Sizes:
     rounds: int = 8
     a_round: int = 40
     plant: Mapping[str, Any] | None = None
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
     scanned: tuple[int, ...] = (14, 21, 22)
     otherwise: tuple[int, ...] = (21, 22)
     scan_tokens: int = 4000
@@ -217,10 +217,10 @@ class RealModel:
             found = {"recited": recited, "perplexity": row["perplexity"], "batch_size": batch_size}
             rows.append(found | {"wall_s": seconds_of(folder)})
             print(rows[-1], flush=True)
-            if min(recited["tuning"], recited["report"]) >= RECITED:
+            if planted_share(rows[-1]) >= RECITED:
                 return {"rounds": number, "course": rows}
-        least = min(rows[-1]["recited"]["tuning"], rows[-1]["recited"]["report"])
-        raise InputError(f"after {self.sizes.rounds} rounds {least:.0%} are recited, not {RECITED:.0%}; give it more")
+        share = planted_share(rows[-1])
+        raise InputError(f"after {self.sizes.rounds} rounds {share:.1%} are recited, not {RECITED:.0%}; give it more")
 
     def _collect(self, folder: Path, blocks: Sequence[int], tokens: int, **more: Any) -> None:
         options = {
@@ -350,6 +350,11 @@ class RealModel:
             command("abilities", options)
         found = json.loads((folder / "abilities.json").read_text("utf-8"))
         return {name: found[name] for name in ("tasks", "groups", "low_shares", "correlation")}
+
+
+def planted_share(found: Mapping[str, Any]) -> float:
+    """Share of all planted passages that are recited after a round; both halves are of one size."""
+    return float((found["recited"]["tuning"] + found["recited"]["report"]) / 2)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.real_model import RESULT
 from benchmarks.sizes import RESULT as SIZES
 from lightning_kfac.editing.formulas import FORMULAS
-from lightning_kfac.reporting.figures.style import COLOURS, new_figure
+from lightning_kfac.reporting.figures.style import COLOURS, colour, marker, new_figure
 
 FIGURE = Path(__file__).parents[1] / "docs" / "real_model.png"
 CURVATURE = COLOURS[0]
@@ -62,6 +62,8 @@ def attack_lines(steps: Mapping[str, Any]) -> list[str]:
     lines = ["| | strict | Levenshtein | recovered of strict | perplexity |", "|---|---|---|---|---|"]
     for row in steps["attack"]["rows"]:
         name = row["label"] or {"baseline": "unedited"}.get(row["stage"], row["stage"])
+        if row["attack"] and "steps" in row["attack"]:
+            name += f", {row['attack']['steps']} steps"
         share = (row["recovered"] or {}).get("strict_acc")
         recovered = "" if share is None else f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}]"
         figures = [with_interval(row, "strict_acc"), with_interval(row, "avg_levenshtein_norm")]
@@ -80,6 +82,19 @@ def scan_lines(steps: Mapping[str, Any]) -> list[str]:
         where = [", ".join(map(str, edit["blocks"])), ", ".join(edit["projections"]), f"{edit['rho']:g}"]
         figures = [f"{row['figures']['strict_acc']:.2f}", f"{row['figures']['perplexity']:.2f}"]
         lines.append(f"| {' | '.join([*where, *figures])} |")
+    return lines
+
+
+def ability_lines(steps: Mapping[str, Any]) -> list[str]:
+    """What is left of each ability."""
+    lines = ["| task | group | n | chance | unedited | edited | kept | p |", "|---|---|---|---|---|---|---|---|"]
+    for task in steps["abilities"]["tasks"]:
+        values = [f"{task['chance']:.2f}", *(f"{task[which][0]:.2f}" for which in ("unedited", "edited"))]
+        share, *ends = task["retention"] or (None,)
+        kept = "at chance" if task["at_chance"] or share is None else f"{share:.0%} [{ends[0]:.0%}, {ends[1]:.0%}]"
+        p = "< 0.001" if task["p"] < 0.001 else f"{task['p']:.3f}"
+        cells = [task["name"], task["group"], str(task["n"]), *values, kept, p]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -130,13 +145,17 @@ def draw(steps: Mapping[str, Any]) -> Figure:
     changes = [row["differences"]["perplexity"] for row in rows]
     spread = [[value - low for value, low, _ in changes], [high - value for value, _, high in changes]]
     left.barh(places, [value for value, *_ in changes], xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 2})
-    left.set_xscale("symlog", linthresh=10)
     left.set_yticks(places, names)
     left.set_xlabel("rise of perplexity on held-out text, with 95 % intervals")
-    for source, marker in zip(sources, "os", strict=False):
+    for number, source in enumerate(sources):
         shares = [row["figures"][f"{source}/strict_acc"] for row in rows]
-        right.plot(shares, places, marker, label=f"{source}, reported", alpha=0.8)
-    right.set_xlim(-0.03, 1.03)
+        ends = [row["intervals"][f"{source}/strict_acc"] for row in rows]
+        spread = [[value - end[0] for value, end in zip(shares, ends, strict=True)]]
+        spread.append([end[1] - value for value, end in zip(shares, ends, strict=True)])
+        heights = [place + 0.15 - 0.3 * number for place in places]
+        shown = {"fmt": marker(number), "color": colour(4 + number), "ms": 5, "elinewidth": 1, "capsize": 2}
+        right.errorbar(shares, heights, xerr=spread, label=f"{source}, reported", **shown)
+    right.set_xlim(-0.02, 1)
     right.set_xlabel("strict accuracy on the half that chose nothing")
     right.legend(fontsize=8)
     figure.suptitle("Each formula at equal forgetting (blue: curvature, grey: controls)", fontsize=10)
@@ -146,7 +165,7 @@ def draw(steps: Mapping[str, Any]) -> Figure:
 def main() -> None:
     """Prints the tables and draws the figure."""
     steps = json.loads(RESULT.read_text("utf-8"))["steps"]
-    for lines in (scan_lines, comparison_lines, attack_lines, time_lines):
+    for lines in (scan_lines, comparison_lines, attack_lines, ability_lines, time_lines):
         print("\n".join(lines(steps)), end="\n\n")
     if SIZES.is_file():
         print("\n".join(size_lines(json.loads(SIZES.read_text("utf-8")))))

@@ -117,14 +117,23 @@ def figures_of(row: Mapping[str, Any], sets: Sequence[str] = ()) -> dict[str, An
     return {"figures": found, "intervals": intervals, "differences": differences}
 
 
-def strict_accuracy(model: Any, sequences: Sequence[Any], batch_size: int = 32) -> float:
-    """Share of sequences that a model recites; without any continuation, so it is cheap."""
+def strict_accuracy(model: Any, sequences: Sequence[Any], enough: float = 1.0, batch_size: int = 8) -> float:
+    """Share of sequences that a model recites; without any continuation, so it is cheap.
+
+    Args:
+        model: A language model.
+        sequences: Of a memorized set.
+        enough: Once it is certain that the share is above this, the rest is not read, and counts as not recited.
+        batch_size: Sequences at once.
+    """
     recited = 0
     for begin in range(0, len(sequences), batch_size):
         some = sequences[begin : begin + batch_size]
         prefixes = [list(map(int, sequence.prefix)) for sequence in some]
         suffixes = [list(map(int, sequence.suffix)) for sequence in some]
         recited += sum(recital.strict for recital in recite(model, prefixes, suffixes, decode=False))
+        if recited > enough * len(sequences):
+            break
     return recited / len(sequences)
 
 
@@ -165,7 +174,7 @@ def weakest_edits(
         model_name: A folder.
         factors: Of its layers.
         sequences: That choose; a memorized set.
-        results: JSON lines of what was tried, from which it goes on.
+        results: JSON lines of what was tried, from which it goes on; a share above the target is a lower bound.
         formulas: To try.
         grid: Of rho.
         blocks: Only these of the factors.
@@ -180,7 +189,7 @@ def weakest_edits(
     def reaches(formula: str, rho: float) -> bool:
         if (formula, rho) not in known:
             report = editor.apply(EditConfig(formula=formula, rho=rho, blocks=config.blocks))
-            known[formula, rho] = strict_accuracy(model, choosing)
+            known[formula, rho] = strict_accuracy(model, choosing, TARGET)
             editor.restore()
             row = {"formula": formula, "rho": rho, "strict_acc": known[formula, rho]}
             append_result(results, row | {"fraction_kept": report.fraction_kept})

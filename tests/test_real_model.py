@@ -1,14 +1,19 @@
-"""benchmarks.real_model: its whole path on the embedded demo model, and its texts."""
+"""benchmarks.real_model: its whole path on the embedded demo model, its texts, and the result that is committed."""
 
+import hashlib
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
-from benchmarks.real_model import RECITED, SMALL, RealModel
+from benchmarks.real_model import RECITED, RESULT, SMALL, RealModel, Sizes, planted_share
+from benchmarks.real_page import ability_lines, attack_lines, comparison_lines, scan_lines, time_lines
 from benchmarks.real_texts import SHARED_WORDS, shingles
 from benchmarks.steps import GRID, TARGET, weakest
+from lightning_kfac.cli.shipped import find_config
+from lightning_kfac.editing.formulas import FORMULAS
 
 TINY = replace(
     SMALL,
@@ -45,7 +50,7 @@ def run(tmp_path_factory):
 def test_the_whole_path_on_the_demo_model(run):
     steps = run[1]
     assert set(steps["before"]["recited"].values()) == {0}
-    assert min(steps["plant"]["course"][-1]["recited"][name] for name in ("tuning", "report")) >= RECITED
+    assert planted_share(steps["plant"]["course"][-1]) >= RECITED
     assert len(steps["scan"]["edits"]) >= 3 and set(steps["scan"]["blocks"]) <= {3, 4}
     assert set(steps["thresholds"]["rhos"]) == {"original", "random"}
     compared = {row["edit"]["formula"]: row for row in steps["compare"]["edits"]}
@@ -89,3 +94,58 @@ def test_the_weakest_edit_by_trying_all(threshold):
 
     assert weakest(reaches) == max((rho for rho in GRID if rho <= threshold), default=None)
     assert len(tried) == len(set(tried)) <= math.ceil(math.log2(len(GRID) + 1))
+
+
+# -- the result that is committed: consistent, whatever its values -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result():
+    return json.loads(RESULT.read_text("utf-8"))
+
+
+def test_the_result_is_of_the_shipped_config(result):
+    for name, digest in result["configs"].items():
+        assert hashlib.sha256(Path(find_config(name)).read_bytes()).hexdigest() == digest, f"{name}: measure again"
+    assert result["sizes"] == json.loads(json.dumps(asdict(Sizes())))
+    assert result["steps"]["plain"]["parameters"] > 134e6
+
+
+def test_counts_of_the_result(result):
+    steps = result["steps"]
+    counts = steps["texts"]["counts"]
+    assert counts["tuning"] == counts["report"] == len(steps["texts"]["sources"]) * result["sizes"]["passages"]
+    assert counts["tuning"] + counts["report"] >= 60
+    assert len(steps["plant"]["course"]) == steps["plant"]["rounds"]
+    assert planted_share(steps["plant"]["course"][-1]) >= RECITED
+    assert set(steps["thresholds"]["rhos"]) == set(FORMULAS) == set(result["sizes"]["formulas"])
+    reached = {name: rho for name, rho in steps["thresholds"]["rhos"].items() if rho is not None}
+    assert {row["edit"]["formula"]: row["edit"]["rho"] for row in steps["compare"]["edits"]} == reached
+    for row in steps["compare"]["edits"]:
+        assert row["edit"]["blocks"] == steps["collect"]["blocks"]
+        for name, share in row["figures"].items():
+            if name.endswith("strict_acc") and share is not None:
+                n = counts["tuning"] if name == "strict_acc" else result["sizes"]["passages"]
+                assert share * n == pytest.approx(round(share * n)), name
+    assert len(steps["attack"]["rows"]) == 2 + 1 + len(result["sizes"]["relearning"])
+    assert all(step["wall_s"] >= 0 and step["cpu_s"] >= 0 for step in steps.values())
+
+
+def test_the_page_shows_the_result(result):
+    page = (Path(__file__).parents[1] / "docs" / "real_model.md").read_text("utf-8")
+    steps = result["steps"]
+    tables = (scan_lines, comparison_lines, attack_lines, ability_lines, time_lines)
+    lines = [line for table in tables for line in table(steps)]
+    assert len(lines) > 40
+    assert [line for line in lines if line not in page.splitlines()] == []
+    assert f"{steps['plant']['rounds']} rounds" in page
+
+
+def test_intervals_of_the_result_hold_their_figures(result):
+    steps = result["steps"]
+    rows = [steps["compare"]["baseline"], *steps["compare"]["edits"], *steps["scan"]["edits"], *steps["attack"]["rows"]]
+    intervals = [(row["figures"][name], *ends) for row in rows for name, ends in row["intervals"].items()]
+    assert len(intervals) > 100
+    assert all(low <= value <= high for value, low, high in intervals if value is not None and low is not None)
+    changes = [ends for row in rows for ends in row["differences"].values()]
+    assert changes and all(low <= change <= high for change, low, high in changes)
