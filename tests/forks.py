@@ -217,6 +217,7 @@ def _child(run: Run) -> None:
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(run.env)
+    faulthandler.enable()  # a crash outside of Python says where it was called from
     faulthandler.register(signal.SIGUSR1)
     if run.limit:
         import resource

@@ -1,6 +1,6 @@
 """Of the image task what ``preflight`` is of language modelling: checks before anything expensive, and what is said."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import Trainer
@@ -9,12 +9,13 @@ from lightning_kfac.callbacks import CurvatureCollector, EditCallback
 from lightning_kfac.callbacks.typed import find_callback
 from lightning_kfac.console import console
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.targets import count_blocks, narrow
 from lightning_kfac.modules.image_classifier import ImageClassifier
 from lightning_kfac.modules.image_data import ImageData
 
 
-def check_fit(trainer: Trainer, model: ImageClassifier, data: ImageData) -> Collection[str]:
+def check_fit(trainer: Trainer, model: ImageClassifier, data: ImageData) -> Mapping[str, Layer]:
     """The layers that the collection will track.
 
     Raises:

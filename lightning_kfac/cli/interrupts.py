@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 
 from typing_extensions import Self
@@ -20,13 +21,16 @@ class Interrupts:
         self.seen = False
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._on_interrupt)
+        self._listens = threading.current_thread() is threading.main_thread()  # Python lets no other thread
+        if self._listens:
+            self._before = signal.signal(signal.SIGINT, self._on_interrupt)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        if self._listens:
+            signal.signal(signal.SIGINT, self._before)
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         again = self.seen

@@ -6,17 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_kfac.cli.options import NOT_SCANNED
 from lightning_kfac.console import command_line, console
+from lightning_kfac.models.source import ModelSource
 from lightning_kfac.storage.run_folder import CONFIG
 
-# A scan measures recitation and perplexity of one set.
-NOT_SCANNED = {
-    *("corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"),
-    *("sets", "questions", "clean_windows", "members", "nonmembers", "mining", "tokenizer"),
-}
 # What a search has of its own, and a collection has not.
 OF_A_SEARCH = ("--data.corpus", "--data.mining", "--data.max_tokens", "--trainer.default_root_dir", "--overwrite")
 PREDICT = "-predict"
+# A scan takes them, and has no use for them.
+OF_NO_SCAN = {"members", "nonmembers", "mining"}
 
 
 def show_page(run: object) -> None:
@@ -56,19 +55,22 @@ def after_search(typed: Sequence[str], run: Path, kept: int, folder_is_default: 
     show_next("the curvature of all blocks", "fit", *kept_words, *general, *words, *place)
 
 
-def after_collection(run: Path, data: Mapping[str, Any], dtype: str) -> None:
+def after_collection(run: Path, data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
     """After a ``fit`` without an edit: scan.
 
     Args:
         run: Its folder.
         data: Settings of its ``TextData``.
-        dtype: Of the model, as it was asked for.
+        model: Settings of its ``CausalLM``.
     """
     needed = {"memorized": "MEMORIZED_SET_OR_TEXTS", "heldout": "MORE_GENERAL_TEXT"}
-    settings = {name: data.get(name) or instead for name, instead in needed.items()}
-    words = ["--factors", run / "factors", *([] if dtype == "auto" else ["--dtype", dtype])]
-    words += data_words({**data, **settings}, NOT_SCANNED)
-    show_next("which blocks and which rho", "scan", *words, "--output", f"{run}-scan")
+    settings = {**data, **{name: data.get(name) or instead for name, instead in needed.items()}}
+    own = ModelSource.named(model["model_name"]).name if model.get("model_name") else None
+    skip = NOT_SCANNED | OF_NO_SCAN | ({"tokenizer"} if data.get("tokenizer") == own else set())
+    words = ["--factors", run / "factors"]
+    words += ["--dtype", model["dtype"]] if model["dtype"] != "auto" else []
+    words += ["--trust_remote_code"] if model.get("trust_remote_code") else []
+    show_next("which blocks and which rho", "scan", *words, *data_words(settings, skip), "--output", f"{run}-scan")
 
 
 def after_edit(factors: Path, output: Path, name: str) -> None:

@@ -20,6 +20,10 @@ from lightning_kfac.models.stored import stored_tensors
 from lightning_kfac.storage.json_files import read_json
 from lightning_kfac.storage.output_folder import OutputFolder
 
+# Settings of the data that only a collection or a training reads, and those that a scan, of one set, leaves out too.
+NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
+NOT_SCANNED = NOT_MEASURED | {"sets", "questions", "clean_windows"}
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 

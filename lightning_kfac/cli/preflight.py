@@ -142,9 +142,8 @@ def inputs(model: CausalLM, data: TextData) -> list[Path]:
     return [resolve_path(path) for path in (model.model_name, *corpora, *files) if path]
 
 
-def check_place(folder: Path, model: CausalLM) -> None:
+def check_place(folder: Path, source: ModelSource | None) -> None:
     """Raises ``InputError`` where a run would write into the folder of the model that it reads."""
-    source = model.source
     if source is not None and source.path.is_dir() and folder.resolve().is_relative_to(source.path.resolve()):
         name = "trainer.default_root_dir"
         raise InputError(f"{name} {folder}: the model's own folder; name another", name)

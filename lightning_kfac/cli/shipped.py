@@ -55,9 +55,11 @@ def with_config_paths(words: list[str]) -> list[str]:
     Example:
         >>> with_config_paths(["fit", "mine/own.yaml", "--save", "none"])
         ['fit', '--config', 'mine/own.yaml', '--save', 'none']
+        >>> with_config_paths(["configs", "quickstart.yaml"])
+        ['configs', 'quickstart.yaml']
     """
     changed = list(words)
-    if len(words) > 1 and not words[0].startswith("-") and words[1].endswith((SUFFIX, ".yml")):
+    if len(words) > 1 and words[0] not in ("configs", *OPTIONS) and words[1].endswith((SUFFIX, ".yml")):
         changed.insert(1, OPTIONS[0])
         words = list(changed)
     for number, word in enumerate(words):

@@ -161,6 +161,8 @@ class TrainCLI(LightningCLI):
             raise InputError(f"trainer.default_root_dir {folder}: an address; a run writes into a local folder")
         if self.task != TEXT and self.subcommand != "fit":
             raise InputError(f"{self.task}: a task of fit; {self.subcommand} is for language models")
+        if config.dry_run and self.subcommand != "fit":
+            raise InputError(f"dry_run: fit has one; {self.subcommand} has not, leave it out", "dry_run")
         if self.task == TEXT and config.data.tokenizer is None:
             config.data.tokenizer = _model_name(config.model)
         self.state = None  # of an interrupted collection, to go on from
@@ -245,10 +247,10 @@ class TrainCLI(LightningCLI):
             make_room_for_mining(self.folder, self._get(self.config, "overwrite"), self.datamodule.windows_before)
 
     def _check_data(self) -> None:
+        check_place(self.folder.path, self.model.source)
         if self.task != TEXT:
             return  # its data module has checked its settings, and there is no file to read
         check_model(self.model)
-        check_place(self.folder.path, self.model)
         self.datamodule.read_as(self.model.source)
         self.datamodule.check(self.model.vocab_size, self.model.max_positions)
         check_reference(self.model, self.datamodule)
@@ -301,7 +303,7 @@ class TrainCLI(LightningCLI):
             config = self.config[self._command]
             collects = find_callback(self.trainer, CurvatureCollector) and self.task == TEXT
             if collects and not find_callback(self.trainer, EditCallback):
-                next_steps.after_collection(path, config.data.as_dict(), config.model.dtype)
+                next_steps.after_collection(path, config.data.as_dict(), config.model.as_dict())
 
     def after_predict(self) -> None:
         """Says where everything is, once a search has finished."""

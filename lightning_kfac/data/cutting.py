@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from lightning_kfac.console import counted
+
 # The windows of the paper.
 PREFIX = 64
 SUFFIX = 48
@@ -32,3 +34,23 @@ def windows(size: int, prefix: int = PREFIX, suffix: int = SUFFIX) -> list[Windo
     """
     length = prefix + suffix
     return [Window(start, start + prefix, start + length) for start in range(0, size - length + 1, suffix)]
+
+
+def told(texts: int, passages: int, halved: int, too_short: int, fewest: int) -> str:
+    """How many texts and passages are used, and how many left out.
+
+    Args:
+        texts: Used.
+        halved: Of them, those shorter than a passage.
+        too_short: Left out, because they have fewer than ``fewest`` tokens.
+
+    Example:
+        >>> told(1, 1, 1, 2, 16)
+        '1 text, 1 passage; 1 shorter than a passage, cut in halves; 2 left out, below 16 tokens'
+    """
+    parts = [f"{counted(texts, 'text')}, {counted(passages, 'passage')}"]
+    if halved:
+        parts.append(f"{halved:,} shorter than a passage, cut in halves")
+    if too_short:
+        parts.append(f"{too_short:,} left out, below {fewest} tokens")
+    return "; ".join(parts)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from lightning_kfac.console import counted, say
-from lightning_kfac.data.cutting import FEWEST_TOKENS, PREFIX, SUFFIX, Window, windows
+from lightning_kfac.data.cutting import FEWEST_TOKENS, SUFFIX, Window, told, windows
 from lightning_kfac.data.rows import BadRows
 from lightning_kfac.data.set_formats import OWN, MemorizedSet, TextSet, cut_tokens
 from lightning_kfac.data.text_ids import Continuation, Tokenize, continuation_ids, start_tokens, text_ids
@@ -76,8 +76,7 @@ def load_memorized(
         InputError: Names the file and the line.
     """
     memorized = MemorizedSet.parse("memorized", source)
-    files = memorized.files()
-    path = Path(memorized.source) if len(files) > 2 else files[0]
+    path = memorized.place()
     bad = BadRows(skip_bad_rows)
     sequences: list[MemorizedSequence] = []
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
@@ -168,17 +167,10 @@ class _Noted:
         longest = f"the longest of {counted(len(self.texts), 'text')} has {counted(max(self.texts), 'token')}"
         return f"{longest}, {FEWEST_TOKENS} are needed; in a folder each file of text is one text"
 
-    def of_texts(self) -> str:
-        parts = [f"{counted(len(self.texts), 'text')} cut into {counted(self.passages, 'passage')}"]
-        if self.short:
-            parts.append(f"{self.short:,} shorter than {PREFIX} + {SUFFIX} tokens, cut in the middle")
-        if self.too_short:
-            parts.append(f"{self.too_short:,} below {FEWEST_TOKENS} tokens, left out")
-        return "; ".join(parts)
-
     def tell(self, path: Path, count: int, longest: int | None) -> None:
         if self.texts:
-            say(f"{path}: {self.of_texts()}")
+            used = len(self.texts) - self.too_short
+            say(f"{path}: {told(used, self.passages, self.short, self.too_short, FEWEST_TOKENS)}")
         if self.repeated:
             rows = f"{len(self.repeated):,} rows repeat earlier ones"
             say(f"{path}: {rows} and count again; the first: {self.repeated[0]}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_kfac.console import counted
 from lightning_kfac.data.corpus import Corpus
-from lightning_kfac.data.cutting import PREFIX, SUFFIX, Window, windows
+from lightning_kfac.data.cutting import PREFIX, SUFFIX, Window, told, windows
 from lightning_kfac.data.memorized import MemorizedSequence, load_memorized
 from lightning_kfac.data.packing import tokenize_documents
 from lightning_kfac.data.readers import Reading
@@ -67,12 +67,7 @@ class Passages:
             >>> Passages("a.txt", [40], [Passage(0, 0, [1], [2])], halved=1, too_short=2).told()
             '1 text, 1 passage; 1 shorter than a passage, cut in halves; 2 left out, below 16 tokens'
         """
-        parts = [f"{counted(len(self.sizes), 'text')}, {counted(len(self.passages), 'passage')}"]
-        if self.halved:
-            parts.append(f"{self.halved:,} shorter than a passage, cut in halves")
-        if self.too_short:
-            parts.append(f"{self.too_short:,} left out, below {FEWEST_TOKENS} tokens")
-        return "; ".join(parts)
+        return told(len(self.sizes), len(self.passages), self.halved, self.too_short, FEWEST_TOKENS)
 
 
 def check_lengths(prefix_len: int | None, suffix_len: int | None) -> None:

@@ -109,6 +109,11 @@ class MemorizedSet:
             return _with_partner(pair) if pair else local_files(self.source)
         return _with_partner(path) if path.suffix == ARRAY else [path]
 
+    def place(self) -> Path:
+        """What messages name: the file, of two the first, or a folder of texts."""
+        path = resolve_path(self.source)
+        return path if path.is_dir() and _array_of_prefixes(path) is None else self.files()[0]
+
     def rows(self, bad: BadRows | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows, each with the name of its place.
 

@@ -135,7 +135,24 @@ def quiet_trainer(of: str, **settings: Any) -> Trainer:
             **settings,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise InputError(f"{of}: {first_line(error)}") from None
+        said = first_line(error)
+        mend = "; accelerator auto takes what is here" if "backend" in said or "accelerator" in said.lower() else ""
+        raise InputError(f"{of}: {said.rstrip('!.')}{mend}") from None
+
+
+def evaluation_trainer(folder: Path, accelerator: str) -> Trainer:
+    """A quiet Trainer for the validation loop alone, on one device.
+
+    Raises:
+        InputError: There is no such accelerator here.
+    """
+    return quiet_trainer(
+        f"accelerator {accelerator}",
+        default_root_dir=folder,
+        accelerator=accelerator,
+        devices=1,
+        use_distributed_sampler=False,
+    )
 
 
 def _refuse(strategy: object) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,23 @@ def found_again(about: dict[str, Any], folder: Path) -> dict[str, Any]:
     name = about.get("model")
     if not isinstance(name, str) or name == NAMELESS or resolve_path(name).exists():
         return about
+    found = _moved(name, folder.resolve())
+    if found is None:
+        return about
+    _say_once(f"{name} is not there; {found} is taken for it")
+    return {**about, "model": found}
+
+
+_say_once = cache(say)  # a command asks several times
+
+
+def _moved(name: str, folder: Path) -> str | None:
+    """Where the end of a path lies today."""
     parts = Path(name).parts
-    is_path = len(parts) > 2
-    ends = [Path(*parts[start:]) for start in range(1 if Path(name).is_absolute() else 0, len(parts) if is_path else 1)]
+    first = 1 if Path(name).is_absolute() else 0
+    ends = [Path(*parts[start:]) for start in range(first, len(parts) if len(parts) > 2 else 1)]
     for end in ends:
-        for above in (folder.resolve(), *folder.resolve().parents[:LEVELS]):
+        for above in (folder, *folder.parents[:LEVELS]):
             if (above / end / "config.json").is_file():
-                say(f"{name} is not there; {above / end} is taken for it")
-                return {**about, "model": str(above / end)}
-    return about
+                return str(above / end)
+    return None

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lightning_kfac.data.names import MEMORIZED
-from lightning_kfac.distributed.strategies import quiet_trainer
+from lightning_kfac.distributed.strategies import evaluation_trainer
 from lightning_kfac.errors import InputError
 from lightning_kfac.metrics.described import Measures
 from lightning_kfac.models.language import language_model
@@ -48,13 +48,7 @@ class ModelEvaluator:
         data.check(self.module.vocab_size, self.module.max_positions)
         if not data.validation_names:
             raise InputError("there is nothing to evaluate on: set data.memorized or data.heldout")
-        self.trainer = quiet_trainer(
-            f"accelerator {accelerator}",
-            default_root_dir=folder,
-            accelerator=accelerator,
-            devices=1,
-            use_distributed_sampler=False,
-        )
+        self.trainer = evaluation_trainer(folder, accelerator)
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """All figures under the names of ``results.jsonl``, with intervals and differences from the first model."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_kfac.distributed.strategies import quiet_trainer
+from lightning_kfac.distributed.strategies import evaluation_trainer
 from lightning_kfac.models.source import ModelSource
 from lightning_kfac.modules.image_classifier import ImageClassifier
 from lightning_kfac.modules.image_data import ImageData
@@ -25,13 +25,7 @@ class ImageEvaluator:
     def __init__(self, model: ModelSource, images: Mapping[str, Any], folder: Path, accelerator: str = "auto"):
         self.module = ImageClassifier(model_name=str(model.path))
         self.data = ImageData(images["wrong_labels"], images["n_validation"], seed=images["data_seed"])
-        self.trainer = quiet_trainer(
-            f"accelerator {accelerator}",
-            default_root_dir=folder,
-            accelerator=accelerator,
-            devices=1,
-            use_distributed_sampler=False,
-        )
+        self.trainer = evaluation_trainer(folder, accelerator)
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
         """All figures under the names of ``results.jsonl``, with intervals and differences from the first model."""

@@ -142,6 +142,9 @@ def test_a_dry_run_checks_and_writes_nothing(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", "own_model.yaml", "--dry-run", "--collect.blocks", "7"])
     assert ended.value.code == 2 and "block 7 does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "--config", "own_model.yaml", "--dry-run", "--data.memorized", "texts"])
+    assert ended.value.code == 2 and "--dry_run: fit has one; validate has not" in capsys.readouterr().err
 
 
 def test_texts_that_nobody_recites(folder, monkeypatch, capsys):
@@ -164,11 +167,13 @@ def test_words_of_the_next_command(capsys, tmp_path):
         *("--data.memorized", str(tmp_path / "mined" / "memorized.jsonl")),
         *("--trainer.default_root_dir", str(tmp_path / "mined-fit")),
     ]
-    next_steps.after_collection(tmp_path, {"memorized": {"source": "a b.jsonl"}, "corpus": "x"}, "bfloat16")
+    data = {"memorized": {"source": "a b.jsonl"}, "corpus": "x", "tokenizer": "other"}
+    next_steps.after_collection(tmp_path, data, {"model_name": "m", "dtype": "bfloat16"})
     words = printed_next(capsys.readouterr().out)
     assert words[1:] == [
         *("--factors", str(tmp_path / "factors"), "--dtype", "bfloat16"),
         *("--data.heldout", "MORE_GENERAL_TEXT", "--data.memorized", '{"source": "a b.jsonl"}'),
+        *("--data.tokenizer", "other"),  # a model's own needs no word
         *("--output", f"{tmp_path}-scan"),
     ]
     next_steps.after_edit(tmp_path / "factors", tmp_path / "edited", "m")

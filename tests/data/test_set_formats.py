@@ -325,7 +325,7 @@ def test_passages_as_a_memorized_set(tmp_path, tokenizer, capsys):
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     halves = [MemorizedSequence(row[: len(row) // 2], row[len(row) // 2 :]) for row in ids]
     assert load_memorized(tmp_path / "forget.json", tokenizer, 2048) == halves
-    assert "2 texts cut into 2 passages; 2 shorter than 64 + 48 tokens, cut in the middle" in said(capsys)
+    assert "forget.json: 2 texts, 2 passages; 2 shorter than a passage, cut in halves" in said(capsys)
     cut = load_memorized(tmp_path / "forget.json", tokenizer, 2048, prefix_len=3, suffix_len=2)
     assert cut == [MemorizedSequence(row[:3], row[3:5]) for row in ids]
 
@@ -351,11 +351,8 @@ def test_texts_become_passages(tmp_path, tokenizer, capsys, name, write):
         assert sequence.prefix == ids[48 * number : 48 * number + 64]
     short = tokenizer(TEXTS[0])["input_ids"]
     assert first == MemorizedSequence(short[: len(short) // 2], short[len(short) // 2 :])
-    told = said(capsys)
-    assert (
-        f"{name}: 3 texts cut into {1 + len(found)} passages; 1 shorter than 64 + 48 tokens, cut in the middle" in told
-    )
-    assert "1 below 8 tokens, left out" in told
+    told = f"{name}: 2 texts, {1 + len(found)} passages; 1 shorter than a passage, cut in halves; 1 left out, below 8"
+    assert told in said(capsys)
     first, *others = load_memorized(tmp_path / name, tokenizer, 2048, suffix_len=5)
     assert len(first.suffix) == 5 and len(others) == (len(ids) - 64) // 5
 

@@ -10,10 +10,10 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_kfac.cli.advice import apply_words, cost_in_words, show_advice
-from lightning_kfac.cli.commands.sweep import NOT_MEASURED
 from lightning_kfac.cli.measured import MeasuredPoints
 from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import (
+    NOT_SCANNED,
     add_editing_options,
     add_model_options,
     editor_options,
@@ -56,7 +56,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--widest", type=int, default=3, help="Most neighbouring blocks of the recommendation.")
     parser.add_argument("--target", type=float, default=0.1, help="Strict accuracy that the recommendation must reach.")
     parser.add_argument("--accelerator", type=str, default="auto", help="Where to evaluate: auto, cpu, gpu.")
-    parser.add_class_arguments(TextData, "data", skip=NOT_MEASURED | {"sets", "questions", "clean_windows"})
+    parser.add_class_arguments(TextData, "data", skip=NOT_SCANNED)
 
 
 def run(options: Namespace) -> None:

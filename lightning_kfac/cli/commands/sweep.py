@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_kfac.cli.measured import MeasuredPoints
 from lightning_kfac.cli.next_steps import show_page
 from lightning_kfac.cli.options import (
+    NOT_MEASURED,
     add_editing_options,
     add_model_options,
     base_config,
@@ -48,7 +49,6 @@ SETS_OF_BLOCKS = list[list[int] | Literal["all"]] | int | str | None
 SETS_OF_PROJECTIONS = list[list[str]] | str | None
 # Of the grid, or of no use in it.
 GRID = {"rho", "formula", "blocks", "projections", "layers", "alpha", "seed"}
-NOT_MEASURED = {"corpus", "max_tokens", "planted", "exposures", "shuffle", "domains", "domain_tokens"}
 
 
 class Goal(NamedTuple):
