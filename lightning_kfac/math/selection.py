@@ -51,11 +51,12 @@ def select_components(importance: Tensor, rho: float) -> Tensor:
     _check_importance(flat)
     # Only the bucket of neighbouring numbers in which the sum reaches its target has to be sorted.
     buckets = _buckets(flat)
-    masses = torch.bincount(buckets, weights=flat).flip(0)
+    first = int(_buckets(flat.amin()))
+    masses = torch.bincount(buckets, weights=flat)[first:].flip(0)
     sums = masses.cumsum(0)
     target = rho * sums[-1] * (1 - SLACK)
     place = int((sums < target).sum())
-    bucket = len(masses) - 1 - place
+    bucket = first + len(masses) - 1 - place
     inside = (buckets == bucket).nonzero().squeeze(1)
     descending, order = flat[inside].sort(descending=True, stable=True)
     n_kept = int((descending.cumsum(0) + (sums[place] - masses[place]) < target).sum()) + 1
@@ -209,7 +210,8 @@ def _from_bits(bits: int) -> float:
 
 
 def _check_importance(values: Tensor) -> None:
-    if not values.isfinite().all() or (values < 0).any():
+    least, largest = values.aminmax()  # both are NaN where any entry is
+    if not (least >= 0 and largest.isfinite()):
         raise InputError("the importance has negative, NaN or infinite entries")
-    if not values.any():
+    if not largest:
         raise InputError("the importance is zero everywhere, so no share of it can be kept")

@@ -1,10 +1,12 @@
 """Weights from kept components against the sum of these components."""
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_kfac.math.projection import suppress
+from lightning_kfac.math.projection import CUTS, suppress
 from tests.common import generator
 
 
@@ -67,9 +69,31 @@ def test_only_what_is_kept_is_multiplied_and_in_the_cheaper_order(shape, last):
     with FlopCounterMode(display=False) as counter:
         found = suppress(c, keep, U_G, U_A)
     assert torch.allclose(found, expected, atol=1e-14)
+    # The first row alone is wide, so it is the only place for a cut beside the two ends.
     right_first = rows * columns * d_in + d_out * rows * d_in
     left_first = d_out * rows * columns + d_out * columns * d_in
-    assert counter.get_total_flops() == 2 * min(right_first, left_first)
+    cut = columns * d_in + d_out * (rows - 1) + 2 * d_out * d_in
+    assert counter.get_total_flops() == 2 * min(right_first, left_first, cut if rows > 1 else right_first)
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(40, 24), (24, 40), (37, 37)])
+def test_a_staircase_is_cut_where_it_costs_least(d_out, d_in):
+    c, U_G, U_A = example(d_out, d_in)
+    product = torch.arange(1, d_out + 1)[:, None] * torch.arange(1, d_in + 1)
+    keep = product <= 30
+    with FlopCounterMode(display=False) as counter:
+        found = suppress(c, keep, U_G, U_A)
+    assert torch.allclose(found, U_G @ (c * keep) @ U_A.T, atol=1e-13)
+    rows, columns = int(keep.any(1).sum()), int(keep.any(0).sum())
+    height = math.ceil(rows / CUTS)
+    assert height > 1
+    costs = {rows: rows * columns * d_in + d_out * rows * d_in}
+    for cut in range(0, rows, height):
+        width = int(keep[cut:].any(0).sum())
+        costs[cut] = cut * columns * d_in + d_out * (rows - cut) * width + d_out * (cut + width) * d_in
+    cheapest = min(costs, key=costs.__getitem__)
+    assert 0 < cheapest < rows and counter.get_total_flops() == 2 * costs[cheapest]
+    assert costs[cheapest] < 0.8 * min(costs[0], costs[rows])
 
 
 def test_equal_costs_are_multiplied_from_the_right():
