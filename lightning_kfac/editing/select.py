@@ -17,6 +17,9 @@ from lightning_kfac.math.mixing import add_scores, union_of_count
 from lightning_kfac.math.projection import suppress
 from lightning_kfac.math.selection import SLACK, select_components, select_count, select_products
 
+# So small a weight's importance is made and selected from sooner than a bisection takes its steps.
+SMALL = 2**17
+
 
 class Selection(NamedTuple):
     """What an edit selects of one layer.
@@ -66,7 +69,7 @@ def _kept(ranked: Tensor, curvature: LayerCurvature, formula: Formula, config: E
     """Selection by the general text alone: the keep-mask [d_out, d_in] and the share of importance in it."""
     budget = config.budget or formula.budget
     # As many as it keeps is what it keeps.
-    if formula.product and (budget == "mass" or formula.counted):
+    if formula.product and (budget == "mass" or formula.counted) and ranked.numel() > SMALL:
         return _staircase(curvature, config.rho)
     importance = formula.importance(curvature, ranked, config.seed)
     if formula.least:

@@ -1,5 +1,7 @@
 """Whether all numbers of a tensor are finite."""
 
+import math
+
 from torch import Tensor
 
 
@@ -15,4 +17,4 @@ def all_finite(values: Tensor) -> bool:
         (True, False)
     """
     least, largest = values.aminmax()  # NaN is both
-    return bool(least.isfinite() & largest.isfinite())
+    return math.isfinite(least) and math.isfinite(largest)

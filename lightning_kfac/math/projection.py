@@ -1,12 +1,7 @@
 """Weights from components and a mask."""
 
-import math
-
 import torch
 from torch import Tensor
-
-# So many places for the cut between wide and narrow rows are tried.
-CUTS = 16
 
 
 def suppress(c: Tensor, keep: Tensor, vectors_G: Tensor, vectors_A: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -14,7 +9,8 @@ def suppress(c: Tensor, keep: Tensor, vectors_G: Tensor, vectors_A: Tensor, dtyp
 
     Rows and columns after the last kept component are not multiplied at all. The others are cut into upper rows, which
     meet U_A^T first, and lower rows, which meet U_G first and only in the columns that they have kept components in:
-    of a staircase, wide at the top, most of what is not kept is not multiplied either.
+    of a staircase, wide at the top, most of what is not kept is not multiplied either. The cut is where all
+    products together cost least.
 
     Args:
         c: [d_out, d_in], the weight's components in the basis.
@@ -42,24 +38,15 @@ def suppress(c: Tensor, keep: Tensor, vectors_G: Tensor, vectors_A: Tensor, dtyp
 def _cheapest_cut(keep: Tensor) -> tuple[int, int, int, int]:
     """The last kept row and column, the number of upper rows, and the last kept column of the rows below them."""
     d_out, d_in = keep.shape
-    flags = keep.view(torch.uint8)  # the largest byte is found far sooner than any True
-    rows = int(_last(flags.amax(1)))
+    numbers = torch.arange(1, d_in + 1, dtype=torch.int32, device=keep.device)
+    last = (keep * numbers).amax(1).long()
+    widths = last.flip(0).cummax(0).values.flip(0)  # of a row and all below it
+    rows = int(widths.count_nonzero())
     if not rows:
         return 0, 0, 0, 0
-    cuts = list(range(0, rows, math.ceil(rows / CUTS)))
-    strips = torch.stack([strip.amax(0) for strip in flags[:rows].split(math.ceil(rows / CUTS))])
-    widths = _last(strips).flip(0).cummax(0).values.flip(0).tolist()  # of a strip and all below it
-    columns = widths[0]
-
-    def products(cut: int, width: int) -> int:
-        return cut * columns * d_in + d_out * (rows - cut) * width + d_out * d_in * (cut + width)
-
-    # Where costs are equal, the right side comes first.
-    places = [(rows, 0), *zip(cuts, widths, strict=True)]
-    cut, width = min(places, key=lambda place: products(*place))
-    return rows, columns, cut, width
-
-
-def _last(flags: Tensor) -> Tensor:
-    """One more than the place of the last 1 in [..., n] of 0 and 1."""
-    return (flags * torch.arange(1, flags.shape[-1] + 1, device=flags.device)).amax(-1)
+    columns = int(widths[0])
+    widths = torch.cat([widths[:rows], widths.new_zeros(1)])
+    cuts = torch.arange(rows + 1, device=keep.device)
+    products = cuts * columns * d_in + (rows - cuts) * widths * d_out + (cuts + widths) * d_out * d_in
+    cut = rows - int(products.flip(0).argmin())  # where costs are equal, the right side comes first
+    return rows, columns, cut, int(widths[cut])
