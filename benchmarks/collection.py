@@ -1,27 +1,27 @@
-"""Collection speed: ours, the conventional way and kronfluence, interleaved in one process.
+"""Collection speed: ours, the conventional way, kronfluence and bergson, in turn in one process.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.collection              # CPU, about 12 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.collection              # CPU, about 25 minutes
     python -m benchmarks.collection --device cuda                  # OLMo-2 7B shape, random weights
 
-Same model, same tokens, same (gold) labels; medians. Writes benchmarks/results/collection_*.json.
-kronfluence needs an environment of its own (pip install -e ".[bench]"): it pulls torchvision.
+Same model, same tokens, same (gold) labels; medians over pairs. Writes benchmarks/results/collection_*.json. How to get
+the two packages without another torch is in benchmarks/README.md.
 """
 
 import argparse
 import copy
 import gc
 import json
-import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.conventional import conventional_factors
-from benchmarks.limits import least_flops_per_token, median, product_rate
+from benchmarks.limits import PRODUCT_SIZE, least_flops_per_token, product
+from benchmarks.machine import Watch, medians, pairs, ratios
+from benchmarks.with_bergson import bergson_available, bergson_factors
 from benchmarks.with_kronfluence import kronfluence_available, kronfluence_factors, prepare
 from lightning_kfac import collect_factors
 
@@ -67,53 +67,55 @@ def methods(model, batches: list[dict], blocks: list[int], dtype: torch.dtype, n
         conventional_factors(own, batches, blocks, PROJECTIONS, blocks_per_pass=2)
 
     found = {"ours": ours, "conventional": conventional}
+    layers = [f"model.layers.{b}.mlp.{p}_proj" for b in blocks for p in PROJECTIONS]
     if "kronfluence" in names:
-        layers = [f"model.layers.{b}.mlp.{p}_proj" for b in blocks for p in PROJECTIONS]
         wrapped, task = prepare(copy.deepcopy(model), layers)
         found["kronfluence"] = lambda: kronfluence_factors(wrapped, task, batches, dtype)
+    if "bergson" in names:
+        frozen = copy.deepcopy(model)
+        found["bergson"] = lambda: bergson_factors(frozen, layers, batches)
     return {name: found[name] for name in names if name in found}
 
 
-def timed(run, device: str) -> float:
-    """Seconds."""
-    gc.collect()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def available() -> list[str]:
+    """Ours, the conventional way, and which of the others are installed."""
+    others = {"kronfluence": kronfluence_available, "bergson": bergson_available}
+    return ["ours", "conventional", *(name for name, there in others.items() if there())]
 
 
 def measure(arguments, dtype_name: str) -> dict:
     """All jobs in one dtype."""
-    device, dtype = arguments.device, getattr(torch, dtype_name)
+    device = arguments.device
+    dtype = getattr(torch, dtype_name)
     model = build(device, dtype)
     batches = tokens(device, model.config.vocab_size, arguments.rows, arguments.seq_len, arguments.batches)
     count = arguments.rows * (arguments.seq_len - 1) * arguments.batches
-    names = ["ours", "conventional"] + (["kronfluence"] if kronfluence_available() else [])
-    results = {"product_gflops": product_rate(dtype, device) / 1e9, "jobs": {}}
+    found = {}
     for job, blocks in JOBS[device].items():
-        runs = methods(model, batches, blocks, dtype, names)
-        times = {name: [] for name in runs}
-        for run in runs.values():  # once to warm up
-            timed(run, device)
-        rates = []
-        for _ in range(arguments.repeats):
-            rates.append(product_rate(dtype, device, repeats=2))
-            for name, run in runs.items():
-                times[name].append(timed(run, device))
+        ways = methods(model, batches, blocks, dtype, available())
+        times = pairs({"product": product(dtype, device), **ways}, arguments.repeats)
+        rate = {clock: 2 * PRODUCT_SIZE**3 / min(values) for clock, values in times["product"].items()}
+        seconds = medians(times)
         flops = least_flops_per_token(model.config, min(blocks), arguments.seq_len, blocks, PROJECTIONS)
-        seconds = {name: median(values) for name, values in times.items()}
-        results["jobs"][job] = {
-            "tokens_per_second": {name: count / s for name, s in seconds.items()},
-            "ratio": {name: s / seconds["ours"] for name, s in seconds.items()},
+        least = sum(flops.values()) * count
+        found[job] = {
+            "product_gflops": {clock: value / 1e9 for clock, value in rate.items()},
+            "tokens_per_second": {way: {clock: count / s for clock, s in seconds[way].items()} for way in ways},
+            "ratio": {way: ratios(times, way, "ours") for way in ways},
             "flops_per_token": flops,
-            "limit_fraction": sum(flops.values()) * count / seconds["ours"] / max(rates),
+            "limit_fraction": {clock: least / s / rate[clock] for clock, s in seconds["ours"].items()},
             "times": times,
         }
-        print(dtype_name, job, {n: round(r, 2) for n, r in results["jobs"][job]["ratio"].items()},
-              f"limit {results['jobs'][job]['limit_fraction']:.2f}", flush=True)  # fmt: skip
-    return results
+        shown = {way: round(of["cpu"], 2) for way, of in found[job]["ratio"].items()}
+        print(
+            dtype_name,
+            job,
+            "CPU time beside ours:",
+            shown,
+            f"limit {found[job]['limit_fraction']['cpu']:.2f}",
+            flush=True,
+        )
+    return {"jobs": found}
 
 
 def peak_memory(arguments, dtype_name: str, job: str, name: str) -> float:
@@ -169,8 +171,8 @@ def main() -> None:
     if arguments.memory_of:
         report_memory(arguments)
         return
+    watch = Watch()
     results = {
-        "machine": f"{platform.machine()}, {_processor()}, torch {torch.__version__}",
         "rows": arguments.rows,
         "seq_len": arguments.seq_len,
         "batches": arguments.batches,
@@ -180,25 +182,27 @@ def main() -> None:
     for dtype_name in arguments.dtypes:
         results["dtypes"][dtype_name] = measure(arguments, dtype_name)
         memory = {
-            job: {name: peak_memory(arguments, dtype_name, job, name) for name in ("ours", "conventional")}
+            job: {name: peak_memory(arguments, dtype_name, job, name) for name in available()}
             for job in JOBS[arguments.device]
         }
         results["dtypes"][dtype_name]["peak_memory_mb"] = memory
         print(dtype_name, "peak memory, MB", memory, flush=True)
     path = Path(__file__).parent / "results" / f"collection_{arguments.device}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2))
+    path.write_text(json.dumps({"machine": watch.about(), **results}, indent=2) + "\n", "utf-8")
     print(f"-> {path}")
+    watch.conclude(verdict(results))
 
 
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+def verdict(results: dict) -> str:
+    """How much faster ours is than the conventional way, in every job; by CPU time, on a GPU by wall time."""
+    clock = "wall" if torch.cuda.is_available() else "cpu"
+    found = [
+        f"{dtype} {job}: {of['ratio']['conventional'][clock]:.2f} x the conventional way, "
+        f"{of['limit_fraction'][clock]:.0%} of the limit"
+        for dtype, jobs in results["dtypes"].items()
+        for job, of in jobs["jobs"].items()
+    ]
+    return "\n".join(found)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,19 @@
     OMP_NUM_THREADS=1 python -m benchmarks.experts              # CPU, about 5 minutes
 
 An OLMoE-shaped model with random weights. Beside the whole: products of the size that the covariance of an expert has,
-on their own, for the share of the limit that they leave. Medians; writes benchmarks/results/experts_*.json.
+on their own, for the share of the limit that they leave. Medians, in turn; writes benchmarks/results/experts_*.json.
 """
 
 import argparse
 import json
-import platform
-import time
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.collection import timed, tokens
-from benchmarks.limits import median, product_rate
+from benchmarks.collection import tokens
+from benchmarks.limits import PRODUCT_SIZE, product
+from benchmarks.machine import Times, Watch, medians, pairs, ratios
 from lightning_kfac import collect_factors
 from lightning_kfac.collection.memory import TOKENS_AT_ONCE
 from lightning_kfac.math.covariance import SecondMoment, accumulator_numbers
@@ -42,20 +41,19 @@ def build(device: str, dtype: torch.dtype):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
-def covariance_rate(size: int, rows: int, dtype: torch.dtype, device: str, least: float = 0.3) -> float:
-    """FLOP/s of X^T X of some rows, summed into the accumulators of many experts in turn."""
+def covariances(size: int, rows: int, dtype: torch.dtype, device: str, flops: float = 2e10):
+    """X^T X of some rows, summed into the accumulators of many experts in turn: what to time, and its FLOPs."""
     sums = [SecondMoment(size, device) for _ in range(SHAPES[device]["num_experts"])]
     x = torch.randn(rows, size, device=device).to(dtype)
-    for moment in sums:
-        moment.add(x)
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < least:
-        for moment in sums:
-            moment.add(x)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        done += len(sums)
-    return done * rows * accumulator_numbers(size) / (time.perf_counter() - start)
+    of_a_round = len(sums) * rows * accumulator_numbers(size)
+    rounds = max(1, round(flops / of_a_round))
+
+    def run() -> None:
+        for _ in range(rounds):
+            for moment in sums:
+                moment.add(x)
+
+    return run, rounds * of_a_round
 
 
 def measure(arguments, dtype_name: str) -> dict:
@@ -68,6 +66,7 @@ def measure(arguments, dtype_name: str) -> dict:
     shape = SHAPES[device]
     at_once = max(1, TOKENS_AT_ONCE[device] // arguments.seq_len) * arguments.seq_len
     an_expert = at_once * shape["num_experts_per_tok"] // shape["num_experts"]
+    small, small_flops = covariances(shape["hidden_size"], an_expert, dtype, device)
     found = {"tokens_of_an_expert_at_once": an_expert, "jobs": {}}
     for job, blocks in JOBS.items():
         tracked = paper.select(resolve_targets(model, blocks, PROJECTIONS))
@@ -80,32 +79,39 @@ def measure(arguments, dtype_name: str) -> dict:
             with torch.no_grad():
                 model(**batches[0])
 
-        for warm in (run, forward):
-            timed(warm, device)
-        seconds, alone, large, small = [], [], [], []
-        for _ in range(arguments.repeats):
-            large.append(product_rate(dtype, device, repeats=2))
-            small.append(covariance_rate(shape["hidden_size"], an_expert, dtype, device))
-            seconds.append(timed(run, device))
-            alone.append(timed(forward, device))
-        least = sum(flops.values()) * count / max(large)
-        # The same sum, with covariances at the rate that products of their size have on their own.
-        sized = least + flops["covariance"] * count * (1 / median(small) - 1 / max(large))
-        found["jobs"][job] = {
-            "layers": len(tracked),
-            "tokens_per_second": count / median(seconds),
-            "flops_per_token": flops,
-            "limit_fraction": least / median(seconds),
-            "limit_fraction_with_products_of_their_size": sized / median(seconds),
-            "forward_alone_share": median(alone) / median(seconds),
-            "large_product_gflops": max(large) / 1e9,
-            "covariance_gflops": median(small) / 1e9,
-            "times": seconds,
-        }
-        print(
-            dtype_name, job, {k: round(v, 3) for k, v in found["jobs"][job].items() if isinstance(v, float)}, flush=True
-        )
+        ways = {"product": product(dtype, device), "covariances": small, "collection": run, "forward": forward}
+        times = pairs(ways, arguments.repeats)
+        found["jobs"][job] = figures(times, flops, count, small_flops) | {"layers": len(tracked)}
+        shares = ("limit_fraction", "limit_fraction_with_products_of_their_size", "forward_alone_share")
+        print(dtype_name, job, {name: round(found["jobs"][job][name]["cpu"], 3) for name in shares}, flush=True)
     return found
+
+
+def figures(times: Times, flops: dict, count: int, small_flops: float) -> dict:
+    """What the times of a job come to, each by wall and by CPU time.
+
+    Args:
+        flops: Of a token, by part.
+        count: Tokens.
+        small_flops: Of the covariances timed on their own.
+    """
+    seconds = medians(times)
+    large = {clock: 2 * PRODUCT_SIZE**3 / min(values) for clock, values in times["product"].items()}
+    small = {clock: small_flops / s for clock, s in seconds["covariances"].items()}
+    whole = seconds["collection"]
+    least = {clock: sum(flops.values()) * count / large[clock] for clock in whole}
+    # The same sum, with covariances at the rate that products of their size have on their own.
+    extra = {clock: flops["covariance"] * count * (1 / small[clock] - 1 / large[clock]) for clock in whole}
+    return {
+        "tokens_per_second": {clock: count / s for clock, s in whole.items()},
+        "flops_per_token": flops,
+        "limit_fraction": {clock: least[clock] / s for clock, s in whole.items()},
+        "limit_fraction_with_products_of_their_size": {c: (least[c] + extra[c]) / s for c, s in whole.items()},
+        "forward_alone_share": ratios(times, "forward", "collection"),
+        "large_product_gflops": {clock: rate / 1e9 for clock, rate in large.items()},
+        "covariance_gflops": {clock: rate / 1e9 for clock, rate in small.items()},
+        "times": times,
+    }
 
 
 def main() -> None:
@@ -120,8 +126,8 @@ def main() -> None:
     on_cpu = arguments.device == "cpu"
     if on_cpu:
         torch.set_num_threads(1)
+    watch = Watch()
     results = {
-        "machine": f"{platform.machine()}, torch {torch.__version__}",
         "rows": arguments.rows,
         "seq_len": arguments.seq_len,
         "repeats": arguments.repeats,
@@ -131,8 +137,16 @@ def main() -> None:
     for dtype_name in arguments.dtypes or (["float32", "bfloat16"] if on_cpu else ["bfloat16"]):
         results["dtypes"][dtype_name] = measure(arguments, dtype_name)
     path = Path(__file__).parent / "results" / f"experts_{arguments.device}.json"
-    path.write_text(json.dumps(results, indent=2))
+    path.write_text(json.dumps({"machine": watch.about(), **results}, indent=2) + "\n", "utf-8")
     print(f"-> {path}")
+    clock = "cpu" if on_cpu else "wall"
+    watch.conclude(
+        "\n".join(
+            f"{dtype} {job}: {of['limit_fraction'][clock]:.0%} of the limit"
+            for dtype, jobs in results["dtypes"].items()
+            for job, of in jobs["jobs"].items()
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from benchmarks.machine import machine
 from benchmarks.real_texts import package_file, real_documents, small_documents, write_texts
 from benchmarks.steps import (
     TARGET,
@@ -26,7 +27,6 @@ from benchmarks.steps import (
     figures_of,
     fit,
     hash_of,
-    machine,
     measured,
     seconds_of,
     strict_accuracy,

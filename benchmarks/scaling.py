@@ -6,17 +6,17 @@ OMP_NUM_THREADS=1 python -m benchmarks.scaling --measure  # one CPU core, 5 minu
 
 import argparse
 import json
-import platform
 import tempfile
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.limits import median
+from benchmarks.limits import PRODUCT_SIZE, product
+from benchmarks.machine import Watch, medians, pairs, ratios
 from lightning_kfac import collect_factors, save_factors
 from lightning_kfac.collection.capture import CurvatureCapture
 from lightning_kfac.collection.engine import CurvatureEngine
@@ -160,62 +160,48 @@ TIMED = {
 
 
 def measure(repeats: int) -> dict:
-    """Times beside predictions, one case after the other in every round; of the processor, which others use too."""
+    """Times beside predictions, one case after the other in every round."""
     models = {
         name: load_model("demo") if changes is None else build(**changes) for name, (changes, *_) in TIMED.items()
     }
     for model in models.values():
         model.requires_grad_(False)
-    times: dict[str, list[float]] = {name: [] for name in TIMED}
-    rates, rows, seq_len = [], 4, 256
-    for _ in range(repeats + 1):
-        rates.append(_product_rate())
-        for name, (_, blocks, projections) in TIMED.items():
-            layers = resolve_targets(models[name], blocks, projections)
-            start = time.process_time()
-            run_batches(models[name], layers, rows, seq_len)
-            times[name].append(time.process_time() - start)
-    seconds = {name: median(values[1:]) for name, values in times.items()}
+    rows = 4
+    seq_len = 256
+    ways = {"product": product(torch.float32, "cpu")}
     flops = {}
     for name, (_, blocks, projections) in TIMED.items():
+        layers = resolve_targets(models[name], blocks, projections)
+        ways[name] = partial(run_batches, models[name], layers, rows, seq_len)
         paper = read_architecture(models[name])
-        tracked = paper.select(resolve_targets(models[name], blocks, projections))
-        flops[name] = sum(cost.token_flops(paper, tracked, seq_len)) * rows * seq_len
+        flops[name] = sum(cost.token_flops(paper, paper.select(layers), seq_len)) * rows * seq_len
+    times = pairs(ways, repeats)
+    seconds = medians(times)
+    rate = {clock: 2 * PRODUCT_SIZE**3 / s for clock, s in seconds["product"].items()}
     first = next(iter(TIMED))
     cases = {
         name: {
             "seconds": seconds[name],
-            "ratio": median([t / t0 for t, t0 in zip(times[name][1:], times[first][1:], strict=True)]),
+            "ratio": ratios(times, name, first),
             "predicted_ratio": flops[name] / flops[first],
-            "share_of_peak": flops[name] / seconds[name] / median(rates[1:]),
-            "times": times[name][1:],
+            "share_of_peak": {clock: flops[name] / s / rate[clock] for clock, s in seconds[name].items()},
+            "times": times[name],
         }
         for name in TIMED
     }
-    return {"product_gflops": median(rates[1:]) / 1e9, "cases": cases, "eigen_gflops": _eigen_rates(repeats)}
+    gflops = {clock: value / 1e9 for clock, value in rate.items()}
+    return {"product_gflops": gflops, "cases": cases, "eigen_gflops": _eigen_rates(repeats)}
 
 
-def _product_rate(size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of a square product in float32."""
-    a, b, times = torch.randn(size, size), torch.randn(size, size), []
-    for _ in range(repeats):
-        start = time.process_time()
-        a @ b
-        times.append(time.process_time() - start)
-    return 2 * size**3 / median(times)
-
-
-def _eigen_rates(repeats: int) -> dict[int, float]:
-    rates = {}
+def _eigen_rates(repeats: int) -> dict[int, dict[str, float]]:
+    ways = {}
     for size in (512, 1024, 2048):
         x = torch.randn(2 * size, size, generator=torch.Generator().manual_seed(0))
-        matrix, times = x.T @ x, []
-        for _ in range(repeats):
-            start = time.process_time()
-            eigenbasis(matrix)
-            times.append(time.process_time() - start)
-        rates[size] = cost.EIGEN_FLOPS * size**3 / median(times) / 1e9
-    return rates
+        ways[size] = partial(eigenbasis, x.T @ x)
+    seconds = medians(pairs(ways, repeats, warm_up=0))
+    return {
+        size: {clock: cost.EIGEN_FLOPS * size**3 / s / 1e9 for clock, s in of.items()} for size, of in seconds.items()
+    }
 
 
 def folder_sizes() -> dict[str, int]:
@@ -238,14 +224,17 @@ def main() -> None:
     if not arguments.measure:
         print(tables())
         return
-    found = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-             "folder": folder_sizes(), **measure(arguments.repeats)}  # fmt: skip
+    torch.set_num_threads(1)
+    watch = Watch()
+    found = {"folder": folder_sizes(), **measure(arguments.repeats)}
     path = Path(__file__).parent / "results" / "scaling.json"
-    path.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    path.write_text(json.dumps({"machine": watch.about(), **found}, indent=2) + "\n", "utf-8")
     for name, case in found["cases"].items():
-        print(f"{name}: {case['seconds']:.2f} s, {case['ratio']:.2f} x (predicted {case['predicted_ratio']:.2f}), "
-              f"{case['share_of_peak']:.0%} of the peak")  # fmt: skip
+        print(f"{name}: {case['seconds']['cpu']:.2f} s of CPU, {case['ratio']['cpu']:.2f} x (predicted "
+              f"{case['predicted_ratio']:.2f}), {case['share_of_peak']['cpu']:.0%} of the peak")  # fmt: skip
     print({key: found[key] for key in ("product_gflops", "eigen_gflops", "folder")})
+    off = max(abs(case["ratio"]["cpu"] / case["predicted_ratio"] - 1) for case in found["cases"].values())
+    watch.conclude(f"ratios of CPU time are within {off:.0%} of what the cost model predicts")
 
 
 if __name__ == "__main__":

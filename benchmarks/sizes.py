@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.steps import TARGET, Steps, command, fit, hash_of, machine, measured, strict_accuracy, weakest_edits
+from benchmarks.machine import machine
+from benchmarks.steps import TARGET, Steps, command, fit, hash_of, measured, strict_accuracy, weakest_edits
 from lightning_kfac.assets import DEMO
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.loading import load_model

@@ -2,16 +2,12 @@
 
 import hashlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lightning_kfac import load_factors
 from lightning_kfac.cli.edit import main as edit
@@ -202,23 +198,3 @@ def weakest_edits(
 def hash_of(config: str) -> str:
     """SHA-256 of a shipped config."""
     return hashlib.sha256(Path(find_config(config)).read_bytes()).hexdigest()
-
-
-def machine() -> dict[str, Any]:
-    """Where a run took place."""
-    return {
-        "date": date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def processor() -> str:
-    """Its name, where Linux tells it."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text("utf-8").splitlines() if cpu.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -1,29 +1,27 @@
 """Linear algebra of a sweep of 20 edits beside that of a single edit.
 
-    python -m benchmarks.sweeping [--d_out 2048] [--d_in 768] [--output benchmarks/results/sweeping.json]
+    python -m benchmarks.sweeping [--d_out 2048] [--d_in 768] [--output benchmarks/results/sweeping_2048.json]
 
-One thread, medians of 5, interleaved. Both begin without bases: the single edit and the sweep each compute them.
-Linear algebra: eigenbases, rotation into them and back. The rest is selection, norms for the report, copies.
+One thread, in turn, medians over pairs of runs. Both begin without bases: the single edit and the sweep each compute
+them. Linear algebra: eigenbases, rotation into them and back. The rest is selection, norms for the report, copies.
 """
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.machine import Seconds, Watch, medians, pairs, ratios
 from lightning_kfac import EditConfig, KFACEditor, KroneckerFactors
-from lightning_kfac.editing import select as layer
-from lightning_kfac.editing import sweep
+from lightning_kfac.editing import curvature, select, sweep
 from lightning_kfac.factors import bases
 
 RHOS = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
 FORMULAS = ["original", "modified"]
-REPEATS = 5
 
 
 def layer_and_factors(d_out: int, d_in: int) -> tuple[nn.Module, dict[str, KroneckerFactors]]:
@@ -42,27 +40,49 @@ class Stopwatch:
     """Adds up the time spent in the functions of linear algebra."""
 
     def __init__(self):
-        self.total = 0.0
-        for module, name in ((bases, "eigenbasis"), (layer, "components"), (layer, "suppress")):
+        self.total = Seconds(0.0, 0.0)
+        for module, name in ((bases, "eigenbasis"), (curvature, "components"), (select, "suppress")):
             setattr(module, name, self._timed(getattr(module, name)))
 
     def _timed(self, function: Callable) -> Callable:
         def timed(*args):
-            begin = time.perf_counter()
+            begin = Seconds.now()
             result = function(*args)
-            self.total += time.perf_counter() - begin
+            taken = Seconds.now().since(begin)
+            self.total = Seconds(self.total.wall + taken.wall, self.total.cpu + taken.cpu)
             return result
 
         return timed
 
 
-def seconds(stopwatch: Stopwatch, model: nn.Module, factors: dict, configs: list[EditConfig]) -> tuple[float, float]:
-    """Time of all edits with a fresh editor: whole, and in linear algebra."""
-    stopwatch.total, begin = 0.0, time.perf_counter()
+def edit_all(model: nn.Module, factors: dict, configs: list[EditConfig]) -> None:
+    """All edits with a fresh editor."""
     editor = KFACEditor(model, factors, repeated=True)
     for _ in sweep.run(editor, configs, lambda model: {}):
         pass
-    return time.perf_counter() - begin, stopwatch.total
+
+
+def measure(d_out: int, d_in: int, repeats: int) -> dict:
+    """Everything timed first, then what of it is linear algebra, with a stopwatch inside."""
+    model, factors = layer_and_factors(d_out, d_in)
+    grid = sweep.grid(EditConfig(), formulas=FORMULAS, rhos=RHOS)
+    whole = {
+        "one edit": lambda: edit_all(model, factors, grid[:1]),
+        "sweep": lambda: edit_all(model, factors, grid),
+    }
+    found = {"whole": pairs(whole, repeats)}
+    stopwatch = Stopwatch()
+
+    def algebra(run: Callable[[], None]) -> Seconds:
+        stopwatch.total = Seconds(0.0, 0.0)
+        run()
+        return stopwatch.total
+
+    found["linear_algebra"] = pairs({name: partial(algebra, run) for name, run in whole.items()}, repeats)
+    parts = {
+        part: {"seconds": medians(times), "ratio": ratios(times, "sweep", "one edit")} for part, times in found.items()
+    }
+    return {"shape": [d_out, d_in], "edits": len(grid), **parts}
 
 
 def main() -> None:
@@ -70,27 +90,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--d_out", type=int, default=2048)
     parser.add_argument("--d_in", type=int, default=768)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, factors = layer_and_factors(options.d_out, options.d_in)
-    grid = sweep.grid(EditConfig(), formulas=FORMULAS, rhos=RHOS)
-    stopwatch = Stopwatch()
-    seconds(stopwatch, model, factors, grid)  # warm-up
-    times = [
-        (*seconds(stopwatch, model, factors, grid[:1]), *seconds(stopwatch, model, factors, grid))
-        for _ in range(REPEATS)
-    ]
-    single, single_algebra, many, many_algebra = (statistics.median(column) for column in zip(*times, strict=True))
-    result = {
-        "shape": [options.d_out, options.d_in],
-        "edits": len(grid),
-        "linear_algebra": {"single_s": single_algebra, "sweep_s": many_algebra, "ratio": many_algebra / single_algebra},
-        "whole": {"single_s": single, "sweep_s": many, "ratio": many / single},
-    }
+    watch = Watch()
+    result = measure(options.d_out, options.d_in, options.repeats)
+    result = {"machine": watch.about(), **result}
     print(json.dumps(result, indent=2))
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    watch.conclude(f"{result['edits']} edits take {result['whole']['ratio']['cpu']:.2f} times one edit's CPU time")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from benchmarks import images
 from benchmarks.conventional import conventional_factors
 from benchmarks.limits import least_flops_per_token
 from benchmarks.soak import grown, soak
+from benchmarks.with_bergson import bergson_factors
 from lightning_kfac import collect_factors
 from tests.common import build_model, relative_error
 
@@ -25,6 +26,16 @@ def test_the_conventional_way_computes_the_same_factors():
         assert n == ours[name].n_tokens == 33
         assert relative_error(A, ours[name].A) < 1e-5
         assert relative_error(G * n**2, ours[name].G) < 1e-5
+
+
+def test_bergson_computes_the_same_factors():
+    pytest.importorskip("bergson", reason="bergson is not installed: see benchmarks/README.md")
+    model = build_model("olmo2").requires_grad_(False)
+    batch = [{"input_ids": torch.randint(1, 61, (3, 12), generator=torch.Generator().manual_seed(0))}]
+    ours = collect_factors(model, batch, blocks=[1, 2], labels="gold")
+    for name, sums in bergson_factors(model, list(ours), batch).items():
+        assert relative_error(sums["A"] / 33, ours[name].A) < 1e-5
+        assert relative_error(sums["G"] / 33, ours[name].G) < 1e-5
 
 
 def test_least_flops_are_those_of_the_matrix_products():

@@ -20,7 +20,7 @@ from lightning_kfac.editing.checks import (
 )
 from lightning_kfac.editing.config import EditConfig
 from lightning_kfac.editing.curvature import LayerCurvature, Sources
-from lightning_kfac.editing.experts import sort_experts
+from lightning_kfac.editing.experts import Experts, sort_experts
 from lightning_kfac.editing.formulas import FORMULAS
 from lightning_kfac.editing.layer import edit_layer
 from lightning_kfac.editing.report import EditReport, LayerReport
@@ -120,9 +120,8 @@ class KFACEditor:
         """
         if self._originals:
             raise InputError("this editor has already edited the model; call restore() first")
-        layers = self.layers if config is None else self.check(config)
         config = config or self.config
-        experts = sort_experts(edited_layers(self.model, self.sources.factors, config), self.sources.factors, config)
+        layers, experts = self._checked(config)
         active = self._active(config)
         reports: dict[str, LayerReport] = {}
         owners = self.owners or self.sources.bases.owners(self.sources.factors, layers, self.ranks.size)
@@ -145,6 +144,10 @@ class KFACEditor:
         Raises:
             InputError: A layer, a domain's factors of it or its moments are missing, or options exclude each other.
         """
+        return self._checked(config)[0]
+
+    def _checked(self, config: EditConfig) -> tuple[dict[str, Layer], Experts]:
+        """The same, and what becomes of experts with few tokens."""
         layers = edited_layers(self.model, self.sources.factors, config)
         experts = sort_experts(layers, self.sources.factors, config)
         if experts.pooled and self.owners is not None:
@@ -157,7 +160,7 @@ class KFACEditor:
         there = self.collected()
         for name in layers:
             check_formula(config.for_layer(name), bool(active), there)
-        return layers
+        return layers, experts
 
     def collected(self) -> set[str]:
         """What was, beside A and G, as formulas need it."""

@@ -10,6 +10,7 @@ from lightning_kfac.editing.curvature import LayerCurvature
 from lightning_kfac.editing.report import LayerReport
 from lightning_kfac.editing.select import Selection, select
 from lightning_kfac.errors import InputError
+from lightning_kfac.math.finite import all_finite
 
 
 def edit_layer(
@@ -30,7 +31,7 @@ def edit_layer(
         InputError: A number is not finite, or the layer cannot be selected from.
     """
     name = curvature.name
-    if not weight.isfinite().all():
+    if not all_finite(weight):
         raise InputError(f"{name}: the weight has NaN or infinite entries")
     W = weight.to(curvature.device, curvature.sources.bases.dtype)
     try:
@@ -43,7 +44,7 @@ def edit_layer(
     if edited is None:
         return None, _report(name, weight, weight, selected, config, products)
     edited = edited.to(weight.dtype)
-    if not edited.isfinite().all():
+    if not all_finite(edited):
         raise InputError(f"{name}: the edited weight would have NaN or infinite entries")
     return edited, _report(name, weight, edited.to(weight.device), selected, config, products)
 

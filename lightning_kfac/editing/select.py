@@ -17,6 +17,9 @@ from lightning_kfac.math.mixing import add_scores, union_of_count
 from lightning_kfac.math.projection import suppress
 from lightning_kfac.math.selection import SLACK, select_components, select_count, select_products
 
+# So small a weight's importance is made and selected from sooner than a bisection takes its steps.
+SMALL = 2**17
+
 
 class Selection(NamedTuple):
     """What an edit selects of one layer.
@@ -51,22 +54,22 @@ def select(weight: Tensor, curvature: LayerCurvature, config: EditConfig, domain
     if formula.rectangle:
         keep, mass = _rectangle(curvature, *config.sides)
         c = curvature.components(weight)
-        return Selection(partial(_part, c, keep, curvature.general), int(keep.sum()), keep.numel(), mass)
+        return Selection(partial(_part, c, keep, curvature.general), int(keep.count_nonzero()), keep.numel(), mass)
     if formula.entries:
         keep, mass = _kept(weight, curvature, formula, config)
-        return Selection(lambda dtype: weight * keep, int(keep.sum()), keep.numel(), mass)
+        return Selection(lambda dtype: weight * keep, int(keep.count_nonzero()), keep.numel(), mass)
     c = curvature.components(weight)
     if domains:
         return _mixed(weight, curvature, formula, config, c, domains)
     keep, mass = _kept(c, curvature, formula, config)
-    return Selection(partial(_part, c, keep, curvature.general), int(keep.sum()), keep.numel(), mass)
+    return Selection(partial(_part, c, keep, curvature.general), int(keep.count_nonzero()), keep.numel(), mass)
 
 
 def _kept(ranked: Tensor, curvature: LayerCurvature, formula: Formula, config: EditConfig) -> tuple[Tensor, float]:
     """Selection by the general text alone: the keep-mask [d_out, d_in] and the share of importance in it."""
     budget = config.budget or formula.budget
     # As many as it keeps is what it keeps.
-    if formula.product and (budget == "mass" or formula.counted):
+    if formula.product and (budget == "mass" or formula.counted) and ranked.numel() > SMALL:
         return _staircase(curvature, config.rho)
     importance = formula.importance(curvature, ranked, config.seed)
     if formula.least:
@@ -112,7 +115,7 @@ def _mixed(
     count = None
     if (config.budget or "count") == "count":
         keep, _ = _kept(c, curvature, formula, replace(config, budget=None))
-        count = int(keep.sum())
+        count = int(keep.count_nonzero())
     basis = curvature.general
     if config.mix == "factors" or config.basis == "mixed":
         basis = curvature.mixed(alphas)
@@ -124,7 +127,7 @@ def _mixed(
         keep, mass = _by_importance(texts.added_factors(), config.rho, count)
     else:
         keep, mass = _by_importance(texts.added_scores(config.normalize == "mass"), config.rho, count)
-    return Selection(partial(_part, c, keep, basis), int(keep.sum()), keep.numel(), mass)
+    return Selection(partial(_part, c, keep, basis), int(keep.count_nonzero()), keep.numel(), mass)
 
 
 class Texts(NamedTuple):
@@ -197,4 +200,4 @@ def _original_count(curvature: LayerCurvature, rho: float) -> int:
 
 def _share(importance: Tensor, keep: Tensor) -> float:
     total = importance.sum()
-    return (importance[keep].sum() / total).item() if total else 1.0
+    return ((importance * keep).sum() / total).item() if total else 1.0

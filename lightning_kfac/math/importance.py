@@ -23,7 +23,7 @@ def original(lambda_G: Tensor, mu_A: Tensor) -> Tensor:
 
 def modified(curvature: Tensor, c: Tensor) -> Tensor:
     """S_ij = curvature_ij C_ij^2: second-order estimate of the loss change when (i, j) is removed. [d_out, d_in]."""
-    return curvature * c.double() ** 2
+    return c.double().square().mul_(curvature)
 
 
 def coupled(rows: Tensor, columns: Tensor) -> Tensor:

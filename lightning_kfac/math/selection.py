@@ -6,6 +6,7 @@ keeps all, zeros too.
 """
 
 import math
+import struct
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def select_components(importance: Tensor, rho: float) -> Tensor:
     _check_importance(flat)
     # Only the bucket of neighbouring numbers in which the sum reaches its target has to be sorted.
     buckets = _buckets(flat)
+    buckets -= _buckets(flat.amin())
     masses = torch.bincount(buckets, weights=flat).flip(0)
     sums = masses.cumsum(0)
     target = rho * sums[-1] * (1 - SLACK)
@@ -166,10 +168,10 @@ def _prefixes(rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
     """The same for rows that count at least one."""
     # Division and product round differently, so a quotient's place may be off by a step or two.
     counts = torch.searchsorted(-columns, -(threshold / rows), right=True).clamp(min=1)
-    last = len(columns) - 1
+    ended = torch.cat([columns, columns.new_full((1,), -1.0)])  # no threshold is reached behind the last column
     for _ in range(FIX_UPS):
-        missing = (rows * columns[counts.clamp(max=last)] >= threshold) & (counts <= last)
-        too_many = rows * columns[counts - 1] < threshold
+        missing = rows * ended[counts] >= threshold
+        too_many = rows * ended[counts - 1] < threshold
         if not (missing | too_many).any():
             return counts
         counts = counts + missing.long() - too_many.long()
@@ -201,15 +203,16 @@ def _buckets(values: Tensor) -> Tensor:
 
 
 def _bits(number: float) -> int:
-    return int(torch.tensor(number, dtype=torch.float64).view(torch.int64))
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
 def _from_bits(bits: int) -> float:
-    return float(torch.tensor(bits, dtype=torch.int64).view(torch.float64))
+    return float(struct.unpack("<d", struct.pack("<q", bits))[0])
 
 
 def _check_importance(values: Tensor) -> None:
-    if not values.isfinite().all() or (values < 0).any():
+    least, largest = map(float, values.aminmax())  # both are NaN where any entry is
+    if not 0 <= least <= largest < math.inf:
         raise InputError("the importance has negative, NaN or infinite entries")
-    if not values.any():
+    if not largest:
         raise InputError("the importance is zero everywhere, so no share of it can be kept")

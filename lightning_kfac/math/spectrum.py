@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kfac.errors import InputError
+from lightning_kfac.math.finite import all_finite
 
 # Eigenvalues below zero by less than this share of the largest are rounding.
 NEGATIVE_TOLERANCE = 1e-4
@@ -44,7 +45,7 @@ def eigenbasis(matrix: Tensor, name: str = "matrix", dtype: torch.dtype = torch.
         InputError: The matrix has a NaN or infinite entry or a clearly negative eigenvalue, or no solver
             converges.
     """
-    if not matrix.isfinite().all():
+    if not all_finite(matrix):
         raise InputError(f"{name} has NaN or infinite entries; collect it again")
     scale = matrix.abs().max().double()
     if not scale:
@@ -59,7 +60,9 @@ def eigenbasis(matrix: Tensor, name: str = "matrix", dtype: torch.dtype = torch.
             f"{name} has the eigenvalue {values.min() * scale:.3g} beside a largest of {largest * scale:.3g}: "
             "a Kronecker factor has none below zero, so this is not one, or it is damaged"
         )
-    return Spectrum(values.double().flip(0).clamp(min=0) * scale, vectors.flip(1).to(dtype))
+    # Products depend on the order in memory to the last bit; this is the one that a file gives back.
+    vectors = vectors.flip(1).to(dtype).contiguous()
+    return Spectrum(values.double().flip(0).clamp(min=0) * scale, vectors)
 
 
 def effective_rank(values: Tensor) -> float:
@@ -82,7 +85,7 @@ def _eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
             values, vectors = torch.linalg.eigh(attempt)
         except RuntimeError:  # LinAlgError is one; cuSOLVER's own failures are not LinAlgErrors
             continue
-        if values.isfinite().all() and vectors.isfinite().all():
+        if all_finite(values) and all_finite(vectors):
             return values.to(matrix.device), vectors.to(matrix.device)
     raise InputError(f"{name}: its eigendecomposition does not converge; collect it again on more text")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_kfac import EditConfig, InputError
+from lightning_kfac.editing import select
 from tests.common import generator
 from tests.editing.dense import (
     CELLS,
@@ -120,3 +121,17 @@ def test_the_ends_of_rho_with_a_domain(mix):
     W = one_layer().fc.weight.detach()
     assert torch.equal(edit(EditConfig(rho=1.0, mix=mix), domains={"sums": DOMAIN})[0], W)
     assert not edit(EditConfig(rho=0.0, mix=mix), domains={"sums": DOMAIN})[0].any()
+
+
+@pytest.mark.parametrize("budget", ["mass", "count"])
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.9, 1.0])
+def test_a_large_weight_is_selected_from_spectra_and_gives_the_same(rho, budget, monkeypatch):
+    """The importance of a large weight is never made; here it must not matter which way was gone."""
+    config = EditConfig(rho=rho, budget=budget)
+    small, expected = edit(config)
+    monkeypatch.setattr(select, "SMALL", 0)
+    monkeypatch.setattr(select, "select_components", None)
+    monkeypatch.setattr(select, "select_count", None)
+    large, found = edit(config)
+    assert torch.equal(small, large) and found.n_kept == expected.n_kept
+    assert found.mass_kept == pytest.approx(expected.mass_kept, abs=1e-14)

@@ -67,9 +67,32 @@ def test_only_what_is_kept_is_multiplied_and_in_the_cheaper_order(shape, last):
     with FlopCounterMode(display=False) as counter:
         found = suppress(c, keep, U_G, U_A)
     assert torch.allclose(found, expected, atol=1e-14)
+    costs = [products(keep, cut) for cut in range(rows + 1)]
     right_first = rows * columns * d_in + d_out * rows * d_in
     left_first = d_out * rows * columns + d_out * columns * d_in
-    assert counter.get_total_flops() == 2 * min(right_first, left_first)
+    assert (costs[-1], costs[0]) == (right_first, left_first)
+    assert counter.get_total_flops() == 2 * min(costs)
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(40, 24), (24, 40), (37, 37)])
+def test_a_staircase_is_cut_where_it_costs_least(d_out, d_in):
+    c, U_G, U_A = example(d_out, d_in)
+    keep = torch.arange(1, d_out + 1)[:, None] * torch.arange(1, d_in + 1) <= 30
+    with FlopCounterMode(display=False) as counter:
+        found = suppress(c, keep, U_G, U_A)
+    assert torch.allclose(found, U_G @ (c * keep) @ U_A.T, atol=1e-13)
+    costs = [products(keep, cut) for cut in range(int(keep.any(1).sum()) + 1)]
+    assert counter.get_total_flops() == 2 * min(costs)
+    assert min(costs) < 0.8 * min(costs[0], costs[-1])
+
+
+def products(keep, cut):
+    """Multiplications where the rows before a cut meet U_A^T first and the others, as wide as they are, U_G."""
+    d_out, d_in = keep.shape
+    rows, columns = (1 + int(keep.any(dim).nonzero().max()) for dim in (1, 0))
+    lower = keep[cut:].any(0).nonzero()
+    width = 1 + int(lower.max()) if len(lower) else 0
+    return cut * columns * d_in + d_out * (rows - cut) * width + d_out * (cut + width) * d_in
 
 
 def test_equal_costs_are_multiplied_from_the_right():
