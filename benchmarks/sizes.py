@@ -21,6 +21,7 @@ from benchmarks.steps import TARGET, Steps, command, fit, hash_of, measured, str
 from lightning_kfac.assets import DEMO
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.loading import load_model
+from lightning_kfac.storage.results import read_results
 
 RESULT = Path(__file__).parent / "results" / "sizes.json"
 WIDTHS = (128, 256, 384, 512)
@@ -70,7 +71,15 @@ def suppressed(folder: Path, model: str, options: Mapping[str, Any]) -> dict[str
     }
     command("sweep", compared | {name: value for name, value in options.items() if name == "data.heldout_tokens"})
     baseline, edits = measured(folder / "compare", ["report"])
-    return {"rhos": rhos, "baseline": baseline, "edits": edits}
+    return {"rhos": rhos, "least": least_recited(folder / "thresholds.jsonl"), "baseline": baseline, "edits": edits}
+
+
+def least_recited(tried: Path) -> dict[str, float]:
+    """Of each formula the lowest strict accuracy among the edits that were tried."""
+    least: dict[str, float] = {}
+    for row in read_results(tried):
+        least[row["formula"]] = min(row["strict_acc"], least.get(row["formula"], 1.0))
+    return least
 
 
 def measure(folder: Path, width: int, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
