@@ -1,11 +1,8 @@
 """The least arithmetic that a collection can do, and the rate at which this machine multiplies matrices."""
 
-import statistics
 from collections.abc import Callable
 
 import torch
-
-from benchmarks.machine import clocked
 
 PRODUCT_SIZE = 2048
 
@@ -36,16 +33,3 @@ def product(dtype: torch.dtype, device: str, size: int = PRODUCT_SIZE) -> Callab
     """A square matrix product of 2 size^3 FLOPs, to be timed."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b
-
-
-def product_rate(dtype: torch.dtype, device: str, repeats: int = 7) -> dict[str, float]:
-    """Best rate of a square matrix product by wall and by CPU time, FLOP/s; on a GPU only wall time says anything."""
-    run = product(dtype, device)
-    run()
-    walls, cpus = zip(*(clocked(run) for _ in range(repeats)), strict=True)
-    return {"wall": 2 * PRODUCT_SIZE**3 / min(walls), "cpu": 2 * PRODUCT_SIZE**3 / min(cpus)}
-
-
-def median(values: list[float]) -> float:
-    """Median of timings."""
-    return statistics.median(values)

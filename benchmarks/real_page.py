@@ -115,12 +115,17 @@ def size_lines(result: Mapping[str, Any]) -> list[str]:
     for found in result["sizes"].values():
         suppress = found["suppress"]
         before = suppress["baseline"]["figures"]
+        size = f"{found['train']['parameters'] / 1e6:.1f} M"
+        recited = f"{found['train']['recited']['planted_report']:.2f}"
+        for formula in (name for name, rho in suppress["rhos"].items() if rho is None):
+            least = f"not below {suppress['least'][formula]:.2f}"
+            lines.append(f"| {size} | {recited} | `{formula}` | none | {least} | | {before['perplexity']:.2f} | | |")
         for row in suppress["edits"]:
             edit = row["edit"]
             change = row["differences"]["perplexity"][0] / before["perplexity"]
             cells = [
-                f"{found['train']['parameters'] / 1e6:.1f} M",
-                f"{found['train']['recited']['planted_report']:.2f}",
+                size,
+                recited,
                 f"`{edit['formula']}`",
                 f"{edit['rho']:g}",
                 f"{row['figures']['strict_acc']:.2f}",

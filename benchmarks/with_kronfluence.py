@@ -31,7 +31,8 @@ def prepare(model: nn.Module, names: list[str]):
             return names
 
     task = LanguageModeling()
-    return prepare_model(model, task), task
+    device = next(model.parameters()).device
+    return prepare_model(model, task).to(device), task  # its own tensors begin on the CPU
 
 
 def kronfluence_factors(model: nn.Module, task, batches: list[dict], dtype: torch.dtype) -> dict:

@@ -67,7 +67,7 @@ def scalars(folder):
 
 
 def small(folder, few, **changes):
-    """Options that cut a run on the demo model down to seconds."""
+    """Options that cut a run on the demo model down to seconds; the figures of a logger would be half of these."""
     options = {
         "model.model_name": "demo",
         "model.dtype": "float32",
@@ -80,6 +80,7 @@ def small(folder, few, **changes):
         "collect.projections": "[up]",
         "trainer.default_root_dir": folder,
         "trainer.accelerator": "cpu",
+        "trainer.logger": "false",
     } | changes
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 

@@ -9,19 +9,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gzip
 import json
+from collections.abc import Iterator
 
-import pytest
-import torch
-import zstandard
-from filelock import FileLock
-from torch import nn
+from lightning_kfac.garbage import imports
 
-from lightning_kfac import collect_factors, save_factors
-from lightning_kfac.assets import DEMO
-from lightning_kfac.models.fingerprint import weights_fingerprint
-from lightning_kfac.models.loading import load_model
-from tests.common import ARCHITECTURES, VOCAB, build_model, write_jsonl
-from tests.forks import ROOT, Forks, shared_forks
+with imports():
+    import pytest
+    import torch
+    import zstandard
+    from filelock import FileLock
+    from torch import nn
+
+    from lightning_kfac import collect_factors, save_factors
+    from lightning_kfac.assets import DEMO
+    from lightning_kfac.models.fingerprint import weights_fingerprint
+    from lightning_kfac.models.loading import load_model
+    from tests.common import ARCHITECTURES, VOCAB, build_model, write_jsonl
+    from tests.forks import ROOT, Forks, shared_forks
 
 torch.set_num_threads(1)
 
@@ -40,6 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders files; tests of one file stay as they are."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Imports the test files without a look for garbage."""
+    with imports():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

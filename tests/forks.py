@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from lightning_kfac.garbage import imports
 from tests.tally import KILLED, tally
 
 ROOT = Path(__file__).parents[1]
@@ -179,11 +180,12 @@ def free_port() -> int:
 
 def serve() -> None:
     """Reads requests until the standard input ends."""
-    import transformers.generation.utils
-    import transformers.models.olmo2.modeling_olmo2  # noqa: F401
+    with imports():
+        import transformers.generation.utils
+        import transformers.models.olmo2.modeling_olmo2  # noqa: F401
 
-    import lightning_kfac.cli.train  # noqa: F401 (the point of all this)
-    from lightning_kfac.data.demo.embedded import embedded_documents
+        import lightning_kfac.cli.train  # noqa: F401 (the point of all this)
+        from lightning_kfac.data.demo.embedded import embedded_documents
 
     codes: dict[int, int] = {}
     for line in sys.stdin:

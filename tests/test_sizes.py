@@ -43,7 +43,7 @@ def result():
 def test_the_result_is_of_the_shipped_configs(result):
     for name, digest in result["configs"].items():
         assert hashlib.sha256(Path(find_config(name)).read_bytes()).hexdigest() == digest, f"{name}: measure again"
-    assert [int(width) for width in result["sizes"]] == list(sizes.WIDTHS[: len(result["sizes"])])
+    assert [int(width) for width in result["sizes"]] == list(sizes.WIDTHS[:3])
     counts = [found["train"]["parameters"] for found in result["sizes"].values()]
     assert counts == sorted(counts) and 1.5e6 < counts[0] < 2.1e6
 
@@ -58,3 +58,4 @@ def test_figures_of_the_result_agree(result):
             ends = {name: row["intervals"][name] for name in row["intervals"]}
             assert all(low <= row["figures"][name] <= high for name, (low, high) in ends.items() if low is not None)
         assert all(row["figures"]["strict_acc"] <= TARGET for row in suppress["edits"])
+        assert all((suppress["least"][name] <= TARGET) == (rho is not None) for name, rho in suppress["rhos"].items())

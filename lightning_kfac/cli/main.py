@@ -8,6 +8,7 @@ from lightning_kfac.cli.overview import overview
 from lightning_kfac.cli.shipped import with_config_paths
 from lightning_kfac.console import OF_TRAIN, say_error
 from lightning_kfac.errors import InputError, did_you_mean
+from lightning_kfac.garbage import imports
 
 
 def main(args: list[str] | None = None) -> None:
@@ -22,7 +23,8 @@ def main(args: list[str] | None = None) -> None:
     elif words == ["--version"]:
         print(lightning_kfac.__version__)
     elif words[0] in command_names():
-        from lightning_kfac.cli.edit import main as run
+        with imports():
+            from lightning_kfac.cli.edit import main as run
 
         run(words)
     elif any(word in OF_TRAIN for word in words):  # a config of several subcommands may stand before one
@@ -31,7 +33,8 @@ def main(args: list[str] | None = None) -> None:
         except InputError as error:
             say_error(f"error: {error}")
             raise SystemExit(2) from None
-        from lightning_kfac.cli.train import main as run
+        with imports():
+            from lightning_kfac.cli.train import main as run
 
         run(words)
     else:

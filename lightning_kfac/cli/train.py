@@ -97,6 +97,7 @@ class TrainCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None, typed: list[str] | None = None, task: str = TEXT):
         self.task = task
         self.words = list(typed or args or sys.argv[1:])
+        self.first_word = next(iter(args or self.words), "")
         self.typed = command_line(*self.words)
         super().__init__(
             *_parts(task),
@@ -106,17 +107,20 @@ class TrainCLI(LightningCLI):
             parser_class=Parser,
             save_config_callback=None,
             auto_configure_optimizers=False,
-            parser_kwargs={command: {"description": text} for command, text in TRAINING.items()},
+            parser_kwargs={command: {"description": TRAINING[command]} for command in self.subcommands()},
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The commands, and the arguments of the Trainer's methods that come from elsewhere."""
-        return {
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI asks its instance
+        """The commands, and the arguments of the Trainer's methods that come from elsewhere.
+
+        Of one that stands first, it alone: its parser has a hundred options, and takes as long to make as to use.
+        """
+        commands = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule", "verbose"},
             "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
         }
+        return {self.first_word: commands[self.first_word]} if self.first_word in commands else commands
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Sections and options beside model, data and trainer; of the Trainer's own only a few are shown."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TypedDict
 
+import torch
+
 from lightning_kfac.factors.folder import input_leaders
 from lightning_kfac.factors.kronecker import KroneckerFactors, most_tokens
 from lightning_kfac.math.overlap import KeptSet, overlap
@@ -24,10 +26,14 @@ class Snapshots:
 
     Args:
         rho: Of the edit to come.
+
+    Attributes:
+        device: Where eigenbases are computed.
     """
 
     def __init__(self, rho: float):
         self.rho = rho
+        self.device = torch.device("cpu")
         self._seen = 0
         self._next = FIRST_SNAPSHOT
         self._last: dict[str, KeptSet] = {}
@@ -59,6 +65,7 @@ class Snapshots:
 
     def compare(self, factors: Mapping[str, KroneckerFactors]) -> dict[str, float]:
         """Overlap in [0, 1] of each layer's kept set with that of the last call; empty the first time."""
+        device = self.device
         inputs: dict[str, Spectrum] = {}
         kept: dict[str, KeptSet] = {}
         for name, leader in input_leaders(factors).items():
@@ -66,8 +73,8 @@ class Snapshots:
             if not layer.n_tokens:  # an expert that nothing came to yet
                 continue
             if leader not in inputs:
-                inputs[leader] = eigenbasis(layer.A, f"A of {leader}")
-            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G, f"G of {name}"), inputs[leader])
+                inputs[leader] = eigenbasis(layer.A.to(device), f"A of {leader}")
+            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G.to(device), f"G of {name}"), inputs[leader])
         overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if name in self._last}
         self._last = kept
         self._last_tokens = most_tokens(factors)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.loss import IGNORED, sample_labels, uniforms
+from lightning_kfac.math.loss import AT_ONCE, IGNORED, sample_labels, uniforms
 from lightning_kfac.models.head import HeadLoss, Labels
 from lightning_kfac.models.language import language_model
 from lightning_kfac.models.layer import Layer
@@ -20,7 +20,9 @@ from lightning_kfac.models.tokens import TokenBatch, trial_batch
 LabelSource = Literal["sampled", "gold"]
 
 HEAD_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-# One logit: in the model's dtype, in float32, as probability, and in float64 while sampling.
+# One logit of a slice that exists at once: at most float32.
+BYTES_OF_LOGIT = 4
+# The same while labels are drawn from it: in float32, and three times in float64.
 BYTES_PER_LOGIT = 28
 
 
@@ -117,6 +119,7 @@ def slice_of_logits(kind: str, vocabulary: int, positions: int) -> tuple[int, in
         vocabulary: Logits of a token.
         positions: Tokens of the batch.
     """
-    most = HEAD_BYTES.get(kind, HEAD_BYTES["cuda"]) // (vocabulary * BYTES_PER_LOGIT)
+    most = HEAD_BYTES.get(kind, HEAD_BYTES["cuda"]) // (vocabulary * BYTES_OF_LOGIT)
     chunk = max(1, min(positions, most))
-    return chunk, chunk * vocabulary * BYTES_PER_LOGIT
+    drawn = min(chunk * vocabulary, max(vocabulary, AT_ONCE.get(kind, AT_ONCE["cuda"])))
+    return chunk, chunk * vocabulary * BYTES_OF_LOGIT + drawn * BYTES_PER_LOGIT

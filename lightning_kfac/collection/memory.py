@@ -17,7 +17,7 @@ from lightning_kfac.console import counted
 from lightning_kfac.distributed.ranks import share_out
 from lightning_kfac.distributed.sharding import gathered_bytes, is_spread
 from lightning_kfac.errors import InputError
-from lightning_kfac.math.covariance import accumulator_numbers, panel_edges
+from lightning_kfac.math.covariance import accumulator_numbers, accumulators_on, panel_edges
 from lightning_kfac.models.layer import Layer
 
 # Share of the free memory that a plan may use: estimates are estimates.
@@ -37,7 +37,7 @@ class MemoryPlan:
         passes: Layer names collected together, one tuple for each pass over the text.
         rows_at_once: Rows whose activations exist at once.
         head_chunk: Tokens whose logits exist at once; None where the model's own logits are needed.
-        factor_bytes: Accumulators of the largest pass, on the rank with most of them.
+        factor_bytes: Accumulators of the largest pass on the device of the rank with most of them.
         activation_bytes: Activations of ``rows_at_once`` rows (measured on a few tokens, extrapolated).
         head_bytes: One slice of logits.
         leaders: For each layer the first one that reads the same input.
@@ -205,7 +205,9 @@ def cut_passes(
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch has taken from the device and holds in reserve is free too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         with open("/proc/meminfo") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
@@ -281,7 +283,8 @@ def _factor_bytes(
         loads[owners[name]] += numbers
     widest = max(max(layers[name].shape) for name in names)
     panel = widest * max(last - first for first, last in panel_edges(widest)) if ranks > 1 else 0
-    return 4 * (max(loads) + panel)
+    kind = next(iter(layers.values())).device.type
+    return 4 * (max(loads) * accumulators_on(kind) // 2 + panel)
 
 
 def readable_bytes(number: float) -> str:

@@ -18,6 +18,7 @@ from lightning_kfac.collection.sharded_sums import sharded_sums
 from lightning_kfac.collection.sums import FactorSums, LayerSums
 from lightning_kfac.distributed.ranks import Ranks, current_ranks
 from lightning_kfac.errors import InputError
+from lightning_kfac.models.compiled import compiled_between
 from lightning_kfac.models.layer import Layer
 
 
@@ -32,6 +33,7 @@ class CollectionSession(Generic[BatchT]):
         objective: What is differentiated.
         max_memory_gb, layers_per_pass, processes, owning_ranks: As for ``plan_memory``.
         coupled: Also collect the coupled factors, in the same pass.
+        compiled: Compile what lies between the tracked layers, see ``compiled_between``.
 
     Attributes:
         loss: Summed loss of the latest batch, detached.
@@ -49,6 +51,7 @@ class CollectionSession(Generic[BatchT]):
         processes: int = 1,
         owning_ranks: int | None = None,
         coupled: bool = False,
+        compiled: bool = False,
     ):
         self.model = model
         self.layers = dict(layers)
@@ -58,6 +61,7 @@ class CollectionSession(Generic[BatchT]):
         self.processes = processes
         self.owning_ranks = owning_ranks
         self.coupled = coupled
+        self.compiled = compiled
         self.loss = torch.zeros(())
         self.n_tokens = 0
         self._plan: MemoryPlan | None = None
@@ -142,6 +146,8 @@ class CollectionSession(Generic[BatchT]):
         self._listening = ExitStack()
         self._listening.enter_context(without_leftover_gradients(self.model))
         self._listening.enter_context(self._capture)
+        if self.compiled:  # only now, as the plan tries the model on other shapes
+            self._listening.enter_context(compiled_between(self.model, layers))
         self._engine = CurvatureEngine(self.model, self._capture, self.objective, plan.rows_at_once, plan.head_chunk)
         return self._capture
 

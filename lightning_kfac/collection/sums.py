@@ -140,21 +140,21 @@ class FactorSums(LayerSums[KroneckerFactors]):
 
     @override
     def result(self, n_tokens: int, draws: int, leader: KroneckerFactors | None) -> KroneckerFactors:
-        """The factors A and G, zero where nothing came; layers that share an input share the tensor A."""
+        """A and G in host memory, zero where nothing came; layers that share an input share the tensor A."""
         A = self._mean_input(n_tokens) if leader is None else leader.A
         self.A = None
         count = draws * max(n_tokens, 1)
-        G = self.G.sum().div_(count)
+        G = _on_host(self.G.sum().div_(count))
         if self.coupled is None:
             return KroneckerFactors(A, G, n_tokens)
-        G_coupled, A_coupled = (moment.sum().div_(count) for moment in self.coupled)
+        G_coupled, A_coupled = (_on_host(moment.sum().div_(count)) for moment in self.coupled)
         self.coupled = None
         return KroneckerFactors(A, G, n_tokens, A_coupled, G_coupled)
 
     def _mean_input(self, n_tokens: int) -> Tensor:
         if self.A is None:
             raise RuntimeError("the layer shares its input: its A is in the result of the layer that leads")
-        return self.A.sum().div_(max(n_tokens, 1))
+        return _on_host(self.A.sum().div_(max(n_tokens, 1)))
 
     def _here(self) -> list[Moment]:
         """The sums that this process keeps."""
@@ -165,6 +165,11 @@ class FactorSums(LayerSums[KroneckerFactors]):
         if self.coupled is not None:
             sides += zip(("G_coupled", "A_coupled"), self.coupled, strict=True)
         return sides
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """Whole squares take twice the device memory of the triangles that they come from."""
+    return tensor if tensor.is_meta else tensor.cpu()
 
 
 def weighted(x: Tensor, by: Tensor) -> Tensor:

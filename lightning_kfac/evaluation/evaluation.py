@@ -105,8 +105,12 @@ class Evaluation:
         return self
 
     def add_sequences(self, name: str, model: nn.Module, batch: Mapping[str, list[Any]]) -> None:
-        """Scores one batch of a memorized set."""
+        """Takes one batch of a memorized set."""
         self.sets[name].add(model, batch)
+
+    def finish_sequences(self, name: str) -> None:
+        """Scores what was taken of a memorized set and waits to be decoded; ``results`` does it for all of them."""
+        self.sets[name].finish()
 
     def add_questions(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.instruments import Questions
 from lightning_kfac.evaluation.leaks import text_losses, text_scores
 from lightning_kfac.evaluation.log import NoLog
-from lightning_kfac.evaluation.recitation import recite
+from lightning_kfac.evaluation.recitation import Recital, Recitation, recite
 from lightning_kfac.evaluation.scoring import next_token_scores
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.math.separation import FPR, auc, auc_interval, tpr_at_fpr
@@ -100,13 +101,15 @@ def memorization_score(
     starts, golds = _pairs(prefixes, suffixes, tokenizer, model)
     end_of_text = end_of_text_ids(model)
     metric = Memorization(end_of_text, loose_similarity)
-    continuations: list[list[int]] = []
     with _in_eval(model):
+        recitation = Recitation(model, end_of_text)
+        recitals: list[Recital] = []
         for i in range(0, len(starts), batch_size):
             part = slice(i, i + batch_size)
-            recitals = recite(model, starts[part], golds[part], end_of_text)
-            continuations += [recital.decoded for recital in recitals]
-            metric.update(continuations[i:], golds[part], near_ties=[recital.near_tie for recital in recitals])
+            recitals += chain(*recitation.add(starts[part], golds[part]))
+        recitals += chain(*recitation.finish())
+    continuations = [recital.decoded for recital in recitals]
+    metric.update(continuations, golds, near_ties=[recital.near_tie for recital in recitals])
     figures = metric.compute()
     names = {"strict_acc": "strict_accuracy", "loose_acc": "loose_accuracy"}
     return MemorizationScore(

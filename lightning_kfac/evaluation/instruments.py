@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torchmetrics import Metric
+from typing_extensions import override
 
 from lightning_kfac.data.loaders import TokenRows
 from lightning_kfac.data.names import MEMBERS
@@ -18,7 +20,7 @@ from lightning_kfac.evaluation.decoding import greedy_continuations
 from lightning_kfac.evaluation.leaks import text_scores
 from lightning_kfac.evaluation.log import EvaluationLog
 from lightning_kfac.evaluation.near_verbatim import near_verbatim
-from lightning_kfac.evaluation.recitation import Recital, prior_ratios, recite
+from lightning_kfac.evaluation.recitation import Recital, Recitation, prior_ratios
 from lightning_kfac.evaluation.scoring import next_token_scores, position_stress
 from lightning_kfac.math.statistics import Figure
 from lightning_kfac.metrics.described import AnswersSeen, Described, SequencesSeen, Setting, TextSeen, TextsScored
@@ -92,6 +94,8 @@ class Instrument:
 class Sequences(Instrument):
     """A memorized set: recited, or continued greedily.
 
+    What is not recited is decoded in full batches, so that the figures of a batch may be known only some batches later.
+
     Args:
         name: Of the set, in the log.
         before: The same set under the unedited model, where there is one.
@@ -108,6 +112,8 @@ class Sequences(Instrument):
         self.before = before
         self.continuations: dict[int, list[int]] = {}
         self.recited: set[int] = set()
+        self._recitation: Recitation | None = None
+        self._read: deque[Mapping[str, list[Any]]] = deque()  # batches whose recitals are not complete
 
     @property
     def curve(self) -> list[float]:
@@ -115,13 +121,40 @@ class Sequences(Instrument):
         return next((metric.curve for metric in self.metrics if isinstance(metric, Extraction)), [])
 
     def add(self, model: nn.Module, batch: Mapping[str, list[Any]]) -> None:
-        """Scores one batch; decodes only what is not recited."""
+        """Takes one batch; decodes only what is not recited."""
+        if self.log.knows(self._entry(batch)):
+            self._score(model, batch, [])
+            return
+        if self._recitation is None:
+            self._recitation = Recitation(model, self.setting.end_of_text, self.setting.measures.extraction)
+        self._read.append(batch)
+        for recitals in self._recitation.add(batch["prefix"], batch["suffix"]):
+            self._score(model, self._read.popleft(), recitals)
+
+    def finish(self) -> None:
+        """Scores what was taken and waits."""
+        if self._recitation is None:
+            return
+        for recitals in self._recitation.finish():
+            self._score(self._recitation.model, self._read.popleft(), recitals)
+        self._recitation = None
+
+    @override
+    def results(self) -> dict[str, float | int | None]:
+        """As of ``Instrument``."""
+        self.finish()
+        return super().results()
+
+    def _entry(self, batch: Mapping[str, list[Any]]) -> str:
+        return f"recited {self.name} {batch['index']}"
+
+    def _score(self, model: nn.Module, batch: Mapping[str, list[Any]], recitals: list[Recital]) -> None:
+        """Scores one batch; recitals that the log knows need not be given."""
         index = batch["index"]
         prefixes = batch["prefix"]
         golds = batch["suffix"]
         end_of_text = self.setting.end_of_text
-        found = self.log.once(f"recited {self.name} {index}", lambda: self._recite(model, prefixes, golds))
-        recitals = [Recital(*recital) for recital in found]
+        recitals = [Recital(*recital) for recital in self.log.once(self._entry(batch), lambda: recitals)]
         log_p = None
         if self.setting.measures.extraction is not None:
             log_p = [recital.log_p for recital in recitals if recital.log_p is not None]
@@ -145,10 +178,6 @@ class Sequences(Instrument):
                 self._prior_ratio(model, batch),
             )
         )
-
-    def _recite(self, model: nn.Module, prefixes: list[list[int]], golds: list[list[int]]) -> list[Recital]:
-        measures = self.setting.measures
-        return recite(model, prefixes, golds, self.setting.end_of_text, decoding=measures.extraction)
 
     def _near(
         self,

@@ -37,9 +37,13 @@ class EvaluationLog:
         else:
             self._known = {str(row.get("name")): row.get("value") for row in self._log.rows()}
 
+    def knows(self, name: str) -> bool:
+        """Whether a result of this name was computed already."""
+        return name in self._known
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What JSON makes of ``compute()``."""
-        if name not in self._known:
+        if not self.knows(name):
             self._remember(name, compute())
         return self._known[name]
 

@@ -4,6 +4,7 @@ Only what diverges is decoded.
 """
 
 import math
+from collections import deque
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation.decoding import continue_greedily, greedy_continuations
 from lightning_kfac.metrics.functional import Decoding, cut_after_end, log_probabilities, prior_ratio
-from lightning_kfac.models.cached_rows import ReadRows, bears_gaps, read_rows
+from lightning_kfac.models.cached_rows import ReadRows, RereadRows, bears_gaps, read_rows
 from lightning_kfac.models.tokens import left_padded, right_padded
 
-# Most continuations that diverge do so within so many tokens; for them the rest of the suffix is not read.
-FIRST = 8
+# A suffix is read in parts that end before these tokens: most continuations that diverge do so at once, or soon.
+CUTS = (0, 8)
 # Two logits within so many units of the model's precision may change places with the order of summation.
 NEAR_TIE = 8.0
 POSITIONS_AT_ONCE = 1024
@@ -76,22 +77,123 @@ def recite(
     """
     if not prefixes:
         return []
-    wanted = [list(cut_after_end(gold, end_of_text)) for gold in golds]
-    reading = _Reading(model, prefixes, wanted, decoding=decoding)
-    diverged = (reading.matched < reading.lengths).tolist()
-    tails: dict[int, list[int]] = {}
-    if decode:
-        for some, numbers, rows in reading.groups:
-            tails |= reading.tails(some[(reading.matched < reading.lengths)[some]], numbers, rows, end_of_text)
-    matched = reading.matched.tolist()
-    near = reading.near_ties.tolist()
-    log_p = reading.log_p
-    return [
-        Recital(
-            matched[i], not diverged[i], gold[: matched[i]] + tails.get(i, []) if decode else None, near[i], log_p[i]
-        )
-        for i, gold in enumerate(wanted)
-    ]
+    if not decode:
+        return _Reading(model, prefixes, golds, end_of_text, decoding=decoding).recitals()
+    recitation = Recitation(model, end_of_text, decoding)
+    (recitals,) = [*recitation.add(prefixes, golds), *recitation.finish()]
+    return recitals
+
+
+class Recitation:
+    """Sequences that are recited batch after batch, with their continuations.
+
+    What diverges waits, with the key-value cache of what was read, until there is a full batch of it: to decode few
+    rows takes almost as long as to decode many. So memory holds the caches of fewer rows than the largest batch has,
+    beside those of the batch that is read, and fewer than twice as many are decoded together.
+
+    Args:
+        model, end_of_text, decoding: As of ``recite``.
+
+    Example:
+        >>> from lightning_kfac.loading import load_model
+        >>> recitation = Recitation(load_model("demo"))
+        >>> early = recitation.add([[5, 6], [7]], [[8, 9], [3]])
+        >>> [len(recitals) for recitals in [*early, *recitation.finish()]]
+        [2]
+    """
+
+    def __init__(self, model: nn.Module, end_of_text: Collection[int] = frozenset(), decoding: Decoding | None = None):
+        self.model = model
+        self.end_of_text = end_of_text
+        self.decoding = decoding
+        self._largest = 1
+        self._batches: deque[list[Recital]] = deque()
+        self._waiting: list[_Diverged] = []
+        self._rows: ReadRows | None = None  # of all that wait; None where they are read anew
+
+    @torch.no_grad()
+    def add(self, prefixes: Sequence[Sequence[int]], golds: Sequence[Sequence[int]]) -> list[list[Recital]]:
+        """Reads a batch.
+
+        Args:
+            prefixes, golds: B lists each, as of ``recite``.
+
+        Returns:
+            The batches that are complete now and were not given back yet, in the order in which they came.
+        """
+        self._largest = max(self._largest, len(prefixes))
+        recitals: list[Recital] = []
+        self._batches.append(recitals)
+        if prefixes:
+            reading = _Reading(self.model, prefixes, golds, self.end_of_text, decoding=self.decoding, keep=True)
+            recitals += reading.recitals()
+            self._wait(recitals, reading)
+        if len(self._waiting) >= self._largest:
+            self._decode()
+        return self._complete()
+
+    @torch.no_grad()
+    def finish(self) -> list[list[Recital]]:
+        """Decodes what waits; returns the batches that are left."""
+        self._decode()
+        return self._complete()
+
+    def _wait(self, recitals: list[Recital], reading: "_Reading") -> None:
+        """Fills in the continuations that are known; the others wait."""
+        numbers, parts = reading.diverged()
+        for i in set(range(len(recitals))) - set(numbers):
+            recitals[i] = recitals[i]._replace(continuation=reading.golds[i])
+        if not numbers:
+            return
+        kind = type(parts[0]) if parts else type(None)
+        if self._waiting and type(self._rows) is not kind:
+            self._decode()
+        rows = ([] if self._rows is None else [self._rows]) + parts
+        self._rows = rows[0].joined(rows[1:]) if rows else None
+        predicted = reading.predicted.tolist()
+        for i in numbers:
+            known = reading.golds[i][: recitals[i].matched]
+            left = len(reading.golds[i]) - len(known)
+            first = predicted[i][len(known)]
+            self._waiting.append(_Diverged(recitals, i, list(reading.prefixes[i]), known, first, left))
+
+    def _decode(self) -> None:
+        """Decodes all that waits."""
+        waiting, self._waiting = self._waiting, []
+        rows, self._rows = self._rows, None
+        left = [one.left for one in waiting]
+        if rows is None:
+            read = [one.prefix + one.known for one in waiting]
+            tails = greedy_continuations(self.model, read, left, self.end_of_text)
+        else:
+            first = torch.tensor([one.first for one in waiting], device=rows.attend.device)
+            tails = continue_greedily(rows, first, torch.tensor(left), self.end_of_text)
+        for one, tail in zip(waiting, tails, strict=True):
+            one.recitals[one.number] = one.recitals[one.number]._replace(continuation=one.known + tail)
+
+    def _complete(self) -> list[list[Recital]]:
+        complete = []
+        while self._batches and all(recital.continuation is not None for recital in self._batches[0]):
+            complete.append(self._batches.popleft())
+        return complete
+
+
+class _Diverged(NamedTuple):
+    """A sequence that waits to be decoded.
+
+    Attributes:
+        recitals, number: Where its recital stands.
+        known: Gold tokens that the continuation repeats.
+        first: The token behind them.
+        left: How many tokens the continuation lacks, that one included.
+    """
+
+    recitals: list[Recital]
+    number: int
+    prefix: list[int]
+    known: list[int]
+    first: int
+    left: int
 
 
 def prior_ratios(
@@ -125,20 +227,21 @@ def gold_hits(model: nn.Module, prefixes: Sequence[Sequence[int]], golds: Sequen
     Returns:
         bool [B, longest gold]; False behind the end of a gold.
     """
-    reading = _Reading(model, prefixes, golds, first=None)
-    return reading.hits
+    return _Reading(model, prefixes, golds, whole=True).hits
 
 
 class _Reading:
     """A batch as the model reads it: the prefixes, and as much of the gold suffixes as is needed.
 
     Attributes:
+        golds: B lists, each cut after its first end of text.
         lengths: int64 [B], of the golds.
         predicted: int64 [B, L], the argmax before each gold token that was read.
         hits: bool [B, L], where it is the gold token.
         log_q: float64 [B, L], logarithm of the probability that a gold token is drawn; 0 where none was read or asked.
         matched: int64 [B], leading hits.
-        groups: Numbers of rows, and where they were read last: numbers of all rows of a cache, and the cache.
+        groups: Of rows that were read equally far: their numbers, and where they were read last: numbers of all rows
+            of a cache, and the cache. Empty unless they are to be kept.
     """
 
     @torch.no_grad()
@@ -147,33 +250,42 @@ class _Reading:
         model: nn.Module,
         prefixes: Sequence[Sequence[int]],
         golds: Sequence[Sequence[int]],
-        first: int | None = FIRST,
+        end_of_text: Collection[int] = frozenset(),
         decoding: Decoding | None = None,
+        whole: bool = False,
+        keep: bool = False,
     ):
         self.model = model
         self.prefixes = prefixes
-        self.golds = golds
+        self.golds = [list(cut_after_end(gold, end_of_text)) for gold in golds]
         self.decoding = decoding
-        longest = max(len(prefix) + len(gold) for prefix, gold in zip(prefixes, golds, strict=True))
-        self.rows = read_rows(model, len(prefixes), longest)
-        device = self.rows.attend.device
-        self.gold, self.real = right_padded(golds, device)
+        longest = max(len(prefix) + len(gold) for prefix, gold in zip(prefixes, self.golds, strict=True))
+        rows = read_rows(model, len(prefixes), longest)
+        device = rows.attend.device
+        self.gold, self.real = right_padded(self.golds, device)
         self.lengths = self.real.sum(1)
         self.predicted = torch.full_like(self.gold, -1)
         self.close = torch.zeros_like(self.real)
         self.log_q = torch.zeros_like(self.gold, dtype=torch.float64)
-        self.plain = bears_gaps(self.rows)
+        self.plain = bears_gaps(rows)
+        self.groups: list[tuple[Tensor, Tensor, ReadRows]] = []
         last = self.gold.shape[1] - 1
-        first = last if first is None or not self.plain else min(first, last)
-        everyone = torch.arange(len(golds), device=device)
-        self._read(self.rows, everyone, 0, first)
-        self.groups = [(everyone, everyone, self.rows)]
-        undecided = self.matched > first if decoding is None else self.log_q.isfinite().all(1)
-        more = undecided & (self.lengths > first + 1)
-        if more.any():
-            rest = self.rows if more.all() else self.rows.take(everyone[more])
-            self.groups = [(everyone[more], everyone[more], rest), (everyone[~more], everyone, self.rows)]
-            self._read(rest, everyone[more], first + 1, last)
+        cuts = [cut for cut in CUTS if cut < last] if self.plain and not whole else []
+        if isinstance(rows, RereadRows):
+            cuts = cuts[-1:]  # each part costs the prefix again
+        numbers = torch.arange(len(golds), device=device)
+        start = 0
+        for stop in (*cuts, last):
+            self._read(rows, numbers, start, stop)
+            start = stop + 1
+            more = self._undecided(start)[numbers]
+            if keep and not more.all():
+                self.groups.append((numbers[~more], numbers, rows))
+            if not more.any():
+                break
+            if not more.all():
+                rows = rows.take(more.nonzero()[:, 0])
+                numbers = numbers[more]
 
     @property
     def hits(self) -> Tensor:
@@ -197,24 +309,36 @@ class _Reading:
         decisive = self.close.gather(1, matched.clamp(max=self.gold.shape[1] - 1)[:, None]).squeeze(1)
         return torch.where(matched < self.lengths, decisive, (self.close & self.real).any(1))
 
-    def tails(
-        self, some: Tensor, numbers: Tensor, rows: ReadRows, end_of_text: Collection[int]
-    ) -> dict[int, list[int]]:
-        """Continuations of some rows of a group from where they diverge, by number."""
-        if not len(some):
-            return {}
-        matched = self.matched[some]
-        left = self.lengths[some] - matched
-        if self.plain:
-            rows = rows if len(some) == len(numbers) else rows.take(torch.searchsorted(numbers, some))
-            rows.forget_after(matched + torch.tensor([len(self.prefixes[i]) for i in some.tolist()]).to(matched))
-            tails = continue_greedily(rows, self.predicted[some, matched], left, end_of_text)
-        else:
-            read = [
-                [*self.prefixes[i], *self.golds[i][:m]] for i, m in zip(some.tolist(), matched.tolist(), strict=True)
-            ]
-            tails = greedy_continuations(self.model, read, left.tolist(), end_of_text)
-        return dict(zip(some.tolist(), tails, strict=True))
+    def recitals(self) -> list[Recital]:
+        """What is known without decoding."""
+        matched = self.matched
+        strict = (matched == self.lengths).tolist()
+        found = zip(matched.tolist(), strict, self.near_ties.tolist(), self.log_p, strict=True)
+        return [Recital(n, verdict, None, near, log_p) for n, verdict, near, log_p in found]
+
+    def diverged(self) -> tuple[list[int], list[ReadRows]]:
+        """Numbers of the rows whose continuation diverges; and the same rows, of which the model has read no more than
+        the gold tokens before that. These are left out where the model must read them anew.
+        """
+        matched = self.matched
+        numbers: list[int] = []
+        parts: list[ReadRows] = []
+        for some, everyone, rows in self.groups:
+            some = some[(matched < self.lengths)[some]]
+            if not len(some):
+                continue
+            numbers += some.tolist()
+            if self.plain:
+                taken = rows if len(some) == len(everyone) else rows.take(torch.searchsorted(everyone, some))
+                before = torch.tensor([len(self.prefixes[i]) for i in some.tolist()], device=some.device)
+                taken.forget_after(before + matched[some])
+                parts.append(taken)
+        return numbers, parts
+
+    def _undecided(self, read: int) -> Tensor:
+        """bool [B]: rows with more tokens than were read, whose verdict or probability hangs on the others."""
+        open_still = self.matched >= read if self.decoding is None else self.log_q.isfinite().all(1)
+        return open_still & (self.lengths > read)
 
     def _read(self, rows: ReadRows, numbers: Tensor, start: int, stop: int) -> None:
         """Reads what is needed to predict the gold tokens from ``start`` to ``stop``, both included."""

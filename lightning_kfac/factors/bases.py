@@ -90,8 +90,13 @@ class BasisCache:
 
     def checksums(self, factors: Mapping[str, KroneckerFactors], name: str) -> dict[str, str | None]:
         """What identifies a layer's two bases to the last bit, by side; None where one is not there or damaged."""
-        keys = self.keys(factors, name)
-        return {side: self._checksums.get(key) if self._read(key) else None for side, key in keys.items()}
+        return {side: self._checksum(key) for side, key in self.keys(factors, name).items()}
+
+    def _checksum(self, key: str) -> str | None:
+        spectrum = self._read(key)
+        if spectrum is not None and key not in self._checksums:  # in memory, where nobody has asked before
+            self._checksums[key] = tensors_checksum(spectrum._asdict())
+        return None if spectrum is None else self._checksums[key]
 
     def owners(self, factors: Mapping[str, KroneckerFactors], names: Collection[str], size: int) -> dict[str, int]:
         """Which of ``size`` ranks decomposes the factors of each layer; layers that share an A have the same."""
@@ -167,8 +172,7 @@ class BasisCache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._checksums[key] = save_tensors(tensors, path, {"matrix": name, "key": key})
                 return
-        self._checksums[key] = tensors_checksum(tensors)
-        self._memory[key] = spectrum.to("cpu")
+        self._memory[key] = Spectrum(**tensors)
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{key}.safetensors"

@@ -21,17 +21,20 @@ class SecondMoment:
 
     Args:
         size: Number of features d.
-        device: Where the accumulators live.
+        device: Where sums are computed, and where the accumulator of the latest batches lives. That of earlier ones,
+            which is needed once in 64 batches, is in host memory where the device is a GPU.
     """
 
     here = True  # the sum is kept in this process
 
     def __init__(self, size: int, device: torch.device | str = "cpu"):
         self.size = size
-        self.device = device
+        self.device = torch.device(device)
+        self._home = torch.device("cpu") if self.device.type == "cuda" else self.device
         self._panels = panel_edges(size)
-        self._recent = self._zeros()
+        self._recent = self._zeros(self.device)
         self._settled: list[Tensor] | None = None
+        self._settled_trace = torch.zeros((), device=self.device, dtype=torch.float32)
         self._batches = 0
 
     def add(self, x: Tensor) -> None:
@@ -57,12 +60,11 @@ class SecondMoment:
 
     def sum(self) -> Tensor:
         """The symmetric sum so far, float32 [d, d]."""
-        panels = self._recent
-        if self._settled is not None:
-            self._settle()
-            panels = self._settled
         full = torch.empty(self.size, self.size, device=self.device, dtype=torch.float32)
-        for (first, last), panel in zip(self._panels, panels, strict=True):
+        for i, (first, last) in enumerate(self._panels):
+            panel = self._recent[i]
+            if self._settled is not None:
+                panel = panel + self._settled[i].to(self.device)
             full[:first, first:last] = panel[:first]
             full[first:last, :first] = panel[:first].T
             full[first:last, first:last] = mirror(panel[first:])
@@ -75,7 +77,8 @@ class SecondMoment:
     def load_packed(self, packed: Tensor) -> None:
         """Replaces the sum."""
         full = unpack_upper(packed, self.size)
-        self._settled = [full[:last, first:last].clone() for first, last in self._panels]
+        self._settled = [full[:last, first:last].to(self._home, copy=True) for first, last in self._panels]
+        self._settled_trace = full.trace().to(self.device)
         for panel in self._recent:
             panel.zero_()
 
@@ -90,32 +93,47 @@ class SecondMoment:
         for i, panel in enumerate(self._recent):
             panel.copy_(state[f"recent{i}"])
         self._settled = None
+        self._settled_trace = torch.zeros((), device=self.device, dtype=torch.float32)
         if "settled0" in state:
-            self._settled = [state[f"settled{i}"].to(self.device, copy=True) for i in range(len(self._recent))]
+            self._settled = [state[f"settled{i}"].to(self._home, copy=True) for i in range(len(self._recent))]
+            self._settled_trace = self._trace(self._settled).to(self.device)
         self._batches = int(state["batches"])
 
     def trace(self) -> Tensor:
         """Trace of the sum, a scalar tensor on the device: not finite once any feature was not."""
-        panels = self._recent + (self._settled or [])
-        edges = self._panels * (len(panels) // len(self._panels))
-        traces = [panel.diagonal(-first).sum() for (first, _), panel in zip(edges, panels, strict=True)]
-        return sum(traces, start=torch.zeros((), device=self.device))
+        return self._settled_trace + self._trace(self._recent)
+
+    def _trace(self, panels: list[Tensor]) -> Tensor:
+        diagonals = [panel.diagonal(-first) for (first, _), panel in zip(self._panels, panels, strict=True)]
+        return torch.cat(diagonals).sum()
 
     def _settle(self) -> None:
-        self._settled = self._settled or self._zeros()
+        self._settled = self._settled or self._zeros(self._home)
+        self._settled_trace = self._settled_trace + self._trace(self._recent)
         for settled, recent in zip(self._settled, self._recent, strict=True):
-            settled += recent
+            settled += _brought(recent, self._home)
             recent.zero_()
 
-    def _zeros(self) -> list[Tensor]:
-        return [
-            torch.zeros(last, last - first, device=self.device, dtype=torch.float32) for first, last in self._panels
-        ]
+    def _zeros(self, device: torch.device) -> list[Tensor]:
+        return [torch.zeros(last, last - first, device=device, dtype=torch.float32) for first, last in self._panels]
+
+
+def _brought(panel: Tensor, home: torch.device) -> Tensor:
+    """A panel where its sum is kept."""
+    if panel.device.type == home.type:
+        return panel
+    # 30 times faster than into pageable memory on an H200; the allocator keeps the pinned block for the next panel.
+    return torch.empty(panel.shape, dtype=panel.dtype, device=home, pin_memory=True).copy_(panel)
 
 
 def accumulator_numbers(size: int) -> int:
-    """How many float32 numbers a ``SecondMoment`` of this size holds at most."""
+    """How many float32 numbers both accumulators of a ``SecondMoment`` of this size hold."""
     return 2 * sum(last * (last - first) for first, last in panel_edges(size))
+
+
+def accumulators_on(kind: str) -> int:
+    """Of the two accumulators of a ``SecondMoment``, how many are on its device of a kind (``cpu``, ``cuda``)."""
+    return 1 if kind == "cuda" else 2
 
 
 def panel_edges(size: int) -> list[tuple[int, int]]:
@@ -128,12 +146,12 @@ def accumulate_upper(panels: list[Tensor], edges: list[tuple[int, int]], x: Tens
     """panel += x[:, :last]^T x[:, first:last] for each panel: exact products, float32 sums.
 
     Products of two bfloat16 numbers are exact in float32. CUDA multiplies them on its matrix units
-    with a float32 result; a CPU gets a float32 copy, and leave to use its bfloat16 units on it where
-    those sum in float32 too.
+    and adds to a float32 panel in the same step; a CPU gets a float32 copy, and leave to use its bfloat16 units on
+    it where those sum in float32 too.
     """
     if x.dtype == torch.bfloat16 and x.is_cuda:
         for (first, last), panel in zip(edges, panels, strict=True):
-            panel += torch.mm(x[:, :last].T, x[:, first:last], out_dtype=torch.float32)
+            torch.addmm(panel, x[:, :last].T, x[:, first:last], out_dtype=torch.float32, out=panel)
         return
     with _cpu_products("bf16" if x.dtype == torch.bfloat16 else "ieee"):
         x = x.float()

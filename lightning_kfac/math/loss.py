@@ -3,14 +3,17 @@
 Shapes: B rows, T positions, V vocabulary entries. Position t predicts token t + 1.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED = -100
-# Tokens whose float64 softmax is held at once while sampling.
-SAMPLING_SLICE = 1024
+# Numbers of a [tokens, vocabulary] matrix that element-wise steps work on at once: such as stay in a CPU's caches, and
+# enough to fill a GPU.
+AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
 def valid_positions(attend: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -72,13 +75,23 @@ def sample_labels(logits: Tensor, u: Tensor) -> Tensor:
     flat = logits.flatten(0, -2)
     u = u.to(logits.device).flatten()
     drawn = []
-    for start in range(0, len(flat), SAMPLING_SLICE):
-        part = slice(start, start + SAMPLING_SLICE)
+    for part in slices(flat):
         cdf = flat[part].double().softmax(-1).cumsum(-1)
         threshold = u[part, None] * cdf[:, -1:]
         drawn.append(torch.searchsorted(cdf, threshold, right=True).squeeze(-1))
     # Rounding can put u * cdf_last on cdf_last itself; the last class is then the right one.
     return torch.cat(drawn).clamp(max=logits.shape[-1] - 1).view(logits.shape[:-1])
+
+
+def slices(rows: Tensor) -> Iterator[slice]:
+    """Slices of the rows of a matrix [n, V], of about ``AT_ONCE`` numbers each.
+
+    Example:
+        >>> [(part.start, part.stop) for part in slices(torch.zeros(10, 1 << 17))]
+        [(0, 4), (4, 8), (8, 12)]
+    """
+    step = max(1, AT_ONCE.get(rows.device.type, AT_ONCE["cuda"]) // max(1, rows.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
 def margins(logits: Tensor, targets: Tensor) -> Tensor:

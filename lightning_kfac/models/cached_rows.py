@@ -1,14 +1,15 @@
 """Rows of tokens that a model reads piece by piece: with its key-value cache, or anew from their beginning."""
 
 import inspect
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from lightning_kfac.console import say
 from lightning_kfac.models.language import language_model
@@ -16,6 +17,9 @@ from lightning_kfac.models.logits import logits_in_slices
 from lightning_kfac.models.manner import SHORT, Trial, distance, manner_of, trying
 from lightning_kfac.models.probes import once_a_model
 from lightning_kfac.models.tokens import TokenBatch, left_padded
+
+# Places by which a cache grows once its room is full.
+MORE_ROOM = 32
 
 
 class ReadRows(Protocol):
@@ -47,6 +51,9 @@ class ReadRows(Protocol):
     def forget_after(self, lengths: Tensor) -> None:
         """Keeps of each row only the first so many tokens. int64 [B]."""
 
+    def joined(self, others: Sequence[Self]) -> Self:
+        """These rows and then others of the same model, in as few places as the longest of them has tokens."""
+
 
 def read_rows(model: nn.Module, count: int, longest: int) -> ReadRows:
     """Rows as a model reads them right: with its cache, where that goes on with padded rows, or anew each time.
@@ -60,8 +67,11 @@ def read_rows(model: nn.Module, count: int, longest: int) -> ReadRows:
     """
     manner = manner_of(model)
     manner.check_length(model, longest)
-    cached = not manner.is_apart(longest) and (has_plain_cache(model) or has_cache(model))
-    return CachedRows(model, count) if cached else RereadRows(model, count)
+    if manner.is_apart(longest):
+        return RereadRows(model, count)
+    if has_plain_cache(model):
+        return CachedRows(model, count, room=longest)
+    return CachedRows(model, count) if has_cache(model) else RereadRows(model, count)
 
 
 def bears_gaps(rows: ReadRows) -> bool:
@@ -72,15 +82,20 @@ def bears_gaps(rows: ReadRows) -> bool:
 class CachedRows:
     """Rows that a model remembers in its key-value cache, where positions count real tokens only.
 
-    Places without a token take a place in the cache. ``take`` and ``forget_after`` need ``has_plain_cache``.
+    Places without a token take a place in the cache. ``take``, ``forget_after`` and ``joined`` need
+    ``has_plain_cache``.
+
+    Args:
+        room: Places that will be read, as far as is known; None leaves it to the model which cache it uses.
 
     Attributes:
         attend: As of ``ReadRows``.
     """
 
-    def __init__(self, model: nn.Module, count: int):
+    def __init__(self, model: nn.Module, count: int, room: int | None = None):
         self.model = model
-        self.cache: Cache | None = None
+        self.room = room
+        self.cache: Cache | None = None if room is None else _RoomyCache(room)
         self.attend = torch.zeros(count, 0, dtype=torch.bool, device=next(model.parameters()).device)
         self._slices_head = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -101,16 +116,36 @@ class CachedRows:
 
     def take(self, rows: Tensor) -> "CachedRows":
         """As ``ReadRows.take``, with a cache of their own."""
-        taken = CachedRows(self.model, len(rows))
-        taken.attend = self.attend[rows]
-        taken.cache = DynamicCache()
-        for number, (keys, values) in enumerate(_kept(self.cache)):
-            taken.cache.update(keys[rows], values[rows], number)
-        return taken
+        return self._with(self.attend[rows], ((keys[rows], values[rows]) for keys, values in _kept(self.cache)))
 
     def forget_after(self, lengths: Tensor) -> None:
         """As ``ReadRows.forget_after``."""
         self.attend = self.attend & (self.attend.cumsum(1) <= lengths[:, None])
+
+    def joined(self, others: "Sequence[CachedRows]") -> "CachedRows":
+        """As ``ReadRows.joined``, with a cache of their own unless nothing changes."""
+        every = [self, *others]
+        orders = [_tokens_last(rows.attend) for rows in every]
+        width = max(order.shape[1] for order in orders)
+        if not others and width == self.attend.shape[1]:
+            return self
+
+        def packed(parts: Iterable[Tensor]) -> Tensor:
+            """Keys or values [B, heads, S, d] of all rows."""
+            return torch.cat([_in_order(part, order, width) for part, order in zip(parts, orders, strict=True)])
+
+        attend = packed(rows.attend[:, None, :, None] for rows in every)[:, 0, :, 0]
+        layers = zip(*(_kept(rows.cache) for rows in every), strict=True)
+        return self._with(attend, (tuple(map(packed, zip(*layer, strict=True))) for layer in layers))
+
+    def _with(self, attend: Tensor, layers: Iterable[tuple[Tensor, ...]]) -> "CachedRows":
+        """Other rows, of which these are the keys and values of each layer."""
+        rows = CachedRows(self.model, len(attend), self.room)
+        rows.attend = attend
+        rows.cache = _RoomyCache(self.room or 0)
+        for number, (keys, values) in enumerate(layers):
+            rows.cache.update(keys, values, number)
+        return rows
 
 
 class RereadRows:
@@ -150,6 +185,81 @@ class RereadRows:
     def forget_after(self, lengths: Tensor) -> None:
         """As ``ReadRows.forget_after``."""
         self.attend = self.attend & (self.attend.cumsum(1) <= lengths[:, None])
+
+    def joined(self, others: "Sequence[RereadRows]") -> "RereadRows":
+        """As ``ReadRows.joined``."""
+        tokens = [
+            ids[real].tolist() for rows in (self, *others) for ids, real in zip(rows.ids, rows.attend, strict=True)
+        ]
+        joined = RereadRows(self.model, len(tokens))
+        joined.ids, joined.attend = left_padded(tokens, self.ids.device)
+        return joined
+
+
+class _RoomyLayer(DynamicLayer):
+    """A layer of a cache that does not copy all it holds whenever a token is added.
+
+    Args:
+        room: Places for which memory is set aside at first.
+    """
+
+    def __init__(self, room: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._room = room
+        self._memory: list[Tensor] = []
+
+    @override
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds [B, heads, n, d]; returns all there are, views of the memory."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self.get_seq_length()
+        count = held + key_states.shape[-2]
+        if not self._memory or count > self._memory[0].shape[-2]:
+            places = self._room if count <= self._room else count + MORE_ROOM
+            before = self._memory
+            self._memory = [
+                states.new_empty(*states.shape[:-2], places, states.shape[-1]) for states in (key_states, value_states)
+            ]
+            for memory, old in zip(self._memory, before, strict=False):  # at first there is nothing to keep
+                memory[..., :held, :] = old[..., :held, :]
+        for memory, states in zip(self._memory, (key_states, value_states), strict=True):
+            memory[..., held:count, :] = states
+        self.keys, self.values = (memory[..., :count, :] for memory in self._memory)
+        return self.keys, self.values
+
+
+class _RoomyCache(DynamicCache):
+    """A cache of such layers, for models whose layers all are plain ones.
+
+    Args:
+        room: Places for which memory is set aside at first.
+    """
+
+    def __init__(self, room: int):
+        super().__init__()
+        self._room = room
+
+    @override
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Adds to a layer [B, heads, n, d]; returns all it holds."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(_RoomyLayer(self._room))
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def _tokens_last(attend: Tensor) -> Tensor:
+    """Places of each row in their order, those with a token last, as many as the longest row has. int64 [B, n]."""
+    longest = int(attend.sum(1).max())
+    return attend.long().argsort(dim=1, stable=True)[:, attend.shape[1] - longest :]
+
+
+def _in_order(states: Tensor, order: Tensor, width: int) -> Tensor:
+    """Places of rows [B, heads, S, d] in another order [B, n], behind as many empty ones as make ``width``."""
+    index = order[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    return F.pad(states.gather(2, index), (0, 0, width - order.shape[1], 0))
 
 
 def _kept(cache: Cache | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -200,7 +310,7 @@ def _goes_on(model: nn.Module, gap: bool) -> bool:
 
 def _read_in_pieces(model: nn.Module, trial: Trial, gap: bool) -> Tensor:
     """Logits of the last tokens of the two rows. float64 [2, SHORT, V]."""
-    rows = CachedRows(model, 2)
+    rows = CachedRows(model, 2, room=0 if gap else None)
     ids, real = left_padded([trial.short.tolist(), trial.long.tolist()], rows.attend.device)
     steps = [2, 1] if gap else [1, 1, 1]
     ends = [ids.shape[1] - 3]

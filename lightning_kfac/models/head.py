@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_kfac.math.loss import IGNORED
+from lightning_kfac.math.loss import IGNORED, slices
 
 # Given the logits of a slice of tokens [n, V] and the slice, the labels of those tokens [n].
 Labels = Callable[[Tensor, slice], Tensor]
@@ -32,7 +32,8 @@ class HeadLoss(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], head.weight, head.bias)
             targets = labels(logits, part)
-            loss += summed_loss_and_gradient(logits, targets, head.weight, gradient[part])
+            loss += loss_and_gradient_(logits, targets)
+            torch.mm(logits, head.weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return loss
 
@@ -43,22 +44,27 @@ class HeadLoss(torch.autograd.Function):
         return gradient * upstream.to(gradient.dtype), None, None, None
 
 
-def summed_loss_and_gradient(logits: Tensor, targets: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Sum of -log softmax(logits)[target], and its gradient (softmax - onehot) W written to ``out``.
+def loss_and_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log softmax(logits)[target]; its gradient softmax - onehot takes the place of the logits.
 
     Args:
-        logits: [n, V].
+        logits: [n, V], overwritten.
         targets: int64 [n]; -100 counts neither in the loss nor in the gradient.
-        weight: [V, d].
-        out: [n, d].
+
+    Returns:
+        A scalar, float64 for float64 logits, else float32.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    log_normalizer = wide.logsumexp(-1)
-    counts = targets != IGNORED
-    index = targets.clamp(min=0)[:, None]
-    loss = (log_normalizer - wide.gather(1, index).squeeze(1)).masked_fill(~counts, 0).sum()
-    probabilities = torch.exp(wide - log_normalizer[:, None])
-    probabilities.scatter_add_(1, index, -torch.ones_like(index, dtype=probabilities.dtype))
-    probabilities.masked_fill_(~counts[:, None], 0)
-    torch.mm(probabilities.to(weight.dtype), weight, out=out)
-    return loss
+    losses = []
+    for part in slices(logits):
+        wide = logits[part] if logits.dtype in (torch.float32, torch.float64) else logits[part].float()
+        counts = (targets[part] != IGNORED)[:, None]
+        index = targets[part].clamp(min=0)[:, None]
+        wanted = wide.gather(1, index)
+        peaks = wide.amax(1, keepdim=True)
+        wide.sub_(peaks).exp_()
+        totals = wide.sum(1, keepdim=True)
+        losses.append((totals.log() + peaks - wanted).masked_fill(~counts, 0).sum())
+        wide.mul_(counts / totals)
+        wide.scatter_add_(1, index, -counts.to(wide.dtype))
+        logits[part] = wide
+    return torch.stack(losses).sum()

@@ -161,7 +161,14 @@ class EvaluatedLM(LightningModule):
     ) -> None:
         """One batch of tokens of the held-out text, or of a memorized set or questions, which the loader names."""
         with self.lockstep or nullcontext():
-            self._evaluate(batch, text_data(self.trainer).validation_names[dataloader_idx])
+            name = text_data(self.trainer).validation_names[dataloader_idx]
+            self._evaluate(batch, name)
+            trainer = self.trainer
+            counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+            if name in self.latest.sets and batch_idx + 1 == counts[dataloader_idx]:
+                self.latest.finish_sequences(
+                    name
+                )  # here, where the precision is that of a step and ranks keep together
 
     def _evaluate(self, batch: TokenBatch | Mapping[str, list[Any]], name: str) -> None:
         data = text_data(self.trainer)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightning_kfac.math.covariance import accumulator_numbers
+from lightning_kfac.math.covariance import accumulator_numbers, accumulators_on
 
 # Stages of a block.
 QKV, OUT, GATE_UP, DOWN = range(4)
@@ -179,6 +179,11 @@ def largest_share(costs: Iterable[float], ranks: int) -> float:
 def accumulator_bytes(tracked: Iterable[Product]) -> int:
     """Both float32 accumulators of every factor."""
     return 4 * sum(map(accumulator_numbers, factor_sizes(tracked)))
+
+
+def resident_bytes(tracked: Iterable[Product], kind: str) -> int:
+    """Of these what lies on a device of a kind (``cpu``, ``cuda``)."""
+    return accumulator_bytes(tracked) * accumulators_on(kind) // 2
 
 
 def triangle_bytes(tracked: Iterable[Product]) -> int:

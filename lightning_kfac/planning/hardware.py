@@ -1,4 +1,4 @@
-"""Machines for plans on paper. Vendors' figures, not measured here."""
+"""Machines for plans on paper: vendors' figures, and the shares of them that were measured."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -35,13 +35,13 @@ class Hardware:
 
 
 # NVIDIA's data sheets (SXM modules; NVLink, and one 200 or 400 Gbit/s adapter a GPU as in DGX nodes). 40 % of the peak
-# is what large training runs report (Llama 3: 38 to 43 %). Eigendecompositions reach less than 3 % of an H100
-# (Wang et al., "Extracting the Potential of Emerging Hardware Accelerators for Symmetric Eigenvalue Decomposition",
-# 2024): 2 % of the float64 peak here.
+# is what large training runs report (Llama 3: 38 to 43 %), and an H200 reached (docs/gpu.md): 37 % with three blocks
+# of a 7B model tracked, 40 % with all. Its float64 eigendecompositions of 11008 reached 10.6e12 by 9 d^3, those of 4096
+# 5.5e12; an H100 has the same arithmetic. For an A100 2 % of the float64 peak is a guess.
 HARDWARE = {
     "a100": Hardware(312e12, 80e9, 300e9, 25e9, 0.02 * 19.5e12),
-    "h100": Hardware(989e12, 80e9, 450e9, 50e9, 0.02 * 67e12),
-    "h200": Hardware(989e12, 141e9, 450e9, 50e9, 0.02 * 67e12),
+    "h100": Hardware(989e12, 80e9, 450e9, 50e9, 10e12),
+    "h200": Hardware(989e12, 141e9, 450e9, 50e9, 10e12),
     # One core of the machine in docs/scaling.md: rates as measured there; memory and bandwidth are guesses.
     "cpu": Hardware(71e9, 4e9, 1e9, 1e9, 24e9, efficiency=0.8, per_node=2, kind="cpu"),
 }

@@ -204,7 +204,7 @@ def _cut(model: Architecture, job: Job, hardware: Hardware, ranks: int, sharded:
     def factor_bytes(names: Sequence[str]) -> float:
         chosen = [by_name[name] for name in names]
         groups = cost.owner_groups(chosen) if sharded else [chosen]
-        return cost.largest_share(map(cost.accumulator_bytes, groups), ranks)
+        return cost.largest_share((cost.resident_bytes(group, hardware.kind) for group in groups), ranks)
 
     memory = _weights(model, job, ranks, sharded)
     resident = sum(memory.values())

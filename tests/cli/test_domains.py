@@ -54,7 +54,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 def test_a_run_with_a_domain_compares_three_ways(tmp_path, few, facts, capsys):
     folder = tmp_path / "run"
-    main(["fit", *domain_options(folder, few, facts)])
+    main(["fit", *domain_options(folder, few, facts, **{"trainer.logger": "null"})])
     baseline, general, union = read_results(folder / "results.jsonl")
     assert [r["stage"] for r in (baseline, general, union)] == ["baseline", "general", "union"]
     assert baseline["edit"] is None and general["edit"]["alpha"] is None
@@ -108,7 +108,7 @@ def test_a_domain_that_was_not_read_is_no_domain(tmp_path, few, facts, capsys):
 
 def test_other_text_under_the_same_name_is_collected_again(tmp_path, few, facts, capsys):
     corpus = write_jsonl(tmp_path / "text.jsonl", [{"text": "one two three four five six seven"}] * 5)
-    options = {"collect.reuse": "true", "data.corpus": corpus, "trainer.logger": "false"}
+    options = {"collect.reuse": "true", "data.corpus": corpus}
     options = domain_options(tmp_path / "run", few, facts, **options)
     main(["fit", *options])
     write_jsonl(corpus, [{"text": "eight nine ten eleven twelve thirteen"}] * 6)
@@ -117,7 +117,7 @@ def test_other_text_under_the_same_name_is_collected_again(tmp_path, few, facts,
 
 
 def test_moments_are_added_to_factors_that_are_there(tmp_path, few, capsys):
-    options = {"collect.reuse": "true", "edit.rho": 0.7, "trainer.logger": "false"}
+    options = {"collect.reuse": "true", "edit.rho": 0.7}
     main(["fit", *small(tmp_path, few, **options)])
     written = (tmp_path / "factors" / "metadata.json").stat().st_mtime_ns
     options |= {"collect.moments": "token", "edit.formula": "corrected"}
@@ -130,7 +130,7 @@ def test_moments_are_added_to_factors_that_are_there(tmp_path, few, capsys):
 def test_two_ranks_agree_on_domains_and_moments(tmp_path, few, facts):
     for n in (1, 2):
         changes = {"trainer.devices": n, "trainer.strategy": "ddp" if n > 1 else "auto", "data.batch_size": 2}
-        changes |= {"collect.moments": "token", "edit.formula": "corrected", "trainer.logger": "false"}
+        changes |= {"collect.moments": "token", "edit.formula": "corrected"}
         run_train(["fit", *domain_options(tmp_path / str(n), few, facts, **changes)])
     one, two = tmp_path / "1", tmp_path / "2"
     for place in ("factors", "domains/sums"):
@@ -150,7 +150,6 @@ def test_two_ranks_agree_on_domains_and_moments(tmp_path, few, facts):
 def test_moments_of_a_run_are_those_of_python(tmp_path, few):
     folder = tmp_path / "run"
     options = {"collect.moments": "sequence", "edit.rho": 0.7, "edit.formula": "corrected_modified"}
-    options |= {"trainer.logger": "false"}
     main(["fit", *small(folder, few, **options)])
     factors, model = load_factors(folder / "factors"), load_model("demo", "float32")
     rows = [torch.from_numpy(r.astype("int64")) for r in _packed(folder)]

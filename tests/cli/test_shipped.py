@@ -56,7 +56,7 @@ def test_one_is_printed_as_it_is(capsys):
 
 def test_a_run_by_the_name_of_its_config(tmp_path, few, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = small(tmp_path / "run", few, **{"trainer.logger": "false"})
+    words = small(tmp_path / "run", few)
     place = words.index("--trainer.default_root_dir")
     main(["fit", "--config", "quickstart", *words[:place], *words[place + 2 :], "--data.sets", "null"])
     assert [row["stage"] for row in results("runs/quickstart")] == ["baseline", "edited"]

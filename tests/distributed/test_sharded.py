@@ -348,7 +348,6 @@ def test_mining_finds_what_one_process_finds(folder):
 def test_train_py_with_fsdp(tmp_path, few):
     for size, strategy in ((1, "auto"), (2, "fsdp")):
         options = {"trainer.devices": size, "trainer.strategy": strategy, "edit.rho": 0.8, "data.batch_size": 2}
-        options["trainer.logger"] = "false"
         run_train(["fit", *small(tmp_path / str(size), few, **options)])
     one, two = results(tmp_path / "1"), results(tmp_path / "2")
     assert [row["stage"] for row in two] == ["baseline", "edited"]

@@ -20,7 +20,7 @@ from transformers import (
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.errors import InputError
 from lightning_kfac.evaluation import recitation
-from lightning_kfac.evaluation.recitation import gold_hits, recite
+from lightning_kfac.evaluation.recitation import Recitation, gold_hits, recite
 from lightning_kfac.metrics.functional import Decoding, cut_after_end
 from lightning_kfac.models.cached_rows import has_plain_cache
 from tests.common import VOCAB, build_model, generated, sequences
@@ -48,12 +48,12 @@ def test_recitation_equals_generate(any_model, own, end_of_text):
         assert not recital.near_tie and fast.continuation is None
 
 
-@pytest.mark.parametrize("first", [1, 2, 5, 100])
-def test_where_the_reading_is_cut_changes_nothing(monkeypatch, first):
+@pytest.mark.parametrize("cuts", [(), (0,), (1,), (2, 5), (100,)])
+def test_where_the_reading_is_cut_changes_nothing(monkeypatch, cuts):
     model = build_model("llama")
     prefixes, golds = sequences(model, seed=1)
     expected = recite(model, prefixes, golds)
-    monkeypatch.setattr(recitation, "FIRST", first)
+    monkeypatch.setattr(recitation, "CUTS", cuts)
     monkeypatch.setattr(recitation, "POSITIONS_AT_ONCE", 7)
     assert recite(model, prefixes, golds) == expected
 
@@ -159,6 +159,58 @@ def test_models_that_count_places_are_decoded_anew(family):
         assert recital.continuation == ids[len(prefix) :]
 
 
+def no_plain_cache(family):
+    """Sliding windows, or no key-value cache."""
+    settings = {
+        "mistral": {
+            "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 6,
+        },
+        "mamba": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+    }[family]  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings, vocab_size=VOCAB)).eval()
+
+
+@pytest.mark.parametrize("family", ["olmo2", "gpt2", "mistral", "mamba"])
+@pytest.mark.parametrize("sizes", [(3, 0, 9, 1, 4, 6), (23,)])
+def test_batches_are_given_back_in_order_and_are_what_generate_gives(family, sizes):
+    """Whatever waits for whom: each continuation is that of its prefix alone."""
+    model = build_model(family) if family in ("olmo2", "gpt2") else no_plain_cache(family)
+    prefixes, golds = sequences(model, 23, seed=5)
+    ends = list(itertools.accumulate(sizes))
+    parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    recitation = Recitation(model, {3, 5})
+    done = [recitation.add(prefixes[part], golds[part]) for part in parts]
+    batches = [*itertools.chain(*done), *recitation.finish()]
+    assert recitation.finish() == [] and list(map(len, batches)) == list(sizes)
+    assert len(sizes) == 1 or not done[0]
+    for prefix, gold, recital in zip(prefixes, golds, itertools.chain(*batches), strict=True):
+        gold = list(cut_after_end(gold, {3, 5}))
+        assert recital.continuation == generated(model, prefix, len(gold), {3, 5})
+        assert recital.strict == (recital.continuation == gold)
+
+
+def test_what_diverges_is_decoded_in_full_batches(monkeypatch):
+    """Six batches of five, of which one diverges each, are decoded in two groups, not in six."""
+    model = build_model("llama")
+    prefixes = [[5, 1 + i, 9] for i in range(30)]
+    golds = [generated(model, prefix, 12) for prefix in prefixes]
+    for number in range(0, 30, 5):
+        golds[number][0] = (golds[number][0] + 1) % VOCAB
+    groups = []
+    monkeypatch.setattr(
+        recitation, "continue_greedily",
+        lambda rows, first, *rest, original=recitation.continue_greedily: (
+            groups.append(len(first)), original(rows, first, *rest)
+        )[1],
+    )  # fmt: skip
+    recited = Recitation(model)
+    done = [recited.add(prefixes[i : i + 5], golds[i : i + 5]) for i in range(0, 30, 5)]
+    assert list(map(len, done)) == [0, 0, 0, 0, 5, 0] and len(recited.finish()) == 1
+    assert groups == [5, 1]
+
+
 def test_wrong_logits_are_no_verdict():
     model = build_model("olmo2")
     with torch.no_grad():
@@ -231,8 +283,8 @@ def test_probabilities_do_not_depend_on_the_batch(monkeypatch, decoding):
     model = build_model("llama", torch.float64)
     prefixes, golds = mixed(model, decoding, 23, seed=4)
     expected = [recite(model, [p], [g], decoding=decoding)[0].log_p for p, g in zip(prefixes, golds, strict=True)]
-    for size, first, at_once in ((23, 8, 1024), (5, 2, 1024), (23, 100, 7), (3, 1, 30)):
-        monkeypatch.setattr(recitation, "FIRST", first)
+    for size, cuts, at_once in ((23, (0, 8), 1024), (5, (2,), 1024), (23, (), 7), (3, (0, 1, 4), 30)):
+        monkeypatch.setattr(recitation, "CUTS", cuts)
         monkeypatch.setattr(recitation, "POSITIONS_AT_ONCE", at_once)
         found = []
         for i in range(0, 23, size):
@@ -320,7 +372,7 @@ def test_models_without_a_plain_cache_tell_the_same(family):
 
 
 def test_nothing_is_read_of_what_cannot_be_drawn_any_more(monkeypatch):
-    """After eight tokens only rows go on that can still be drawn; without a decoding scheme only what is recited."""
+    """Beyond a cut only rows go on that can still be drawn; without a decoding scheme only what is recited."""
     model = build_model("llama")
     prefixes, _ = sequences(model, 6)
     golds = [generated(model, prefix, 14) for prefix in prefixes]
@@ -336,5 +388,6 @@ def test_nothing_is_read_of_what_cannot_be_drawn_any_more(monkeypatch):
     )  # fmt: skip
     recite(model, prefixes, golds, decode=False)
     recitals = recite(model, prefixes, golds, decode=False, decoding=Decoding(top_k=60))
-    assert read == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
+    everyone = [0, 1, 2, 3, 4, 5]
+    assert read == [everyone, everyone[1:], everyone[2:], everyone, everyone[1:], everyone[1:]]
     assert recitals[0].log_p == -math.inf and recitals[1].log_p > -math.inf

@@ -13,7 +13,7 @@ from tests.common import small
 
 
 def test_moments_of_another_basis_are_refused(tmp_path, few):
-    main(["fit", *small(tmp_path, few, **{"collect.moments": "token", "trainer.logger": "false"})])
+    main(["fit", *small(tmp_path, few, **{"collect.moments": "token"})])
     factors, model = load_factors(tmp_path / "factors"), load_model("demo", "float32")
     config = EditConfig(formula="corrected")
     with pytest.raises(InputError, match="were measured in another basis"):

@@ -309,13 +309,14 @@ class OnCuda(torch.Tensor):
 
 
 def test_bfloat16_on_cuda_is_multiplied_with_a_float32_result(monkeypatch):
-    """torch.mm of CUDA's signature stands in for it: what is multiplied, and that it is added."""
+    """torch.addmm of CUDA's signature stands in for it: what is multiplied, and that it is added in place."""
 
-    def mm(left, right, *, out_dtype):
+    def addmm(panel, left, right, *, out_dtype, out):
         assert left.dtype == right.dtype == torch.bfloat16 and out_dtype == torch.float32
-        return left.as_subclass(torch.Tensor).to(out_dtype) @ right.as_subclass(torch.Tensor).to(out_dtype)
+        assert out is panel
+        panel += left.as_subclass(torch.Tensor).to(out_dtype) @ right.as_subclass(torch.Tensor).to(out_dtype)
 
-    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "addmm", addmm)
     x, edges = whole_numbers(6, 5), [(0, 2), (2, 5)]
     panels = [torch.full((last, last - first), 100.0) for first, last in edges]
     accumulate_upper(panels, edges, x.bfloat16().as_subclass(OnCuda))

@@ -120,7 +120,7 @@ def smallest_class(logits, u):
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 9])
 def test_slices_change_no_label(n, monkeypatch):
-    monkeypatch.setattr(loss, "SAMPLING_SLICE", 4)
+    monkeypatch.setitem(loss.AT_ONCE, "cpu", 28)  # four rows of seven
     logits = 3 * torch.randn(n, 7, generator=generator(n))
     u = torch.rand(n, generator=generator(1), dtype=torch.float64)
     assert sample_labels(logits, u).tolist() == [smallest_class(*pair) for pair in zip(logits, u.tolist(), strict=True)]

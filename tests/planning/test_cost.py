@@ -155,6 +155,9 @@ def test_accumulators_are_as_large_as_modelled(collected):
     assert cost.accumulator_bytes(tracked) == run_time._factor_bytes(
         layers, capture.leaders, list(layers), 1, coupled=False
     )
+    # The second accumulator of a GPU is in host memory.
+    assert cost.resident_bytes(tracked, "cpu") == cost.accumulator_bytes(tracked)
+    assert cost.resident_bytes(tracked, "cuda") == sum(p.untyped_storage().nbytes() for m in moments for p in m._recent)
 
 
 def test_coupled_factors_are_counted(collected, tmp_path):

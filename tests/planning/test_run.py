@@ -52,7 +52,7 @@ def test_time_is_work_over_rates(seven):
     panels = 4 * (6 * 11008**2 + 3 * 4096**2) * 9 / 16
     assert fsdp.seconds["communication"] == pytest.approx(steps * (gathered + panels) / link)
     group = 9 * (2 * 11008**3 + 4096**3)  # three groups, one a rank
-    assert ddp.seconds["eigenbases"] == pytest.approx(group / (0.02 * 67e12))
+    assert ddp.seconds["eigenbases"] == pytest.approx(group / 10e12)
     assert ddp.disk["resume states"] == 16 * fsdp.disk["resume states"] == 16 * 2 * cost.accumulator_bytes(few)
 
 
@@ -98,15 +98,15 @@ def test_a_batch_has_no_more_rows_than_the_text(seven):
 
 def test_passes_are_cut_where_memory_ends(seven):
     paper, job = seven
-    plan = plan_run(paper, job, HARDWARE["h100"], 1, 1)
+    plan = plan_run(paper, job, replace(HARDWARE["h100"], memory=48e9), 1, 1)
     assert len(plan.passes) == 2 and plan.fits
     assert [name for names in plan.passes for name in names] == [p.name for p in job.tracked]
-    one = plan_run(paper, job, HARDWARE["h200"], 1, 1)
+    one = plan_run(paper, job, HARDWARE["h100"], 1, 1)
     assert len(one.passes) == 1 and plan.flops.forward == 2 * one.flops.forward
     assert plan.flops.covariance == pytest.approx(one.flops.covariance, rel=0.01)
 
 
-@pytest.mark.parametrize(("gigabytes", "passes"), [(1, 1), (0.12, 1), (0.08, 2), (0.073, 3)])
+@pytest.mark.parametrize(("gigabytes", "passes"), [(1, 1), (0.06, 1), (0.045, 2), (0.038, 3)])
 def test_plans_on_paper_cut_as_the_run_does(demo_model, gigabytes, passes):
     """The same passes and accumulators as the plan at run time in the same memory; activations within a twentieth."""
     layers, paper = resolve_targets(demo_model), read_architecture(demo_model)

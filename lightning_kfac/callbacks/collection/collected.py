@@ -13,7 +13,7 @@ from lightning_kfac.data.names import CORPUS
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
-from lightning_kfac.factors.folder import input_leaders, load_factors, save_factors, stored_sides
+from lightning_kfac.factors.folder import load_factors, save_factors, stored_sides
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.factors.moments import load_moments, save_moments
 from lightning_kfac.factors.sharded import save_sharded
@@ -59,11 +59,11 @@ class Collected:
         return self.moments.setdefault(text, {})
 
     def add(self, work: Pass, results: Mapping[str, Any]) -> None:
-        """Takes what a pass has found: moments, or factors, which go into the CPU's memory."""
+        """Takes what a pass has found: moments, or factors."""
         if work.moments:
             self.moments_of(work.text).update(results)
         else:
-            self.factors_of(work.text).update(_all_on_host(results))
+            self.factors_of(work.text).update(results)
 
     def count(self, work: Pass) -> int:
         """Layers for which the passes of this kind over this text have found something."""
@@ -184,20 +184,6 @@ class Collected:
                 aside.rename(folder)
             else:
                 manifest.move(f"{PREVIOUS}/{folder.name}", folder.name)
-
-
-def _all_on_host(factors: Mapping[str, KroneckerFactors]) -> dict[str, KroneckerFactors]:
-    """The same in the CPU's memory, which further passes leave alone; what is shared stays shared."""
-    moved: dict[str, KroneckerFactors] = {}
-    for name, leader in input_leaders(factors).items():
-        layer = factors[name]
-        there = {"A": moved[leader].A} if leader in moved else {}
-        moved[name] = layer.each(_on_host, **there)
-    return moved
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_meta else tensor.cpu()
 
 
 def _equal(a: KroneckerFactors, b: KroneckerFactors) -> bool:

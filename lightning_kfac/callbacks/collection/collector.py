@@ -59,6 +59,9 @@ class CurvatureCollector(Callback):
             formulas ``corrected`` and ``corrected_modified``): per ``token`` or per ``sequence``.
         coupled: Also collect ||g||^2 a a^T and ||a||^2 g g^T in the same pass, which tell how inputs and gradients go
             together: for the formulas ``coupled``, ``coupled_modified`` and ``output_side``.
+        compile: Run what lies between the tracked layers through ``torch.compile``, which fuses element-wise work: 1.4
+            times as fast on an H200, 1.05 on a CPU, after half a minute there and minutes here before the first batch.
+            Factors differ within the model's precision. Not with strategy ``fsdp``.
         reuse: Do not collect the corpus again where the run folder holds its factors already, of the same
             weights, layers, text and settings. (Domains are always collected.)
         save_minutes: How often the state is written from which an interrupted collection goes on. Each takes as
@@ -87,6 +90,7 @@ class CurvatureCollector(Callback):
         stop_overlap: float | None = None,
         moments: Literal["token", "sequence"] | None = None,
         coupled: bool = False,
+        compile: bool = False,
         reuse: bool = False,
         save_minutes: float = 5.0,
         shard_factors: bool | None = None,
@@ -103,6 +107,7 @@ class CurvatureCollector(Callback):
         self.layers_per_pass = layers_per_pass
         self.moments = moments
         self.coupled = coupled
+        self.compile = compile
         self.reuse = reuse
         self.save_minutes = save_minutes
         self.shard_factors = shard_factors
@@ -175,6 +180,9 @@ class CurvatureCollector(Callback):
                 "collect.shard_factors",
             )
 
+        if self.compile and isinstance(trainer.strategy, ShardedStrategy):
+            raise InputError("collect.compile does not work with trainer.strategy fsdp; leave one of them out")
+
     def is_sharded(self, trainer: Trainer) -> bool:
         """Whether each rank keeps the factors of its own layers only."""
         wanted = isinstance(trainer.strategy, ShardedStrategy) if self.shard_factors is None else self.shard_factors
@@ -198,11 +206,14 @@ class CurvatureCollector(Callback):
             processes=trainer.num_devices,
             owning_ranks=trainer.world_size if self.is_sharded(trainer) else None,
             coupled=self.coupled,
+            compiled=self.compile,
         )
         task.collection = session
         metadata = collection_metadata(trainer, task, session.layers)
         if self.coupled:
             metadata["coupled"] = True
+        if self.compile:
+            metadata["compiled"] = True
         course = Course(trainer, session, metadata, self.moments, self.watch, self.save_minutes)
         self._course = course
         course.identity = identity_of(course, self.is_sharded(trainer), trainer)

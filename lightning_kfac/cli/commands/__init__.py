@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from lightning_kfac.garbage import imports
+
 
 @cache
 def _modules() -> dict[str, str]:
@@ -43,4 +45,5 @@ def summary(command: str) -> str:
 
 def load_command(command: str) -> ModuleType:
     """Imports the module of a command."""
-    return importlib.import_module(f"{__name__}.{_modules()[command]}")
+    with imports():
+        return importlib.import_module(f"{__name__}.{_modules()[command]}")

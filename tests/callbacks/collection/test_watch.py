@@ -14,7 +14,7 @@ from tests.common import (
 
 def test_a_collection_stops_when_nothing_moves(tmp_path, few):
     settings = {"collect.watch_rho": 0.8, "data.max_tokens": 20000, "data.batch_size": 8, "data.heldout": "null"}
-    main(["fit", *small(tmp_path / "all", few, **settings)])
+    main(["fit", *small(tmp_path / "all", few, **settings, **{"trainer.logger": "null"})])
     main(["fit", *small(tmp_path / "early", few, **settings, **{"collect.stop_overlap": 0.5, "edit.rho": 0.8})])
     folders = sorted((tmp_path / "all" / "snapshots").iterdir(), key=lambda p: int(p.name))
     assert [int(f.name) for f in folders] == [2520, 4536, 8568, 16632]
