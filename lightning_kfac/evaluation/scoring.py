@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from lightning_kfac.evaluation.recitation import gold_hits, recite
 from lightning_kfac.metrics.functional import stress_length, token_losses, top_tokens
 from lightning_kfac.models.logits import logits_in_slices
-from lightning_kfac.models.probes import banded_mask, takes_own_mask
 from lightning_kfac.models.tokens import TokenBatch
 
 
@@ -35,21 +34,6 @@ def target_losses(model: nn.Module, batch: TokenBatch) -> Tensor:
     targets = batch.targets.clamp(min=0).flatten()
     losses = [token_losses(logits, targets[part]) for part, logits in logits_in_slices(model, batch)]
     return torch.cat(losses).view(batch.targets.shape).masked_fill(~batch.valid, 0)
-
-
-@torch.no_grad()
-def most_likely(model: nn.Module, batch: TokenBatch, context: int | None = None) -> Tensor:
-    """The likeliest token after each position, ties by the lowest id. int64 [B, T].
-
-    Args:
-        context: Each token attends to itself and the tokens before it, so many in all, where the model takes a mask
-            of its own (``takes_own_mask``).
-    """
-    mask = None
-    if context is not None and takes_own_mask(model):
-        mask = banded_mask(model, batch.input_ids.shape[1], context)
-    tokens = [logits.float().argmax(-1) for _, logits in logits_in_slices(model, batch, mask=mask)]
-    return torch.cat(tokens).view(batch.input_ids.shape)
 
 
 def position_stress(

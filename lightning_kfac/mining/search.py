@@ -10,10 +10,10 @@ from torch import nn
 
 from lightning_kfac.evaluation.bulk import BulkShare
 from lightning_kfac.evaluation.recitation import Recital, recite
-from lightning_kfac.evaluation.scoring import most_likely
 from lightning_kfac.metrics.functional import cut_after_end
 from lightning_kfac.mining.scores import Scores
 from lightning_kfac.mining.windows import Piece
+from lightning_kfac.models.banded import banded_argmax
 from lightning_kfac.models.tokens import TokenBatch, right_padded
 
 
@@ -126,17 +126,17 @@ def _filtered(
         return [w for w, share in zip(windows, shares, strict=True) if share >= least_bulk or w in again]
     if likely is None:
         return windows
-    hits = _hits(model, pieces, context)
+    hits = _hits(model, pieces, context, prefix_len)
     end = prefix_len + suffix_len
     least = likely * suffix_len
     return [(i, o) for i, o in windows if hits[i, o + end] - hits[i, o + prefix_len] >= least or (i, o) in again]
 
 
-def _hits(model: nn.Module, pieces: Sequence[Piece], context: int) -> np.ndarray:
-    """Running count of predicted tokens before each place of each piece. int64 [B, T + 1]."""
+def _hits(model: nn.Module, pieces: Sequence[Piece], context: int, first: int) -> np.ndarray:
+    """Running count of predicted tokens before each place of each piece, from the first on. int64 [B, T + 1]."""
     batch = _batch(model, pieces)
     ids, _ = right_padded([piece.tokens.tolist() for piece in pieces], batch.input_ids.device)
-    right = most_likely(model, batch, context)[:, : ids.shape[1] - 1] == ids[:, 1:]
+    right = banded_argmax(model, batch, context, first - 1)[:, : ids.shape[1] - 1] == ids[:, 1:]
     return torch.cat([ids.new_zeros(len(ids), 2), right.long().cumsum(1)], dim=1).cpu().numpy()
 
 

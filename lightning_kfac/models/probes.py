@@ -49,12 +49,20 @@ def agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     return bool((found.double() - expected.double()).abs().max() <= noise)
 
 
-def banded_mask(model: nn.Module, length: int, context: int) -> Tensor:
-    """What is added to attention scores so that each token sees ``context`` tokens, itself included. [1, 1, T, T]."""
+def banded_mask(model: nn.Module, length: int, context: int, before: int = 0) -> Tensor:
+    """What is added to attention scores so that each token sees ``context`` tokens, itself included.
+
+    Args:
+        length: T, of the tokens that are read.
+        before: P, places before them that a cache holds.
+
+    Returns:
+        [1, 1, T, P + T].
+    """
     parameter = next(model.parameters())
-    place = torch.arange(length, device=parameter.device)
-    distance = place[:, None] - place
-    mask = torch.zeros(length, length, dtype=parameter.dtype, device=parameter.device)
+    place = torch.arange(before + length, device=parameter.device)
+    distance = place[before:, None] - place
+    mask = torch.zeros(length, before + length, dtype=parameter.dtype, device=parameter.device)
     return mask.masked_fill_((distance < 0) | (distance >= context), torch.finfo(mask.dtype).min)[None, None]
 
 

@@ -5,9 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from lightning_kfac.evaluation.scoring import most_likely, next_token_scores, position_stress, target_losses
+from lightning_kfac.evaluation.scoring import next_token_scores, position_stress, target_losses
 from lightning_kfac.metrics.perplexity import LossPerplexity
-from lightning_kfac.models.probes import takes_own_mask
 from lightning_kfac.models.tokens import TokenBatch
 from tests.common import VOCAB, batched, build_model, generated, sequences
 
@@ -61,22 +60,6 @@ def test_sliced_head_gives_the_scores_of_whole_logits(any_model, monkeypatch):
     monkeypatch.setattr(sliced, "is_plain_head", lambda model: True)
     sliced, same = next_token_scores(any_model, batch)
     assert torch.allclose(sliced, losses, atol=1e-5) and torch.equal(same[batch.valid], ranking[batch.valid])
-    assert torch.equal(most_likely(any_model, batch), ranking[..., 0])
-
-
-@pytest.mark.parametrize("family", ["olmo2", "gpt2"])
-def test_a_band_of_context_is_that_many_tokens(family):
-    """In a model of one layer a band of n tokens is the same as running each token with n - 1 before it."""
-    sizes = {"num_hidden_layers": 1} if family == "olmo2" else {"n_layer": 1}
-    model = build_model(family, **sizes)
-    assert takes_own_mask(model)
-    ids = torch.randint(1, VOCAB, (1, 14), generator=torch.Generator().manual_seed(6))
-    found = most_likely(model, TokenBatch.from_dict({"input_ids": ids, "dense": False}), context=5)[0]
-    for place in range(14):
-        first = max(0, place - 4)
-        positions = torch.arange(first, place + 1)[None]
-        logits = model(ids[:, first : place + 1], position_ids=positions).logits[0, -1]
-        assert found[place] == logits.argmax()
 
 
 def test_target_losses_against_one_row_at_a_time(rows):
