@@ -31,8 +31,9 @@ torch.set_num_threads(1)
 
 # The files that take longest, in this order first: of two workers none is left with one of them at the end.
 LONGEST = (
-    "test_train", "test_faults", "test_domains", "test_crystallize", "test_sharded", "test_wheel", "test_mining",
-    "test_edit", "test_fuzz", "test_ddp",
+    "test_faults", "test_train", "test_sharded", "test_domains", "test_folders", "test_recitation", "test_mining",
+    "test_circumstances", "test_crystallize", "test_fuzz", "test_feeding", "test_edit", "test_attack", "test_wheel",
+    "test_ddp", "test_real_model",
 )  # fmt: skip
 
 
