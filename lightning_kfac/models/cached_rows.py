@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -103,14 +104,15 @@ class CachedRows:
         """As ``ReadRows.read``."""
         positions = (self.attend.sum(1, keepdim=True) + real.long().cumsum(1) - 1).clamp(min=0)
         self.attend = torch.cat([self.attend, real], dim=1)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=self.attend.long(),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **({"logits_to_keep": keep} if self._slices_head else {}),
-        )
+        with _untrainable_head(self.model):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self.attend.long(),
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                **({"logits_to_keep": keep} if self._slices_head else {}),
+            )
         self.cache = output.past_key_values
         return output.logits[:, -keep:]
 
@@ -146,6 +148,20 @@ class CachedRows:
         for number, (keys, values) in enumerate(layers):
             rows.cache.update(keys, values, number)
         return rows
+
+
+@contextmanager
+def _untrainable_head(model: nn.Module) -> Iterator[None]:
+    """The last positions of rows are not contiguous: torch multiplies them in one of two ways, which round differently,
+    and which one depends on whether the weight is trainable, also where no gradient is taken.
+    """
+    weight = language_model(model).get_output_embeddings().weight
+    trainable = weight.requires_grad
+    try:
+        weight.requires_grad_(False)
+        yield
+    finally:
+        weight.requires_grad_(trainable)
 
 
 class RereadRows:

@@ -32,6 +32,7 @@ class HeadLoss(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], head.weight, head.bias)
             targets = labels(logits, part)
+            logits = logits.to(head.weight.dtype)  # under autocast they have fewer digits than the weights
             loss += loss_and_gradient_(logits, targets)
             torch.mm(logits, head.weight, out=gradient[part])
         ctx.save_for_backward(gradient)

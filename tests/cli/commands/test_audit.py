@@ -220,7 +220,7 @@ def test_an_interrupted_audit_goes_on(mixed, tmp_path, capsys, monkeypatch):
         edit("audit", **options)
     assert stopped.value.code == 130 and not (tmp_path / "run" / "audit.html").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(instruments, "recite", lambda *_, **__: pytest.fail("measured again"))
+        patched.setattr(instruments.Recitation, "add", lambda *_: pytest.fail("measured again"))
         edit("audit", **options)
     assert (tmp_path / "run" / "audit.html").is_file()
     audits("--overwrite", **options, top_k=3)

@@ -52,7 +52,7 @@ def test_experts_are_planned_one_by_one(capsys):
     assert "an expert sees 12.5% of the tokens on average: 1,250 of 10,000" in out
     assert "fewer than 2,048 come to is left unedited (edit.expert_min_tokens): take more tokens" in out
     # 64 experts: two G of 1024, a G and an A of 2048, an A of 1024, in 4 panels
-    gigabytes = 64 * (3 * 1024**2 + 2 * 2048**2) * 2 * 0.625 * 4 / 1e9
+    gigabytes = 64 * (3 * 1024**2 + 2 * 2048**2) * 0.625 * 4 / 1e9
     assert f"{gigabytes:.1f} GB" in out
 
 
