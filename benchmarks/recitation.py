@@ -3,14 +3,17 @@
     OMP_NUM_THREADS=1 python -m benchmarks.recitation [--device cuda] [--output benchmarks/results/recitation.json]
 
 500 sequences of 64 + 48 tokens, 64 a batch, interleaved, medians of five. Of the demo: its planted passages (all
-recited) and unseen ones (all diverge early), each repeated to 500. Of a larger model with random weights: 128 sequences
-that it wrote itself, and the same with another first token of the suffix. All verdicts are compared.
+recited) and unseen ones (all diverge early), each repeated to 500, and 200 of which a third is recited, a third is but
+for one token anywhere behind the first, and a third is not. Of a larger model with random weights: 128 sequences that
+it wrote itself, and the same with another first token of the suffix. All verdicts are compared. Ratios are medians over
+the turns, of the process's CPU seconds and of the clock's (on a GPU the latter count).
 ``extraction_beside_strict``: verdicts with log p (temperature 1, top-k 40) over verdicts alone; CPU seconds on a CPU,
 the two in turn for each batch, median of seven.
 """
 
 import argparse
 import json
+import random
 import statistics
 import time
 from pathlib import Path
@@ -21,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_kfac.data.memorized import load_memorized
 from lightning_kfac.evaluation.decoding import greedy_continuations
-from lightning_kfac.evaluation.recitation import recite
+from lightning_kfac.evaluation.recitation import Recitation, recite
 from lightning_kfac.metrics.functional import Decoding
 from lightning_kfac.models.loading import load_model
 
@@ -63,24 +66,33 @@ def compare(model: nn.Module, sequences: torch.Tensor) -> dict:
     def generate() -> list[bool]:
         return [v for b in batches for v in by_generate(model, b[:, :PREFIX], b[:, PREFIX:])]
 
-    def whole(decode: bool) -> list[bool]:
-        rows = [b.tolist() for b in batches]
-        parts = [recite(model, [r[:PREFIX] for r in b], [r[PREFIX:] for r in b], decode=decode) for b in rows]
+    def strict() -> list[bool]:
+        parts = [recite(model, b[:, :PREFIX].tolist(), b[:, PREFIX:].tolist(), decode=False) for b in batches]
         return [recital.strict for part in parts for recital in part]
 
-    ways = {"generate": generate, "strict": lambda: whole(False), "with_continuations": lambda: whole(True)}
+    def with_continuations() -> list[bool]:
+        recitation = Recitation(model)
+        parts = [recitation.add(b[:, :PREFIX].tolist(), b[:, PREFIX:].tolist()) for b in batches]
+        return [recital.strict for part in (*parts, recitation.finish()) for batch in part for recital in batch]
+
+    ways = {"generate": generate, "strict": strict, "with_continuations": with_continuations}
     verdicts, times = {}, {name: [] for name in ways}
     with torch.no_grad():
         for _ in range(REPEATS):
             for name, way in ways.items():
-                begin = time.perf_counter()
+                begin = time.process_time(), time.perf_counter()
                 verdicts[name] = way()
-                times[name].append(time.perf_counter() - begin)
+                times[name].append((time.process_time() - begin[0], time.perf_counter() - begin[1]))
     if len({tuple(v) for v in verdicts.values()}) > 1:
         raise SystemExit("the verdicts differ")
-    seconds = {name: statistics.median(t) for name, t in times.items()}
-    ratios = {f"{name}_times_faster": seconds["generate"] / seconds[name] for name in ("strict", "with_continuations")}
-    return {"recited": sum(verdicts["strict"]), "seconds": seconds, **ratios, **beside(model, sequences)}
+    found = {"recited": sum(verdicts["strict"])}
+    for number, clock in enumerate(("cpu", "wall")):
+        of_clock = {name: [pair[number] for pair in pairs] for name, pairs in times.items()}
+        found[f"{clock}_seconds"] = {name: statistics.median(t) for name, t in of_clock.items()}
+        for name in ("strict", "with_continuations"):
+            ratios = [g / t for g, t in zip(of_clock["generate"], of_clock[name], strict=True)]
+            found[f"{name}_times_faster_{clock}"] = statistics.median(ratios)
+    return found | beside(model, sequences)
 
 
 def beside(model: nn.Module, sequences: torch.Tensor, repeats: int = 7) -> dict:
@@ -105,6 +117,18 @@ def demo_sequences(name: str) -> torch.Tensor:
     """Of an embedded set, repeated to 500."""
     rows = torch.tensor([[*s.prefix, *s.suffix] for s in load_memorized(f"demo:{name}.jsonl", None, 2048)])
     return rows.repeat(5, 1)[:COUNT]
+
+
+def mixed_sequences() -> torch.Tensor:
+    """200 of the demo in random order: recited, recited but for one token, not recited."""
+    recited, unseen = demo_sequences("planted_report")[:200], demo_sequences("unseen")[:200]
+    rng = random.Random(0)
+    nearly = recited[66:133].clone()
+    for row in nearly:
+        place = PREFIX + rng.randrange(1, SUFFIX)
+        row[place] = (row[place] + 7) % 2048
+    rows = torch.cat([recited[:66], nearly, unseen[133:200]])
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
 
 def own_sequences(model: nn.Module) -> torch.Tensor:
@@ -138,13 +162,16 @@ def main() -> None:
     rows = {
         "demo, all recited": compare(demo, demo_sequences("planted_report")),
         "demo, none recited": compare(demo, demo_sequences("unseen")),
+        "demo, a third recited, a third nearly": compare(demo, mixed_sequences()),
         "larger, all recited": compare(larger, own),
         "larger, diverging at once": compare(larger, early),
     }
     for name, row in rows.items():
         print(
-            f"{name}: generate {row['seconds']['generate']:.2f} s; strict {row['strict_times_faster']:.2f} times "
-            f"faster, with continuations {row['with_continuations_times_faster']:.2f}; {row['recited']} recited; "
+            f"{name}: generate {row['cpu_seconds']['generate']:.2f} CPU s; strict {row['strict_times_faster_cpu']:.2f} "
+            f"times faster (wall {row['strict_times_faster_wall']:.2f}), with continuations "
+            f"{row['with_continuations_times_faster_cpu']:.2f} ({row['with_continuations_times_faster_wall']:.2f}); "
+            f"{row['recited']} recited; "
             f"extraction beside strict {row['extraction_beside_strict']:.3f}"
         )
     if options.output:
