@@ -1,9 +1,9 @@
 """Collection speed: ours, the conventional way, kronfluence and bergson, in turn in one process.
 
     OMP_NUM_THREADS=1 python -m benchmarks.collection              # CPU, about 25 minutes
-    python -m benchmarks.collection --device cuda                  # OLMo-2 7B shape, random weights
 
-Same model, same tokens, same (gold) labels; medians over pairs. Writes benchmarks/results/collection_*.json. How to get
+Same model, same tokens, same (gold) labels; medians over pairs. Writes benchmarks/results/collection_cpu.json; a GPU is
+asked by ``benchmarks.gpu``. How to get
 the two packages without another torch is in benchmarks/README.md.
 """
 
@@ -26,33 +26,23 @@ from benchmarks.with_kronfluence import kronfluence_available, kronfluence_facto
 from lightning_kfac import collect_factors
 
 PROJECTIONS = ("gate", "up", "down")
-SHAPES = {
-    "cpu": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
-            "vocab_size": 8192},
-    "cuda": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-             "vocab_size": 100352},
-}  # fmt: skip
-JOBS = {
-    "cpu": {"top three blocks": [5, 6, 7], "whole model": list(range(8))},
-    "cuda": {"blocks 23-25": [23, 24, 25], "whole model": list(range(32))},
-}
+SHAPE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
+         "vocab_size": 8192}  # fmt: skip
+JOBS = {"top three blocks": [5, 6, 7], "whole model": list(range(8))}
 
 
-def build(device: str, dtype: torch.dtype):
+def build(dtype: torch.dtype):
     """The benchmark model with random weights."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "olmo2", max_position_embeddings=1024, pad_token_id=0, eos_token_id=0, **SHAPES[device]
-    )
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    config = AutoConfig.for_model("olmo2", max_position_embeddings=1024, pad_token_id=0, eos_token_id=0, **SHAPE)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
-def tokens(device: str, vocabulary: int, rows: int, seq_len: int, batches: int) -> list[dict]:
+def tokens(vocabulary: int, rows: int, seq_len: int, batches: int) -> list[dict]:
     """Random rows."""
     generator = torch.Generator().manual_seed(1)
     shape = (rows, seq_len)
-    return [{"input_ids": torch.randint(0, vocabulary, shape, generator=generator).to(device)} for _ in range(batches)]
+    return [{"input_ids": torch.randint(0, vocabulary, shape, generator=generator)} for _ in range(batches)]
 
 
 def methods(model, batches: list[dict], blocks: list[int], dtype: torch.dtype, names: list[str]) -> dict:
@@ -85,15 +75,14 @@ def available() -> list[str]:
 
 def measure(arguments, dtype_name: str) -> dict:
     """All jobs in one dtype."""
-    device = arguments.device
     dtype = getattr(torch, dtype_name)
-    model = build(device, dtype)
-    batches = tokens(device, model.config.vocab_size, arguments.rows, arguments.seq_len, arguments.batches)
+    model = build(dtype)
+    batches = tokens(model.config.vocab_size, arguments.rows, arguments.seq_len, arguments.batches)
     count = arguments.rows * (arguments.seq_len - 1) * arguments.batches
     found = {}
-    for job, blocks in JOBS[device].items():
+    for job, blocks in JOBS.items():
         ways = methods(model, batches, blocks, dtype, available())
-        times = pairs({"product": product(dtype, device), **ways}, arguments.repeats)
+        times = pairs({"product": product(dtype), **ways}, arguments.repeats)
         rate = {clock: 2 * PRODUCT_SIZE**3 / min(values) for clock, values in times["product"].items()}
         seconds = medians(times)
         flops = least_flops_per_token(model.config, min(blocks), arguments.seq_len, blocks, PROJECTIONS)
@@ -121,27 +110,23 @@ def measure(arguments, dtype_name: str) -> dict:
 def peak_memory(arguments, dtype_name: str, job: str, name: str) -> float:
     """Peak memory of a method beyond the model's weights, in MB, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.collection", "--memory-of", name, "--memory-job", job,
-               "--dtypes", dtype_name, "--rows", str(arguments.rows), "--seq-len", str(arguments.seq_len),
-               "--device", arguments.device]  # fmt: skip
+               "--dtypes", dtype_name, "--rows", str(arguments.rows), "--seq-len", str(arguments.seq_len)]  # fmt: skip
     return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout.split()[-1])
 
 
 def report_memory(arguments) -> None:
     """Prints the peak memory of one method in this process beyond the built model, in MB."""
     (dtype_name,) = arguments.dtypes
-    dtype, cuda = getattr(torch, dtype_name), arguments.device == "cuda"
-    model = build(arguments.device, dtype)
-    batches = tokens(arguments.device, model.config.vocab_size, arguments.rows, arguments.seq_len, 1)
+    dtype = getattr(torch, dtype_name)
+    model = build(dtype)
+    batches = tokens(model.config.vocab_size, arguments.rows, arguments.seq_len, 1)
     model(input_ids=batches[0]["input_ids"][:1, :8])  # whatever a first run allocates for good
-    run = methods(model, batches, JOBS[arguments.device][arguments.memory_job], dtype, [arguments.memory_of])
+    run = methods(model, batches, JOBS[arguments.memory_job], dtype, [arguments.memory_of])
     gc.collect()
-    before = torch.cuda.memory_allocated() if cuda else _resident()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     run[arguments.memory_of]()
-    print(((torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before) / 1e6)
+    print((_resident("VmHWM") - before) / 1e6)
 
 
 def _resident(field: str = "VmRSS") -> int:
@@ -153,21 +138,15 @@ def _resident(field: str = "VmRSS") -> int:
 def main() -> None:
     """Runs the benchmark and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=list(SHAPES), default="cpu")
-    parser.add_argument("--dtypes", nargs="+", default=None)
-    parser.add_argument("--rows", type=int, default=None)
-    parser.add_argument("--seq-len", type=int, default=None)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--batches", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--memory-job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    on_cpu = arguments.device == "cpu"
-    arguments.rows = arguments.rows or (16 if on_cpu else 8)
-    arguments.seq_len = arguments.seq_len or (256 if on_cpu else 512)
-    arguments.dtypes = arguments.dtypes or (["float32", "bfloat16"] if on_cpu else ["bfloat16"])
-    if on_cpu:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     if arguments.memory_of:
         report_memory(arguments)
         return
@@ -181,24 +160,20 @@ def main() -> None:
     }
     for dtype_name in arguments.dtypes:
         results["dtypes"][dtype_name] = measure(arguments, dtype_name)
-        memory = {
-            job: {name: peak_memory(arguments, dtype_name, job, name) for name in available()}
-            for job in JOBS[arguments.device]
-        }
+        memory = {job: {name: peak_memory(arguments, dtype_name, job, name) for name in available()} for job in JOBS}
         results["dtypes"][dtype_name]["peak_memory_mb"] = memory
         print(dtype_name, "peak memory, MB", memory, flush=True)
-    path = Path(__file__).parent / "results" / f"collection_{arguments.device}.json"
+    path = Path(__file__).parent / "results" / "collection_cpu.json"
     path.write_text(json.dumps({"machine": watch.about(), **results}, indent=2) + "\n", "utf-8")
     print(f"-> {path}")
     watch.conclude(verdict(results))
 
 
 def verdict(results: dict) -> str:
-    """How much faster ours is than the conventional way, in every job; by CPU time, on a GPU by wall time."""
-    clock = "wall" if torch.cuda.is_available() else "cpu"
+    """How much faster ours is than the conventional way, in every job, by CPU time."""
     found = [
-        f"{dtype} {job}: {of['ratio']['conventional'][clock]:.2f} x the conventional way, "
-        f"{of['limit_fraction'][clock]:.0%} of the limit"
+        f"{dtype} {job}: {of['ratio']['conventional']['cpu']:.2f} x the conventional way, "
+        f"{of['limit_fraction']['cpu']:.0%} of the limit"
         for dtype, jobs in results["dtypes"].items()
         for job, of in jobs["jobs"].items()
     ]

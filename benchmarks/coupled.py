@@ -27,8 +27,8 @@ REPEATS = 5
 
 def measure(rows: int, seq_len: int, batches: int, repeats: int = REPEATS) -> dict:
     """Times and bytes of each way."""
-    model = build("cpu", torch.float32)
-    text = tokens("cpu", model.config.vocab_size, rows, seq_len, batches)
+    model = build(torch.float32)
+    text = tokens(model.config.vocab_size, rows, seq_len, batches)
     chosen = {"blocks": BLOCKS, "projections": PROJECTIONS, "labels": "gold"}
     factors = collect_factors(model, text, **chosen)
     bases = BasisCache.beside(factors)

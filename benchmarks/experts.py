@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.experts              # CPU, about 5 minutes
 
 An OLMoE-shaped model with random weights. Beside the whole: products of the size that the covariance of an expert has,
-on their own, for the share of the limit that they leave. Medians, in turn; writes benchmarks/results/experts_*.json.
+on their own, for the share of the limit that they leave. Medians, in turn; writes benchmarks/results/experts_cpu.json.
 """
 
 import argparse
@@ -24,27 +24,22 @@ from lightning_kfac.planning.architecture import read_architecture
 from lightning_kfac.planning.cost import token_flops
 
 PROJECTIONS = ("expert_gate", "expert_up", "expert_down")
-SHAPES = {
-    "cpu": {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
-            "num_experts": 16, "num_experts_per_tok": 4, "vocab_size": 8192},
-    "cuda": {"hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16,
-             "num_experts": 64, "num_experts_per_tok": 8, "vocab_size": 50304},
-}  # fmt: skip
+SHAPE = {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
+         "num_experts": 16, "num_experts_per_tok": 4, "vocab_size": 8192}  # fmt: skip
 JOBS = {"last block": [-1], "whole model": "all"}
 
 
-def build(device: str, dtype: torch.dtype):
+def build(dtype: torch.dtype):
     """The benchmark model with random weights."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model("olmoe", pad_token_id=0, eos_token_id=0, **SHAPES[device])
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    config = AutoConfig.for_model("olmoe", pad_token_id=0, eos_token_id=0, **SHAPE)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
-def covariances(size: int, rows: int, dtype: torch.dtype, device: str, flops: float = 2e10):
+def covariances(size: int, rows: int, dtype: torch.dtype, flops: float = 2e10):
     """X^T X of some rows, summed into the accumulators of many experts in turn: what to time, and its FLOPs."""
-    sums = [SecondMoment(size, device) for _ in range(SHAPES[device]["num_experts"])]
-    x = torch.randn(rows, size, device=device).to(dtype)
+    sums = [SecondMoment(size) for _ in range(SHAPE["num_experts"])]
+    x = torch.randn(rows, size).to(dtype)
     of_a_round = len(sums) * rows * accumulator_numbers(size)
     rounds = max(1, round(flops / of_a_round))
 
@@ -58,15 +53,14 @@ def covariances(size: int, rows: int, dtype: torch.dtype, device: str, flops: fl
 
 def measure(arguments, dtype_name: str) -> dict:
     """All jobs in one dtype."""
-    device, dtype = arguments.device, getattr(torch, dtype_name)
-    model = build(device, dtype)
+    dtype = getattr(torch, dtype_name)
+    model = build(dtype)
     paper = read_architecture(model)
-    batches = tokens(device, model.config.vocab_size, arguments.rows, arguments.seq_len, 1)
+    batches = tokens(model.config.vocab_size, arguments.rows, arguments.seq_len, 1)
     count = arguments.rows * (arguments.seq_len - 1)
-    shape = SHAPES[device]
-    at_once = max(1, TOKENS_AT_ONCE[device] // arguments.seq_len) * arguments.seq_len
-    an_expert = at_once * shape["num_experts_per_tok"] // shape["num_experts"]
-    small, small_flops = covariances(shape["hidden_size"], an_expert, dtype, device)
+    at_once = max(1, TOKENS_AT_ONCE["cpu"] // arguments.seq_len) * arguments.seq_len
+    an_expert = at_once * SHAPE["num_experts_per_tok"] // SHAPE["num_experts"]
+    small, small_flops = covariances(SHAPE["hidden_size"], an_expert, dtype)
     found = {"tokens_of_an_expert_at_once": an_expert, "jobs": {}}
     for job, blocks in JOBS.items():
         tracked = paper.select(resolve_targets(model, blocks, PROJECTIONS))
@@ -79,7 +73,7 @@ def measure(arguments, dtype_name: str) -> dict:
             with torch.no_grad():
                 model(**batches[0])
 
-        ways = {"product": product(dtype, device), "covariances": small, "collection": run, "forward": forward}
+        ways = {"product": product(dtype), "covariances": small, "collection": run, "forward": forward}
         times = pairs(ways, arguments.repeats)
         found["jobs"][job] = figures(times, flops, count, small_flops) | {"layers": len(tracked)}
         shares = ("limit_fraction", "limit_fraction_with_products_of_their_size", "forward_alone_share")
@@ -117,32 +111,28 @@ def figures(times: Times, flops: dict, count: int, small_flops: float) -> dict:
 def main() -> None:
     """Runs the benchmark and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=list(SHAPES), default="cpu")
-    parser.add_argument("--dtypes", nargs="+", default=None)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    on_cpu = arguments.device == "cpu"
-    if on_cpu:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     watch = Watch()
     results = {
         "rows": arguments.rows,
         "seq_len": arguments.seq_len,
         "repeats": arguments.repeats,
-        "shape": SHAPES[arguments.device],
+        "shape": SHAPE,
         "dtypes": {},
     }
-    for dtype_name in arguments.dtypes or (["float32", "bfloat16"] if on_cpu else ["bfloat16"]):
+    for dtype_name in arguments.dtypes:
         results["dtypes"][dtype_name] = measure(arguments, dtype_name)
-    path = Path(__file__).parent / "results" / f"experts_{arguments.device}.json"
+    path = Path(__file__).parent / "results" / "experts_cpu.json"
     path.write_text(json.dumps({"machine": watch.about(), **results}, indent=2) + "\n", "utf-8")
     print(f"-> {path}")
-    clock = "cpu" if on_cpu else "wall"
     watch.conclude(
         "\n".join(
-            f"{dtype} {job}: {of['limit_fraction'][clock]:.0%} of the limit"
+            f"{dtype} {job}: {of['limit_fraction']['cpu']:.0%} of the limit"
             for dtype, jobs in results["dtypes"].items()
             for job, of in jobs["jobs"].items()
         )

@@ -29,7 +29,7 @@ def least_flops_per_token(config, lowest_block: int, seq_len: int, blocks: list[
     }
 
 
-def product(dtype: torch.dtype, device: str, size: int = PRODUCT_SIZE) -> Callable[[], torch.Tensor]:
+def product(dtype: torch.dtype, size: int = PRODUCT_SIZE) -> Callable[[], torch.Tensor]:
     """A square matrix product of 2 size^3 FLOPs, to be timed."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     return lambda: a @ b

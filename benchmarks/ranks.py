@@ -23,7 +23,7 @@ import torch.distributed as dist
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-from benchmarks.collection import PROJECTIONS, SHAPES
+from benchmarks.collection import PROJECTIONS, SHAPE
 from benchmarks.machine import Seconds, Watch
 from lightning_kfac.callbacks import CurvatureCollector
 from lightning_kfac.callbacks.collection.course import Course
@@ -84,7 +84,7 @@ def rank() -> None:
     torch.set_num_threads(1)
     watch = Stopwatch()
     ranks = int(os.environ["WORLD_SIZE"])
-    architecture = {"model_type": "olmo2", "pad_token_id": 0, "eos_token_id": 0, "dtype": "float32", **SHAPES["cpu"]}
+    architecture = {"model_type": "olmo2", "pad_token_id": 0, "eos_token_id": 0, "dtype": "float32", **SHAPE}
     trainer = Trainer(
         **TRAINER_DEFAULTS,
         default_root_dir=os.environ["FOLDER"],

@@ -168,7 +168,7 @@ def measure(repeats: int) -> dict:
         model.requires_grad_(False)
     rows = 4
     seq_len = 256
-    ways = {"product": product(torch.float32, "cpu")}
+    ways = {"product": product(torch.float32)}
     flops = {}
     for name, (_, blocks, projections) in TIMED.items():
         layers = resolve_targets(models[name], blocks, projections)

@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from benchmarks.collection import PROJECTIONS, SHAPES, tokens
+from benchmarks.collection import PROJECTIONS, SHAPE, tokens
 from benchmarks.machine import Seconds, Watch, pairs, ratios
 from lightning_kfac import collect_factors
 from lightning_kfac.callbacks import CurvatureCollector
@@ -59,8 +59,8 @@ def main() -> None:
     quiet()
     torch.set_num_threads(1)
     watch = Watch()
-    architecture = {"model_type": "olmo2", "pad_token_id": 0, "eos_token_id": 0, "dtype": "float32", **SHAPES["cpu"]}
-    batches = tokens("cpu", architecture["vocab_size"], ROWS, SEQ_LEN, BATCHES)
+    architecture = {"model_type": "olmo2", "pad_token_id": 0, "eos_token_id": 0, "dtype": "float32", **SHAPE}
+    batches = tokens(architecture["vocab_size"], ROWS, SEQ_LEN, BATCHES)
     model = CausalLM(architecture=architecture)
     model.configure_model()
     ways = {

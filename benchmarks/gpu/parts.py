@@ -2,13 +2,11 @@
 
 import gc
 import json
-import platform
 import statistics
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.machine import machine as describe
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Part:
         """Takes what was found on the same machine before; what failed or was left out is done again."""
         path = self.output / f"{self.name}.json"
         before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if before.get("machine", {}).get("gpu") == machine(self.device)["gpu"] and before.get("small") == self.small:
+        if before.get("machine", {}).get("gpu") == machine()["gpu"] and before.get("small") == self.small:
             kept = {name for name, found in before.items() if not _undone(found)}
             self.found = {name: before[name] for name in before if name in kept and not name.endswith(".trace")}
 
@@ -71,7 +71,7 @@ class Part:
     def write(self) -> None:
         """Writes the file."""
         self.output.mkdir(parents=True, exist_ok=True)
-        about = {"machine": machine(self.device), "small": self.small, "seconds": time.monotonic() - self.begin}
+        about = {"machine": machine(), "small": self.small, "seconds": time.monotonic() - self.begin}
         text = json.dumps({**self.found, **about}, indent=1, default=float)
         (self.output / f"{self.name}.json").write_text(text + "\n", "utf-8")
 
@@ -116,11 +116,9 @@ def _undone(found: Any) -> bool:
     return isinstance(found, dict) and bool({"failed", "left_out"} & found.keys())
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """What it ran on."""
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "cuda": torch.version.cuda}
-    return {"gpu": gpu, "cpu": platform.machine(), "date": str(date.today()), **versions}
+    return describe() | {"transformers": transformers.__version__, "cuda": torch.version.cuda}
 
 
 def random_model(family: str, shape: dict[str, int], device: str, dtype: torch.dtype) -> nn.Module:

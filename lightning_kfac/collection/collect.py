@@ -72,7 +72,7 @@ def collect_factors(
         verbose: Print the memory plan.
 
     Returns:
-        Factors by dotted layer name. They do not depend on how rows are batched, padded or passed.
+        Factors by dotted layer name, in host memory. They do not depend on how rows are batched, padded or passed.
 
     Raises:
         InputError: A target does not exist, no token is valid, a value is not finite, or nothing fits

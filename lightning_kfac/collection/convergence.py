@@ -28,7 +28,7 @@ class Snapshots:
         rho: Of the edit to come.
 
     Attributes:
-        device: Where eigenbases are computed.
+        device: Where eigenbases are computed and compared.
     """
 
     def __init__(self, rho: float):
@@ -65,7 +65,6 @@ class Snapshots:
 
     def compare(self, factors: Mapping[str, KroneckerFactors]) -> dict[str, float]:
         """Overlap in [0, 1] of each layer's kept set with that of the last call; empty the first time."""
-        device = self.device
         inputs: dict[str, Spectrum] = {}
         kept: dict[str, KeptSet] = {}
         for name, leader in input_leaders(factors).items():
@@ -73,8 +72,8 @@ class Snapshots:
             if not layer.n_tokens:  # an expert that nothing came to yet
                 continue
             if leader not in inputs:
-                inputs[leader] = eigenbasis(layer.A.to(device), f"A of {leader}")
-            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G.to(device), f"G of {name}"), inputs[leader])
+                inputs[leader] = eigenbasis(layer.A.to(self.device), f"A of {leader}")
+            kept[name] = KeptSet.at(self.rho, eigenbasis(layer.G.to(self.device), f"G of {name}"), inputs[leader])
         overlaps = {name: overlap(self._last[name], kept[name]) for name in kept if name in self._last}
         self._last = kept
         self._last_tokens = most_tokens(factors)

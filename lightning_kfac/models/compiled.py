@@ -2,9 +2,34 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
+
+from lightning_kfac.errors import InputError, first_line
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+
+@cache
+def check_compiler(kind: str) -> None:
+    """Tries the compiler on one operation.
+
+    Args:
+        kind: Of the device: ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: Nothing can be compiled here.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=kind))
+    except Exception as error:  # each part of the tool chain fails in its own way
+        missing = "a C++ compiler (g++)" if kind == "cpu" else "triton and a C compiler (gcc)"
+        raise InputError(
+            f"torch.compile does not work here ({first_line(error)}); install {missing}, or leave collect.compile out",
+            "collect.compile",
+        ) from None
 
 
 @contextmanager
@@ -33,7 +58,7 @@ def _untouched(model: nn.Module, tracked: Collection[str], above: str = "") -> I
     for name, child in model.named_children():
         full = f"{above}{name}"
         inside = any(layer == full or layer.startswith(f"{full}.") for layer in tracked)
-        if not inside:
+        if not inside and not isinstance(child, CONTAINERS):
             yield child
         elif full not in tracked:
             yield from _untouched(child, tracked, f"{full}.")
@@ -41,4 +66,4 @@ def _untouched(model: nn.Module, tracked: Collection[str], above: str = "") -> I
 
 def _worth_it(module: nn.Module) -> bool:
     """Whether there is anything to fuse."""
-    return not isinstance(module, nn.Linear | nn.Embedding | nn.ModuleList | nn.ModuleDict | nn.Identity)
+    return not isinstance(module, nn.Linear | nn.Embedding | nn.Identity)

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_kfac import collect_factors
+from lightning_kfac import collect_factors, load_factors
+from lightning_kfac.cli.train import main as train
 from lightning_kfac.collection.fisher import FisherLoss
 from lightning_kfac.collection.session import CollectionSession
-from lightning_kfac.models.compiled import compiled_between
+from lightning_kfac.errors import InputError
+from lightning_kfac.models.compiled import check_compiler, compiled_between
 from lightning_kfac.models.targets import resolve_targets
-from tests.common import build_model, generator
+from tests.common import build_model, generator, small
 from tests.mixtures import build_mixture
 
 
@@ -88,3 +90,43 @@ def test_a_collection_is_compiled_after_its_plan(calls):
     assert all(
         torch.equal(found[name].G, wanted[name].G) and torch.equal(found[name].A, wanted[name].A) for name in wanted
     )
+
+
+def test_containers_are_looked_into(calls):
+    """A list of modules has no forward of its own."""
+    model = nn.Module()
+    model.parts = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 2)])
+    with compiled_between(model, []):
+        model.parts[1](model.parts[0](torch.ones(1, 2)))
+    assert calls == [model.parts[0]]
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_line(monkeypatch):
+    def compiler(function):
+        raise RuntimeError("no g++\nand much more")
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    check_compiler.cache_clear()
+    with pytest.raises(InputError) as error:
+        check_compiler("cpu")
+    assert "does not work here (no g++); install a C++ compiler" in str(error.value) and "\n" not in str(error.value)
+    check_compiler.cache_clear()
+
+
+def test_fit_compiles_where_asked(calls, tmp_path, capsys):
+    check_compiler.cache_clear()
+    left_out = dict.fromkeys(("data.heldout", "edit"), "null")
+    for name, changes in {"plain": {}, "compiled": {"collect.compile": "true"}}.items():
+        train(["fit", *small(tmp_path / name, "null", **left_out, **changes)])
+        assert bool(calls) == (name == "compiled")
+    assert "compiling before the first batch" in " ".join(capsys.readouterr().err.split())
+    plain, compiled = (load_factors(tmp_path / name / "factors") for name in ("plain", "compiled"))
+    assert compiled.metadata["compiled"] is True and "compiled" not in plain.metadata
+    assert all(torch.equal(compiled[name].G, plain[name].G) for name in plain)
+    check_compiler.cache_clear()
+
+
+def test_no_compiling_of_what_is_spread_over_ranks(calls, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(["fit", *small(tmp_path, "null", **{"collect.compile": "true", "trainer.strategy": "fsdp"})])
+    assert "--collect.compile does not work with --trainer.strategy fsdp" in capsys.readouterr().err

@@ -26,13 +26,14 @@ from lightning_kfac.callbacks.collection.watch import SnapshotWatch
 from lightning_kfac.callbacks.typed import callbacks_of
 from lightning_kfac.collection.memory import MemoryPlan
 from lightning_kfac.collection.session import CollectionSession
-from lightning_kfac.console import progress_console
+from lightning_kfac.console import progress_console, say
 from lightning_kfac.distributed.ranks import current_ranks
 from lightning_kfac.distributed.strategies import ShardedStrategy
 from lightning_kfac.errors import InputError
 from lightning_kfac.factors.bases import BasisCache
 from lightning_kfac.factors.kronecker import KroneckerFactors
 from lightning_kfac.models.choices import Blocks, Projections, block_choice, projection_choice
+from lightning_kfac.models.compiled import check_compiler
 from lightning_kfac.models.layer import Layer
 from lightning_kfac.models.targets import resolve_targets
 
@@ -179,9 +180,11 @@ class CurvatureCollector(Callback):
                 "trainer.strategy",
                 "collect.shard_factors",
             )
-
-        if self.compile and isinstance(trainer.strategy, ShardedStrategy):
-            raise InputError("collect.compile does not work with trainer.strategy fsdp; leave one of them out")
+        if self.compile:
+            if isinstance(trainer.strategy, ShardedStrategy):
+                message = "collect.compile does not work with trainer.strategy fsdp; leave one of them out"
+                raise InputError(message, "collect.compile", "trainer.strategy")
+            check_compiler(trainer.strategy.root_device.type)
 
     def is_sharded(self, trainer: Trainer) -> bool:
         """Whether each rank keeps the factors of its own layers only."""
@@ -214,6 +217,7 @@ class CurvatureCollector(Callback):
             metadata["coupled"] = True
         if self.compile:
             metadata["compiled"] = True
+            say("compiling before the first batch, and before the first of another shape: a minute or more each")
         course = Course(trainer, session, metadata, self.moments, self.watch, self.save_minutes)
         self._course = course
         course.identity = identity_of(course, self.is_sharded(trainer), trainer)

@@ -59,6 +59,8 @@ class Course:
         self.metadata = metadata
         self.moments = moments
         self.watch = watch
+        if watch is not None:
+            watch.snapshots.device = trainer.strategy.root_device
         self.identity: dict[str, Any] = {}
         self.collected = Collected(self.root, writes=trainer.is_global_zero)
         self.writer = StateWriter(self.root, save_minutes)

@@ -46,7 +46,6 @@ class SnapshotWatch:
         if not self.snapshots.due(tokens):
             return False
         factors = capture.snapshot(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"), draws)
-        self.snapshots.device = trainer.strategy.root_device
         overlaps = self.snapshots.compare(factors)
         n_tokens = most_tokens(factors)
         if trainer.is_global_zero:
